@@ -1,0 +1,179 @@
+"""Files that survive a crash, and the manifest beside every stage's output.
+
+A stage writes its folder, then its manifest last, atomically: a folder with a manifest is whole.
+`is_current` says whether a folder was made from these inputs with this config; a stage whose
+manifest is current is not run again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+
+MANIFEST = "stage.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a stage's output is, and what it was made from.
+
+    Attributes:
+      kind: the stage, e.g. "codes".
+      inputs: fingerprint of each input, by name.
+      config: the resolved config as JSON data.
+      seed: the seed of everything random in the stage.
+      counts: numbers worth knowing without opening the files (rows, tokens, seconds).
+      files: SHA-256 of each file, by its path inside the folder.
+      extra: whatever readers need (e.g. the tokenizer's identity and frame rate).
+    """
+
+    kind: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    seed: int
+    counts: dict[str, Any]
+    files: dict[str, str]
+    extra: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the output by what made it and what it holds."""
+        return configs.fingerprint(
+            {"kind": self.kind, "inputs": self.inputs, "config": self.config, "files": self.files}
+        )
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that takes the place of `path` only when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    with atomic_file(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file; UserError where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: is not JSON in UTF-8 ({error})") from None
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Reads one JSON object a line; UserError names the line that is broken."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}:{number}: is not a JSON object")
+                yield row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(
+    folder: str | Path,
+    kind: str,
+    *,
+    inputs: dict[str, str],
+    config: Any,
+    seed: int = 0,
+    counts: dict[str, Any] | None = None,
+    files: Iterable[str | Path] = (),
+    extra: dict[str, Any] | None = None,
+) -> Manifest:
+    """Hashes `files` (paths inside `folder`) and writes the folder's manifest: the stage is done."""
+    folder = Path(folder)
+    names = [str(Path(file).relative_to(folder) if Path(file).is_absolute() else file) for file in files]
+    manifest = Manifest(
+        kind=kind,
+        inputs=dict(inputs),
+        config=config if isinstance(config, dict) else configs.to_json(config),
+        seed=seed,
+        counts=dict(counts or {}),
+        files={name: sha256_file(folder / name) for name in sorted(names)},
+        extra=dict(extra or {}),
+    )
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Reads a folder's manifest; UserError where the folder has none."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first")
+    data = read_json(path)
+    try:
+        return Manifest(**data)
+    except TypeError:
+        raise UserError(f"{path}: is not a stage manifest of this version; run its stage again") from None
+
+
+def is_current(folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0) -> bool:
+    """Whether `folder` holds the finished output of this stage with these inputs and this config."""
+    if not (Path(folder) / MANIFEST).is_file():
+        return False
+    found = read_manifest(folder)
+    config = config if isinstance(config, dict) else configs.to_json(config)
+    return (found.kind, found.inputs, found.config, found.seed) == (kind, inputs, config, seed)
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Names the files of a finished stage that are missing or changed since; empty when all is well."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    return [
+        name
+        for name, digest in manifest.files.items()
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]

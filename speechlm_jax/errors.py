@@ -1,0 +1,18 @@
+"""The one exception that is the user's to mend, and the exit codes of every command."""
+
+EXIT_OK = 0
+EXIT_BUG = 1  # an exception of ours: the traceback is shown
+EXIT_USAGE = 2  # bad input or usage: one line says which file or field, and what to do
+EXIT_STOPPED = 75  # stopped by SIGINT or SIGTERM after saving; the same command continues
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    The message is one line: it names the file or the field, says what is wrong with it, and what
+    to do. The command line prints it without a traceback and exits with `EXIT_USAGE`.
+    """
+
+
+class Stopped(Exception):
+    """Raised after SIGINT or SIGTERM, once everything is saved; maps to `EXIT_STOPPED`."""

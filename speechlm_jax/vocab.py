@@ -1,0 +1,144 @@
+"""Every id range of a language model in one place: codes <-> ids, and the contract's fingerprint.
+
+Order (it never changes, so that later fine-tuning invalidates no shard and no checkpoint):
+the text vocabulary's own ids, unchanged | specials | spare | voices | speech codes | padding.
+"""
+
+import dataclasses
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from speechlm_jax import config as configs
+from speechlm_jax.arrays import Bool, Integer, ndarray
+from speechlm_jax.errors import UserError
+
+SPECIALS = (
+    "bos",
+    "eos",
+    "begin_of_speech",
+    "end_of_speech",
+    "asr",  # what follows the speech is its transcript
+    "tts",  # what follows the text is its speech
+    "system",
+    "user",
+    "assistant",
+)
+Modality = Literal["text", "speech"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """A vocabulary that joins text and speech.
+
+    Attributes:
+      text_size: ids 0 .. text_size-1 are the text vocabulary's own.
+      codebook_size: entries of the speech tokenizer's codebook.
+      frame_rate_hz: codes a second.
+      text_fingerprint: identity of the text vocabulary (SHA-256 of its model file).
+      tokenizer_fingerprint: identity of the speech tokenizer that makes the codes.
+      mapped: specials that the text vocabulary already has, as (name, id): mapped, not added.
+      num_voices: ids that name a training voice (the text-to-token model's prefix).
+      num_spare: unused ids kept for later specials.
+      pad_to_multiple: the size is padded to a multiple of this, so that it shards.
+    """
+
+    text_size: int
+    codebook_size: int
+    frame_rate_hz: float
+    text_fingerprint: str
+    tokenizer_fingerprint: str
+    mapped: tuple[tuple[str, int], ...] = ()
+    num_voices: int = 0
+    num_spare: int = 128
+    pad_to_multiple: int = 128
+
+    def __post_init__(self) -> None:
+        for name, id_ in self.mapped:
+            if name not in SPECIALS or not 0 <= id_ < self.text_size:
+                raise UserError(f"mapped special ({name!r}, {id_}): not a special with an id of the text vocabulary")
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The id of every special, mapped or added."""
+        mapped = dict(self.mapped)
+        added = [name for name in SPECIALS if name not in mapped]
+        return {**mapped, **{name: self.text_size + i for i, name in enumerate(added)}}
+
+    @property
+    def voice_offset(self) -> int:
+        """Id of the first voice."""
+        return self.text_size + len(SPECIALS) - len(self.mapped) + self.num_spare
+
+    @property
+    def speech_offset(self) -> int:
+        """Id of code 0."""
+        return self.voice_offset + self.num_voices
+
+    @property
+    def size(self) -> int:
+        """Number of ids, padding included."""
+        used = self.speech_offset + self.codebook_size
+        return -(-used // self.pad_to_multiple) * self.pad_to_multiple
+
+    @property
+    def id_dtype(self) -> np.dtype:
+        """How ids are stored in shards: uint16 while they fit."""
+        return np.dtype(np.uint16 if self.size <= 65_536 else np.uint32)
+
+    @property
+    def fingerprint(self) -> str:
+        """Carried by every shard and checkpoint; a mismatch is refused."""
+        return configs.fingerprint(self)
+
+    def __getitem__(self, special: str) -> int:
+        return self.special_ids[special]
+
+    def codes_to_ids(self, codes: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
+        """Codes 0 .. codebook_size-1 to ids; ValueError outside that range."""
+        codes = np.asarray(codes)
+        if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            raise ValueError(f"codes outside 0..{self.codebook_size - 1}")
+        return (codes + self.speech_offset).astype(np.int32)
+
+    def ids_to_codes(self, ids: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
+        """The inverse of `codes_to_ids`; ValueError if an id is not speech."""
+        ids = np.asarray(ids)
+        if not self.is_speech(ids).all():
+            raise ValueError("an id is not a speech code")
+        return (ids - self.speech_offset).astype(np.int32)
+
+    def is_speech(self, ids: Integer[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
+        """Which ids are speech codes."""
+        ids = np.asarray(ids)
+        return (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
+
+    def allowed(self, *modalities: Modality, specials: tuple[str, ...] = ()) -> Bool[ndarray, " vocab"]:
+        """A mask over the vocabulary: the ids of these modalities, and these specials."""
+        mask = np.zeros(self.size, bool)
+        if "text" in modalities:
+            mask[: self.text_size] = True
+        if "speech" in modalities:
+            mask[self.speech_offset : self.speech_offset + self.codebook_size] = True
+        mask[[self[name] for name in specials]] = True
+        return mask
+
+    def require_same(self, other: "Vocab", here: str, there: str) -> None:
+        """UserError that names both sides and the first field that differs."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs:
+                raise UserError(
+                    f"vocabularies differ in {field.name}: {here} has {mine!r}, {there} has {theirs!r}; "
+                    "prepare the data again with this vocabulary, or use the checkpoint made with it"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for manifests and checkpoints; `from_json` reads it back."""
+        return configs.to_json(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Vocab":
+        """The inverse of `to_json`."""
+        return configs.from_json(cls, data)
