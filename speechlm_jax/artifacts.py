@@ -137,7 +137,7 @@ def write_manifest(
     manifest = Manifest(
         kind=kind,
         inputs=dict(inputs),
-        config=config if isinstance(config, dict) else configs.to_json(config),
+        config=configs.to_json(config),
         seed=seed,
         counts=dict(counts or {}),
         files={name: sha256_file(folder / name) for name in sorted(names)},
@@ -164,8 +164,8 @@ def is_current(folder: str | Path, kind: str, *, inputs: dict[str, str], config:
     if not (Path(folder) / MANIFEST).is_file():
         return False
     found = read_manifest(folder)
-    config = config if isinstance(config, dict) else configs.to_json(config)
-    return (found.kind, found.inputs, found.config, found.seed) == (kind, inputs, config, seed)
+    made_from = (kind, inputs, configs.to_json(config), seed)
+    return (found.kind, found.inputs, found.config, found.seed) == made_from
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -4,6 +4,7 @@ EXIT_OK = 0
 EXIT_BUG = 1  # an exception of ours: the traceback is shown
 EXIT_USAGE = 2  # bad input or usage: one line says which file or field, and what to do
 EXIT_STOPPED = 75  # stopped by SIGINT or SIGTERM after saving; the same command continues
+EXIT_INTERRUPTED = 130  # stopped by SIGINT where there was nothing to save
 
 
 class UserError(Exception):

@@ -39,7 +39,7 @@ class Vocab:
       text_fingerprint: identity of the text vocabulary (SHA-256 of its model file).
       tokenizer_fingerprint: identity of the speech tokenizer that makes the codes.
       mapped: specials that the text vocabulary already has, as (name, id): mapped, not added.
-      num_voices: ids that name a training voice (the text-to-token model's prefix).
+      voices: speakers that have an id each (the text-to-token model's prefix).
       num_spare: unused ids kept for later specials.
       pad_to_multiple: the size is padded to a multiple of this, so that it shards.
     """
@@ -50,7 +50,7 @@ class Vocab:
     text_fingerprint: str
     tokenizer_fingerprint: str
     mapped: tuple[tuple[str, int], ...] = ()
-    num_voices: int = 0
+    voices: tuple[str, ...] = ()
     num_spare: int = 128
     pad_to_multiple: int = 128
 
@@ -74,7 +74,7 @@ class Vocab:
     @property
     def speech_offset(self) -> int:
         """Id of code 0."""
-        return self.voice_offset + self.num_voices
+        return self.voice_offset + len(self.voices)
 
     @property
     def size(self) -> int:
@@ -95,24 +95,32 @@ class Vocab:
     def __getitem__(self, special: str) -> int:
         return self.special_ids[special]
 
+    def voice_id(self, speaker: str) -> int:
+        """The id of a voice; UserError if it has none."""
+        if speaker not in self.voices:
+            raise UserError(f"speaker {speaker!r}: is not one of the vocabulary's {len(self.voices)} voices")
+        return self.voice_offset + self.voices.index(speaker)
+
     def codes_to_ids(self, codes: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
         """Codes 0 .. codebook_size-1 to ids; ValueError outside that range."""
         codes = np.asarray(codes)
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise ValueError(f"codes outside 0..{self.codebook_size - 1}")
-        return (codes + self.speech_offset).astype(np.int32)
+        return np.asarray(codes + self.speech_offset, np.int32)
 
     def ids_to_codes(self, ids: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
         """The inverse of `codes_to_ids`; ValueError if an id is not speech."""
         ids = np.asarray(ids)
         if not self.is_speech(ids).all():
             raise ValueError("an id is not a speech code")
-        return (ids - self.speech_offset).astype(np.int32)
+        return np.asarray(ids - self.speech_offset, np.int32)
 
     def is_speech(self, ids: Integer[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
         """Which ids are speech codes."""
         ids = np.asarray(ids)
-        return (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
+        return np.asarray(
+            (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
+        )
 
     def allowed(self, *modalities: Modality, specials: tuple[str, ...] = ()) -> Bool[ndarray, " vocab"]:
         """A mask over the vocabulary: the ids of these modalities, and these specials."""

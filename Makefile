@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Compiled programs are kept between the processes of one run and from run to run.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-all lint format types clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+venv: $(VENV)/.installed  ## Make .venv from setup.py and constraints.txt
+
+# The stamp comes last: an installation that was cut short starts again.
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,espeak]'
+	touch $@
+
+quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size micro"
+	$(BIN)/speechlm quickstart $(ARGS)
+
+test: venv  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: venv  ## The same with the slow tests
+	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: venv  ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv  ## Mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: venv  ## Check types with pyright
+	$(BIN)/pyright
+
+clean:  ## Remove what make made; runs/ stays
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

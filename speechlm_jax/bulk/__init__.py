@@ -1,0 +1,1 @@
+"""Corpus jobs as deterministic shard tasks that survive a crash at any moment."""

@@ -1,0 +1,104 @@
+"""Texts and voices -> a clip folder of eSpeak audio with word times."""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio import espeak
+from speechlm_jax.audio.recordings import CLIPS
+from speechlm_jax.audio.wav import wav_to_file
+from speechlm_jax.bulk.shards import ShardTask, run_shards
+
+KIND = "clips"
+CLIPS_PER_SHARD = 200  # a crash loses the seconds that this many take
+REQUESTS = "requests.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusClip:
+    """A clip to make: its id (a file name without suffix), text and voice, and further fields."""
+
+    id: str
+    text: str
+    voice: espeak.Voice
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The manifest row, without `audio` and `words`."""
+        voice = dataclasses.asdict(self.voice)
+        row = {"id": self.id, "text": self.text, "speaker": self.voice.name, "voice": voice}
+        return {**row, **self.extra}
+
+
+def corpus(
+    clips: Sequence[CorpusClip],
+    folder: str | Path,
+    *,
+    sample_rate: int = 16_000,
+    workers: int = 2,
+    progress: str = "speaking",
+) -> artifacts.Manifest:
+    """Says every clip, and writes the clip folder: 16-bit FLAC files, `manifest.jsonl`, `stage.json`.
+
+    Killed, the same call goes on; finished, it does nothing. The rows carry the word times in seconds.
+
+    Raises:
+      UserError: eSpeak NG is not installed, or cannot say a clip.
+    """
+    folder = Path(folder)
+    rows = [clip.row for clip in clips]
+    config = {"clips": configs.fingerprint(rows), "sample_rate": sample_rate}
+    if artifacts.is_current(folder, KIND, inputs={}, config=config):
+        return artifacts.read_manifest(folder)
+    artifacts.write_jsonl(folder / REQUESTS, rows)
+    arguments = {"requests": str(folder.resolve() / REQUESTS), "sample_rate": sample_rate}
+    made = run_shards(
+        ShardTask("speechlm_jax.bulk.corpus:write_clips", arguments),
+        num_shards=math.ceil(len(rows) / CLIPS_PER_SHARD),
+        folder=folder / "audio",
+        fingerprint=configs.fingerprint(config),
+        workers=workers,
+        progress=progress,
+    )
+    _join(folder, [shard.path for shard in made])
+    (folder / REQUESTS).unlink()
+    seconds = sum(shard.result["seconds"] for shard in made if shard.result)
+    return artifacts.write_manifest(
+        folder,
+        KIND,
+        inputs={},
+        config=config,
+        counts={"clips": len(rows), "seconds": round(seconds, 3)},
+        files=[CLIPS],
+        extra={"audio_sha256": {shard.path.name: shard.sha256 for shard in made}},
+    )
+
+
+def write_clips(shard: int, path: Path, *, requests: str, sample_rate: int) -> dict[str, Any]:
+    """Shard task: the folder `path` with this shard's FLAC files and its part of the manifest."""
+    first = shard * CLIPS_PER_SHARD
+    rows = list(artifacts.read_jsonl(requests))[first : first + CLIPS_PER_SHARD]
+    asked = [espeak.Request(row["text"], espeak.Voice(**row["voice"])) for row in rows]
+    path.mkdir()
+    seconds = 0.0
+    for row, clip in zip(rows, espeak.synthesize(asked, workers=1, sample_rate=sample_rate), strict=True):
+        name = f"{row['id']}.flac"
+        (path / name).write_bytes(wav_to_file(clip.wav, sample_rate=sample_rate, suffix=".flac"))
+        row["audio"] = f"audio/{shard:05d}/{name}"
+        row["words"] = [[word.text, round(word.start, 4), round(word.end, 4)] for word in clip.words]
+        seconds += len(clip.wav) / sample_rate
+    artifacts.write_jsonl(path / CLIPS, rows)
+    return {"seconds": seconds}
+
+
+def _join(folder: Path, shards: Sequence[Path]) -> None:
+    with artifacts.atomic_file(folder / CLIPS) as file:
+        for shard in shards:
+            with open(shard / CLIPS, "rb") as part:
+                shutil.copyfileobj(part, file)

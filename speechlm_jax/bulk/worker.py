@@ -1,0 +1,40 @@
+"""The process behind `speechlm_jax.bulk.pool`: a job in, then a shard number a line, until stdin ends."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax.bulk import shards
+from speechlm_jax.errors import UserError
+
+
+def main() -> None:
+    """Runs shards as they are named; answers each with one JSON line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    # The answers have a channel of their own: a library that prints must not break the protocol.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    task = shards.ShardTask(job["target"], job["arguments"])
+    for line in sys.stdin:
+        answer = _answer(task, int(line), Path(job["folder"]), job["fingerprint"])
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _answer(task: shards.ShardTask, number: int, folder: Path, fingerprint: str) -> dict[str, Any]:
+    try:
+        shards.run_shard(task, number, folder=folder, fingerprint=fingerprint)
+        return {"done": number}
+    except UserError as error:
+        return {"user_error": str(error)}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Spoken dialogue: a question in codes, a reply in text and codes."""

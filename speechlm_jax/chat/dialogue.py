@@ -1,0 +1,82 @@
+"""Question codes -> reply text and codes, in the paper's two modes.
+
+Section 8.1 of the paper's SFT: speech in, speech out alone (`speech_only`), or the reply's text
+first and then its speech (`text_guided`). Which one is asked for shows in the reply's first id.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.data.formats import Writer
+from speechlm_jax.nn.decode import Sampling
+from speechlm_jax.nn.inference import GenerateRequest, Inference
+
+Mode = Literal["speech_only", "text_guided"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """How replies are decoded.
+
+    Attributes:
+      temperature: of text and codes; 0 is greedy.
+      max_text, max_codes: longest reply in text ids and in codes.
+    """
+
+    temperature: float = 0.0
+    max_text: int = 16
+    max_codes: int = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reply:
+    """What the assistant says: `text` is empty in `speech_only` mode."""
+
+    text: str
+    codes: Int[ndarray, " frames"]
+
+
+class Chat:
+    """A fine-tuned language model as an assistant."""
+
+    def __init__(self, inference: Inference, writer: Writer, config: ChatConfig = ChatConfig()):
+        self._inference = inference
+        self._writer = writer
+        self._config = config
+
+    def reply(
+        self, questions: Sequence[Int[ndarray, " frames"]], *, mode: Mode, seed: int = 0
+    ) -> list[Reply]:
+        """Answers spoken questions, each a dialogue of its own."""
+        writer, vocab = self._writer, self._writer.vocab
+        turns = [[{"role": "user", "segments": [{"codes": list(q)}]}] for q in questions]
+        prompts = [writer.dialogue_prompt(history) for history in turns]
+        texts: list[list[int]] = [[] for _ in prompts]
+        if mode == "text_guided":
+            allowed = vocab.allowed("text", specials=("begin_of_speech",))
+            texts = self._generate(prompts, allowed, "begin_of_speech", self._config.max_text, seed)
+        opened = [[*p, *t, vocab["begin_of_speech"]] for p, t in zip(prompts, texts, strict=True)]
+        spoken = self._generate(
+            opened,
+            vocab.allowed("speech", specials=("end_of_speech",)),
+            "end_of_speech",
+            self._config.max_codes,
+            seed,
+        )
+        return [
+            Reply(writer.tokenizer.decode(text), vocab.ids_to_codes(np.array(ids, np.int32)))
+            for text, ids in zip(texts, spoken, strict=True)
+        ]
+
+    def _generate(
+        self, prompts: Sequence[list[int]], allowed: np.ndarray, stop: str, most: int, seed: int
+    ) -> list[list[int]]:
+        requests = [
+            GenerateRequest(prompt, allowed, (self._writer.vocab[stop],), most, seed + number)
+            for number, prompt in enumerate(prompts)
+        ]
+        return self._inference.generate(requests, sampling=Sampling(self._config.temperature))

@@ -1,0 +1,39 @@
+"""`speechlm chat`: a spoken question to a spoken answer."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = """\
+Two modes, as in the paper: text_guided (the reply's text first, then its speech) and speech_only
+(speech in, speech out, no text between)."""
+EXAMPLE = """\
+speechlm chat question.wav --out runs/reply
+speechlm chat question.wav --mode speech_only"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(subparsers, "chat", run=run, details=DETAILS, example=EXAMPLE)
+    parser.add_argument("audio", metavar="AUDIO", type=Path, help="a recording of the question")
+    parser.add_argument(
+        "--mode",
+        choices=("text_guided", "speech_only"),
+        default="text_guided",
+        help="how the reply is made (default: %(default)s)",
+    )
+    options.add_run(parser)
+    options.add_out(parser, "runs/chat", "reply.wav and reply.json")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the reply's audio and text, and prints them."""
+    return options.show(
+        experiment.chat(
+            args.audio, run=args.run_folder, out=args.out, mode=args.mode, seed=args.seed
+        )
+    )

@@ -1,0 +1,32 @@
+"""`speechlm evaluate`: figures of a checkpoint."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = """\
+Every figure comes with its item count and a bootstrap 95% interval; the scored items are written
+beside them, so that anyone can recount."""
+EXAMPLE = """\
+speechlm evaluate runs/quickstart/interleaved --run runs/quickstart --out runs/figures"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(subparsers, "evaluate", run=run, details=DETAILS, example=EXAMPLE)
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a run's folder, or one of its steps"
+    )
+    options.add_run(parser)
+    options.add_out(parser, "runs/figures", "figures.json and the scored items")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores the checkpoint and prints its figures."""
+    return options.show(
+        experiment.evaluate(args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed)
+    )

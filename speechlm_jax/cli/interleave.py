@@ -1,0 +1,55 @@
+"""`speechlm interleave`: text documents to interleaved speech-text documents."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = """\
+FILE holds a document a line: plain text, or JSON objects with "text" (and "id"). Spans of words are
+turned into codes by the text-to-token model of the run; the ratio that came out is printed."""
+EXAMPLE = """\
+speechlm interleave my_text.txt --out runs/my_documents"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(
+        subparsers, "interleave", run=run, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="documents in .txt or .jsonl, UTF-8"
+    )
+    parser.add_argument(
+        "--span-corruption-ratio",
+        metavar="R",
+        type=float,
+        default=0.3,
+        help="fraction of the words that become speech (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mean-span-length",
+        metavar="WORDS",
+        type=float,
+        default=10.0,
+        help="mean of the Poisson lengths of spans (default: %(default)s)",
+    )
+    options.add_run(parser)
+    options.add_out(parser, "runs/interleaved", "documents.jsonl and its manifest")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes documents.jsonl and prints its counts and the ratio that came out."""
+    return options.show(
+        experiment.interleave(
+            args.file,
+            run=args.run_folder,
+            out=args.out,
+            span_corruption_ratio=args.span_corruption_ratio,
+            mean_span_length=args.mean_span_length,
+            seed=args.seed,
+        )
+    )

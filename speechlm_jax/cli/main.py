@@ -1,0 +1,101 @@
+"""The console script: picks the sub-command, runs it, turns what went wrong into an exit code."""
+
+import argparse
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from speechlm_jax import __version__, shipped
+from speechlm_jax.cli import logs, options
+from speechlm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `speechlm ARGUMENTS` and returns its exit code (speechlm_jax/errors.py lists them).
+
+    An exception that is nobody's mistake but ours is not caught: its traceback is shown, exit 1.
+    """
+    # TensorFlow reads this when it is imported; its start-up notes would bury our lines.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    argv = sys.argv[1:] if argv is None else argv
+    as_json = "--log-json" in argv
+    logs.set_up("normal", as_json=as_json)
+    try:
+        arguments = parse(argv)
+        logs.set_up(_level(arguments), as_json=as_json)
+        for name in arguments.module:
+            shipped.import_module(name)
+        return arguments.run(arguments)
+    except UserError as error:
+        return _leave(EXIT_USAGE, "error", str(error), as_json=as_json)
+    except Stopped as stopped:
+        message = str(stopped) or "everything is saved; the same command continues"
+        return _leave(EXIT_STOPPED, "stopped", message, as_json=as_json)
+    except KeyboardInterrupt:
+        return _leave(
+            EXIT_INTERRUPTED,
+            "interrupted",
+            "what was under way is left as it is; run it again",
+            as_json=as_json,
+        )
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; only the chosen sub-command's module is imported (JAX takes a second).
+
+    Raises:
+      UserError: the command line is wrong; an unknown sub-command's nearest name is given.
+    """
+    command = argv[0] if argv else None
+    parser = options.Parser(
+        prog="speechlm",
+        description="Train and use speech-text language models, in JAX.",
+        epilog="`speechlm COMMAND --help` shows a command's options and an example",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=20),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"speechlm_jax {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in options.COMMANDS.items():
+        if name == command:
+            importlib.import_module(f"speechlm_jax.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    if command is not None and command not in options.COMMANDS and not command.startswith("-"):
+        near = difflib.get_close_matches(command, options.COMMANDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown command '{command}'; did you mean '{near}'?")
+    arguments, unread = parser.parse_known_args(argv)
+    _take_more(arguments, unread)
+    return arguments
+
+
+def _take_more(arguments: argparse.Namespace, unread: list[str]) -> None:
+    """Adds what follows an option to a command's list; argparse only reads what precedes it."""
+    listed = getattr(arguments, "more", None)
+    strange = [text for text in unread if listed is None or text.startswith("-")]
+    if strange:
+        raise UserError(f"unknown argument '{strange[0]}'; see `speechlm --help`")
+    if listed is not None:
+        getattr(arguments, listed).extend(unread)
+
+
+def _leave(code: int, why: str, message: str, *, as_json: bool) -> int:
+    """Says in one line why the command ends, and gives the exit code back."""
+    if as_json:
+        logging.getLogger("speechlm").error(message, extra={"why": why, "exit_code": code})
+    else:
+        print(f"speechlm: {why}: {message}", file=sys.stderr)
+    return code
+
+
+def _level(arguments: argparse.Namespace) -> logs.Level:
+    if arguments.quiet:
+        return "quiet"
+    return "verbose" if arguments.verbose else "normal"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

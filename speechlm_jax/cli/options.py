@@ -1,0 +1,100 @@
+"""The sub-commands' names, and the options that they share."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import EXIT_OK, UserError
+
+COMMANDS = {
+    "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
+    "train": "train what a config file says, or go on where a run stopped",
+    "prepare": "turn a mixture's tasks into packed shards that training reads",
+    "tokenize": "recordings to speech codes",
+    "synthesize": "text to speech codes",
+    "interleave": "text documents to documents in which spans are speech codes",
+    "evaluate": "score a checkpoint: spoken questions, stories, held-out loss",
+    "speak": "speech codes, or text, to audio",
+    "chat": "answer a spoken question, in audio and text",
+}
+DEFAULT_RUN = Path("runs/quickstart")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is the one line of every user error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError; argparse's own prints the usage and leaves the process."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def add_command(
+    subparsers: Any,
+    name: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    details: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Adds a sub-command with the options of them all; its help ends with the example."""
+    parser = subparsers.add_parser(
+        name,
+        help=COMMANDS[name],
+        description=f"{COMMANDS[name].capitalize()}.\n\n{details}",
+        epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    common = parser.add_argument_group("options of every command")
+    common.add_argument(
+        "--module",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="import your own registrations first, e.g. my_lab.tasks or tasks.py (repeatable)",
+    )
+    loudness = common.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="log warnings and errors only")
+    loudness.add_argument("--verbose", action="store_true", help="log details")
+    common.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    return parser
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds --run: whose models a command uses."""
+    parser.add_argument(
+        "--run",
+        dest="run_folder",  # `run` is the sub-command's function
+        metavar="DIR",
+        type=Path,
+        default=DEFAULT_RUN,
+        help="the run folder whose models are used (default: %(default)s)",
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    """Adds --out: where a command writes."""
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path(default),
+        help=f"folder for {what} (default: %(default)s)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Adds --seed: everything random in a command follows from it."""
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)"
+    )
+
+
+def show(result: Any) -> int:
+    """Prints a verb's result (a dataclass or JSON data) as one JSON object on standard output."""
+    print(json.dumps(configs.to_json(result), ensure_ascii=False))
+    return EXIT_OK

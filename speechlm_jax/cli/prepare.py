@@ -1,0 +1,38 @@
+"""`speechlm prepare`: a mixture's tasks to packed shards."""
+
+import argparse
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = """\
+Shards are made per task, so another mixture of the same tasks prepares nothing anew. Training reads
+everything that it needs from the manifests and imports no task."""
+EXAMPLE = """\
+speechlm prepare my_mixture --module my_lab.tasks --out runs/my_data --length 512"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(subparsers, "prepare", run=run, details=DETAILS, example=EXAMPLE)
+    parser.add_argument("mixture", metavar="MIXTURE", help="a registered SeqIO mixture or task")
+    parser.add_argument(
+        "--length", metavar="N", type=int, default=512, help="ids in a row (default: %(default)s)"
+    )
+    options.add_run(parser)
+    options.add_out(parser, "runs/data", "the shards and the mixture's manifest")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepares what is not yet prepared and prints the counts."""
+    return options.show(
+        experiment.prepare(
+            args.mixture,
+            run=args.run_folder,
+            out=args.out,
+            length=args.length,
+            seed=args.seed,
+        )
+    )

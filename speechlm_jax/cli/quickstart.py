@@ -1,0 +1,53 @@
+"""`speechlm quickstart`: the whole chain from one command."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax.cli import options
+from speechlm_jax.quickstart import steps
+
+DETAILS = """\
+Each step is skipped when its output is already there; stop it at any time and run the same command
+again. Without --speech and --text it makes its own world, and its audio with eSpeak NG."""
+EXAMPLE = """\
+speechlm quickstart
+speechlm quickstart --size micro --out runs/micro
+speechlm quickstart --speech my_recordings --text my_text.txt --out runs/mine"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(
+        subparsers, "quickstart", run=run, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument(
+        "--size",
+        choices=("full", "micro"),
+        default="full",
+        help="full: the real thing; micro: every step in two minutes, no claims (default: full)",
+    )
+    parser.add_argument("--world", metavar="FILE", type=Path, help="tables to make the world from")
+    parser.add_argument(
+        "--speech",
+        metavar="DIR",
+        type=Path,
+        help="your recordings: a folder with manifest.jsonl (audio, text, speaker)",
+    )
+    parser.add_argument("--text", metavar="FILE", type=Path, help="your plain text, UTF-8")
+    options.add_out(parser, str(options.DEFAULT_RUN), "everything that is made")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the steps and prints where the report lies."""
+    return options.show(
+        steps.quickstart(
+            args.out,
+            size=args.size,
+            world=args.world,
+            speech=args.speech,
+            text=args.text,
+            seed=args.seed,
+        )
+    )

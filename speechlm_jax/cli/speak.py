@@ -1,0 +1,41 @@
+"""`speechlm speak`: speech codes, or text, to audio."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = """\
+Codes are numbers in one argument, or a codes.jsonl file; anything else is text, which the
+text-to-token model turns into codes first."""
+EXAMPLE = """\
+speechlm speak "tom lives in paris" --out tom.wav
+speechlm speak "17 301 44 44 260"
+speechlm speak runs/codes/codes.jsonl --out runs/audio"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(subparsers, "speak", run=run, details=DETAILS, example=EXAMPLE)
+    parser.add_argument("what", metavar="CODES|TEXT", help="codes, a codes.jsonl file, or text")
+    parser.add_argument("--voice", metavar="NAME", help="a training voice (default: drawn by seed)")
+    options.add_run(parser)
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        default=Path("speech.wav"),
+        help="a WAV file, or a folder for a codes.jsonl file (default: %(default)s)",
+    )
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes audio and prints its path and seconds."""
+    return options.show(
+        experiment.speak(
+            args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed
+        )
+    )

@@ -1,0 +1,46 @@
+"""`speechlm synthesize`: text to speech codes, by the text-to-token model."""
+
+import argparse
+from typing import Any
+
+from speechlm_jax import experiment
+from speechlm_jax.cli import options
+
+DETAILS = "`speechlm speak` turns the codes into audio."
+EXAMPLE = """\
+speechlm synthesize "tom lives in paris"
+speechlm synthesize "tom lives in paris" "anna has a dog" --temperature 0.5 --seed 1"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(
+        subparsers, "synthesize", run=run, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="a text; quote it")
+    parser.set_defaults(more="text")
+    parser.add_argument("--voice", metavar="NAME", help="a training voice (default: drawn by seed)")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=0.5,
+        help="of the sampling; 0 is greedy (default: %(default)s)",
+    )
+    options.add_run(parser)
+    options.add_out(parser, "runs/codes", "codes.jsonl and its manifest")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes codes.jsonl and prints what it holds."""
+    return options.show(
+        experiment.synthesize(
+            args.text,
+            run=args.run_folder,
+            out=args.out,
+            voice=args.voice,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
+    )

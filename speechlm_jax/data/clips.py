@@ -1,0 +1,99 @@
+"""Batches of clips in a few static lengths: the stream of stages that train on audio.
+
+The stream is a function of (clips, config, seed, rows seen): each epoch visits every clip of every
+bucket once in an order of its own, so a restart goes on where it stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from speechlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketConfig:
+    """How clips are batched.
+
+    Attributes:
+      batch_size: clips a batch, over all hosts.
+      edges: longest mel frames of each bucket, rising; longer clips are left out.
+      seed: of the order.
+    """
+
+    batch_size: int = 16
+    edges: tuple[int, ...] = (160, 224, 384)
+    seed: int = 0
+
+
+class BucketedClips:
+    """A deterministic, endless stream of (bucket edge, clip numbers)."""
+
+    def __init__(self, lengths: Sequence[int], config: BucketConfig):
+        if not lengths:
+            raise UserError("there are no clips to train on")
+        self.config = config
+        which = np.searchsorted(np.asarray(config.edges), np.asarray(lengths))
+        self._buckets = [np.flatnonzero(which == b) for b in range(len(config.edges))]
+        self.left_out = int(np.sum(which == len(config.edges)))
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        sizes = [-(-len(bucket) // config.batch_size) for bucket in self._buckets]
+        self.batches_per_epoch = sum(sizes)
+        if not self.batches_per_epoch:
+            raise UserError(f"every clip is longer than {config.edges[-1]} mel frames")
+
+    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
+        """Batch `number` of the stream: the bucket's edge and `batch_size` clip numbers."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _make_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        rng = np.random.default_rng((self.config.seed, epoch))
+        size = self.config.batch_size
+        batches = []
+        for edge, bucket in zip(self.config.edges, self._buckets, strict=True):
+            if len(bucket):
+                # The last batch is filled up from the front, so that every batch is full.
+                order = np.resize(rng.permutation(bucket), -(-len(bucket) // size) * size)
+                batches += [(edge, order[i : i + size]) for i in range(0, len(order), size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def clip_batches(
+    clips: BucketedClips,
+    collate: Callable[[int, np.ndarray], dict[str, np.ndarray]],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """A stage's `batches`: from the rows seen on, each host's part of each batch.
+
+    `collate(edge, clip numbers)` makes the arrays, padded to the bucket's edge.
+    """
+    size = clips.config.batch_size
+    part = size // process_count
+    mine = slice(process_index * part, (process_index + 1) * part)
+
+    def batches(rows_seen: int) -> Iterator[dict[str, np.ndarray]]:
+        number = rows_seen // size
+        while True:
+            edge, chosen = clips[number]
+            yield collate(edge, chosen[mine])
+            number += 1
+
+    return batches
+
+
+def pad_rows(
+    rows: Sequence[np.ndarray], size: int, dtype: type = np.int32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads rows with zeros to `size` (longer ones are an error); returns (array, lengths)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    if lengths.size and lengths.max() > size:
+        raise ValueError(f"a row of {lengths.max()} does not fit {size}")
+    padded = np.zeros((len(rows), size, *np.shape(rows[0])[1:]), dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded, lengths

@@ -1,0 +1,136 @@
+"""Text, codes and segments -> ids of a document: how each kind of data is written down.
+
+The paper names the data and where the loss falls (asked in THUDM/GLM-4-Voice#150: on the target
+side of ASR and TTS, else everywhere), not the markers between them; these are ours.
+
+    text          text eos
+    speech        begin_of_speech codes end_of_speech eos
+    asr           asr begin_of_speech codes end_of_speech | text eos
+    tts           tts text | begin_of_speech codes end_of_speech eos
+    voiced_tts    voice tts text | begin_of_speech codes end_of_speech eos
+    interleaved   text begin_of_speech codes end_of_speech text ... eos
+    dialogue      user segments assistant | segments eos        (as many turns before `|` as there are)
+
+What stands before `|` is `inputs` (no loss), what comes after is `targets`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.data.packing import Document
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.vocab import Vocab
+
+Codes = Sequence[int] | Int[ndarray, " frames"]
+VERSION = 1  # of this file's rules: shards of another version are prepared anew
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A document before packing: `inputs` carry no loss, `targets` all of it."""
+
+    inputs: Int[ndarray, " inputs"]
+    targets: Int[ndarray, " targets"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Writes documents in the ids of one vocabulary.
+
+    Attributes:
+      vocab: the joint vocabulary.
+      tokenizer: its text side.
+    """
+
+    vocab: Vocab
+    tokenizer: TextTokenizer
+
+    def text(self, text: str) -> Example:
+        """Plain text."""
+        return _example([], [*self.tokenizer.encode(text), self.vocab["eos"]])
+
+    def speech(self, codes: Codes) -> Example:
+        """Speech without a transcript."""
+        return _example([], [*self.spoken(codes), self.vocab["eos"]])
+
+    def asr(self, codes: Codes, text: str) -> Example:
+        """Speech, then its transcript."""
+        targets = [*self.tokenizer.encode(text), self.vocab["eos"]]
+        return _example([self.vocab["asr"], *self.spoken(codes)], targets)
+
+    def tts(self, codes: Codes, text: str) -> Example:
+        """Text, then its speech."""
+        inputs = [self.vocab["tts"], *self.tokenizer.encode(text)]
+        return _example(inputs, [*self.spoken(codes), self.vocab["eos"]])
+
+    def voiced_tts(self, codes: Sequence[int], text: str, speaker: str) -> Example:
+        """Text, then its speech by one of the vocabulary's voices."""
+        plain = self.tts(codes, text)
+        return _example([self.vocab.voice_id(speaker), *plain.inputs.tolist()], plain.targets.tolist())
+
+    def interleaved(self, segments: Iterable[Mapping[str, Any]]) -> Example:
+        """Segments {"text"} or {"codes", ...} in one sequence."""
+        return _example([], [*self.segments(segments), self.vocab["eos"]])
+
+    def dialogue(self, turns: Sequence[Mapping[str, Any]]) -> Example:
+        """Turns {"role", "segments"}; the last is the assistant's, and the loss falls on it alone."""
+        if not turns or turns[-1]["role"] != "assistant":
+            raise ValueError("a dialogue ends with a turn of the assistant")
+        reply = self.segments(turns[-1]["segments"])
+        return _example(self.dialogue_prompt(turns[:-1]), [*reply, self.vocab["eos"]])
+
+    def dialogue_prompt(self, turns: Iterable[Mapping[str, Any]]) -> list[int]:
+        """What an assistant reads before it replies."""
+        ids: list[int] = []
+        for turn in turns:
+            ids += [self.vocab[turn["role"]], *self.segments(turn["segments"])]
+        return [*ids, self.vocab["assistant"]]
+
+    def segments(self, segments: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Ids of segments {"text"} or {"codes", ...}, one after the other."""
+        ids: list[int] = []
+        for segment in segments:
+            if "codes" in segment:
+                ids += self.spoken(segment["codes"])
+            else:
+                ids += self.tokenizer.encode(segment["text"])
+        return ids
+
+    def spoken(self, codes: Codes) -> list[int]:
+        """Codes between their markers; ValueError if one is outside the codebook."""
+        ids = self.vocab.codes_to_ids(np.asarray(codes, np.int32))
+        return [self.vocab["begin_of_speech"], *ids.tolist(), self.vocab["end_of_speech"]]
+
+    def ids_to_text(self, ids: Int[ndarray, " length"] | Sequence[int]) -> str:
+        """Ids of both modalities as readable text: `anna <begin_of_speech><17><3>...`."""
+        names = {id_: name for name, id_ in self.vocab.special_ids.items()}
+        parts: list[str] = []
+        run: list[int] = []
+        for id_ in [*map(int, ids), -1]:
+            if 0 <= id_ < self.vocab.text_size and id_ not in names:
+                run.append(id_)
+                continue
+            if run:
+                parts.append(self.tokenizer.decode(run))
+                run = []
+            if id_ in names:
+                parts.append(f"<{names[id_]}>")
+            elif self.vocab.is_speech(np.array([id_])).any():
+                parts.append(f"<{id_ - self.vocab.speech_offset}>")
+            elif id_ >= 0:
+                parts.append(f"<id {id_}>")
+        return " ".join(parts).replace("> <", "><")
+
+
+def example_to_document(example: Example) -> Document:
+    """Inputs and targets as one document; only targets count in the loss."""
+    ids = np.concatenate([example.inputs, example.targets]).astype(np.int32)
+    return Document(ids, np.arange(len(ids)) >= len(example.inputs))
+
+
+def _example(inputs: Sequence[int], targets: Sequence[int]) -> Example:
+    return Example(np.asarray(inputs, np.int32), np.asarray(targets, np.int32))

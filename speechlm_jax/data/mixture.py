@@ -1,0 +1,102 @@
+"""What `prepare` leaves for training: a mixture's file, and the shard folders that it names."""
+
+import dataclasses
+from pathlib import Path
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.data.plan import TaskRows
+from speechlm_jax.data.rows import RowShards
+from speechlm_jax.errors import UserError
+from speechlm_jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedTask:
+    """A task of a mixture: its SeqIO rate, and its shard folder by split, beside the file."""
+
+    name: str
+    rate: float
+    splits: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedMixture:
+    """A prepared mixture; training reads it and imports no task.
+
+    Attributes:
+      name: the SeqIO mixture or task.
+      length: ids in a row.
+      vocab_fingerprint: of the rows' vocabulary.
+      tasks: its tasks, sorted by name.
+    """
+
+    name: str
+    length: int
+    vocab_fingerprint: str
+    tasks: tuple[PreparedTask, ...]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """SeqIO rates by task; `shares.rates_to_shares` reads them."""
+        return {task.name: task.rate for task in self.tasks}
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the mixture and the inputs of its tasks (they are part of the folders' names)."""
+        return configs.fingerprint(self)
+
+
+def mixture_path(out: str | Path, name: str) -> Path:
+    """Where `prepare` writes the mixture `name` in the folder `out`."""
+    return Path(out) / f"{name}.mixture.json"
+
+
+def write_mixture(out: str | Path, mixture: PreparedMixture) -> Path:
+    """Writes the mixture's file beside its shard folders; returns its path."""
+    path = mixture_path(out, mixture.name)
+    artifacts.write_json(path, configs.to_json(mixture))
+    return path
+
+
+def read_mixture(path: str | Path) -> PreparedMixture:
+    """Reads a file that `prepare` wrote; UserError where it is missing or no mixture."""
+    data = artifacts.read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: is not a prepared mixture; give the .mixture.json that `prepare` wrote"
+        )
+    try:
+        return configs.from_json(PreparedMixture, data)
+    except UserError as error:
+        raise UserError(f"{path}: is not a prepared mixture ({error})") from None
+
+
+def open_shards(
+    path: str | Path, *, split: str = "train", vocab: Vocab | None = None
+) -> dict[str, RowShards]:
+    """Opens the rows of every task of a mixture that has this split, by task name.
+
+    Raises:
+      UserError: an unfinished or damaged folder, or one of another vocabulary.
+    """
+    folder = Path(path).parent
+    return {
+        task.name: RowShards(folder / task.splits[split], vocab=vocab)
+        for task in read_mixture(path).tasks
+        if split in task.splits
+    }
+
+
+def task_rows(shards: dict[str, RowShards]) -> tuple[TaskRows, ...]:
+    """What a plan wants to know of prepared tasks."""
+    return tuple(
+        TaskRows(
+            name=name,
+            rows=len(rows),
+            text_tokens=rows.counts["text_tokens"],
+            speech_tokens=rows.counts["speech_tokens"],
+            fingerprint=rows.fingerprint,
+        )
+        for name, rows in shards.items()
+    )

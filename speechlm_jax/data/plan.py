@@ -1,0 +1,228 @@
+"""The mixture as a plan: row number -> (task, epoch, index), without state and in O(tasks).
+
+A run's data is a function of (plan, row number), so a restart, another batch size or another
+number of hosts change nothing in it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import config as configs
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.data import permutation
+from speechlm_jax.errors import UserError
+
+MAX_PHASE_ROWS = 3_037_000_499  # its square still fits 63 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRows:
+    """What one epoch of a task holds.
+
+    Attributes:
+      name: the task.
+      rows: packed rows.
+      text_tokens: text ids and specials in them.
+      speech_tokens: speech ids in them.
+      fingerprint: names the rows' contents.
+    """
+
+    name: str
+    rows: int
+    text_tokens: int
+    speech_tokens: int
+    fingerprint: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """All ids of one epoch, padding excluded."""
+        return self.text_tokens + self.speech_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training and how many rows each task has in it, in the plan's order of tasks."""
+
+    name: str
+    counts: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the phase."""
+        return sum(self.counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """Which row comes at a place of the plan: number of the task, epoch and index in its rows."""
+
+    task: int
+    epoch: int
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRows:
+    """As `PlanRow`, for many places at once."""
+
+    task: Int[ndarray, " batch"]
+    epoch: Int[ndarray, " batch"]
+    index: Int[ndarray, " batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskProgress:
+    """What a task has contributed so far; tokens are rows times the task's mean row."""
+
+    name: str
+    rows: int
+    text_tokens: float
+    speech_tokens: float
+    epochs: float
+
+    @property
+    def tokens(self) -> float:
+        """Ids of both modalities."""
+        return self.text_tokens + self.speech_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class MixturePlan:
+    """Every row of a run in order; made by `shares.make_plan`.
+
+    In a phase each task has exactly its count of rows, evenly spread. The places of a task go on
+    from phase to phase; each of its epochs visits all its rows once, in an order of its own.
+    """
+
+    tasks: tuple[TaskRows, ...]
+    phases: tuple[Phase, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for phase in self.phases:
+            if len(phase.counts) != len(self.tasks) or min(phase.counts, default=0) < 0:
+                raise UserError(
+                    f"plan: phase {phase.name} must give each of {len(self.tasks)} tasks a count"
+                )
+            if phase.rows > MAX_PHASE_ROWS:
+                raise UserError(
+                    f"plan: phase {phase.name} has {phase.rows} rows; split it in phases of at most {MAX_PHASE_ROWS}"
+                )
+            for task, count in zip(self.tasks, phase.counts, strict=True):
+                if count and not task.rows:
+                    raise UserError(
+                        f"plan: task {task.name} has no rows, phase {phase.name} wants {count}"
+                    )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all phases."""
+        return sum(phase.rows for phase in self.phases)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the plan; a checkpoint resumes on the same one only."""
+        return configs.fingerprint(self)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Row numbers at which phases start, and the end."""
+        return np.cumsum([0] + [phase.rows for phase in self.phases])
+
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        """Rows that each task had before each phase: "phases tasks"."""
+        counts = np.array([phase.counts for phase in self.phases], np.int64)
+        return np.cumsum(counts, axis=0) - counts
+
+    @cached_property
+    def _keys(self) -> tuple[int, ...]:
+        # By name: another order of tasks, or another mixture, visits a task in the same order.
+        return tuple(permutation.make_key(self.seed, task.name) for task in self.tasks)
+
+    def row(self, number: int) -> PlanRow:
+        """Which row comes at `number`; IndexError outside the plan."""
+        rows = self.rows(np.array([number], np.int64))
+        return PlanRow(int(rows.task[0]), int(rows.epoch[0]), int(rows.index[0]))
+
+    def rows(self, numbers: Int[ndarray, " batch"]) -> PlanRows:
+        """`row` for many numbers; O(tasks) array operations."""
+        numbers = np.asarray(numbers, np.int64)
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_rows:
+            raise IndexError(f"row numbers outside 0..{self.num_rows - 1}")
+        phase = np.searchsorted(self._starts, numbers, side="right") - 1
+        task, rank = np.zeros_like(numbers), np.zeros_like(numbers)
+        for i in np.unique(phase):
+            here = np.flatnonzero(phase == i)
+            task[here], rank[here] = _deal(numbers[here] - self._starts[i], self.phases[i].counts)
+            rank[here] += self._ranks[i, task[here]]
+        sizes = np.array([task.rows for task in self.tasks], np.int64)
+        epoch, place = np.divmod(rank, sizes[task])
+        index = np.zeros_like(numbers)
+        for k in np.unique(task):
+            here = np.flatnonzero(task == k)
+            index[here] = permutation.permute(
+                place[here], size=int(sizes[k]), key=self._keys[k], tweaks=epoch[here]
+            )
+        return PlanRows(task, epoch, index)
+
+    def progress(self, rows_seen: int) -> tuple[TaskProgress, ...]:
+        """What each task has contributed after `rows_seen` rows; counts are exact, in O(tasks)."""
+        seen = [0] * len(self.tasks)
+        for phase, start in zip(self.phases, self._starts, strict=False):
+            here = min(max(rows_seen - int(start), 0), phase.rows)
+            for k, count in enumerate(_counts_before(here, phase.counts)):
+                seen[k] += count
+        return tuple(
+            TaskProgress(
+                name=task.name,
+                rows=rows,
+                text_tokens=task.text_tokens * rows / max(task.rows, 1),
+                speech_tokens=task.speech_tokens * rows / max(task.rows, 1),
+                epochs=rows / max(task.rows, 1),
+            )
+            for task, rows in zip(self.tasks, seen, strict=True)
+        )
+
+    def phase_at(self, number: int) -> str:
+        """Name of the phase that row `number` belongs to."""
+        return self.phases[int(np.searchsorted(self._starts, number, side="right")) - 1].name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it back."""
+        return configs.to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "MixturePlan":
+        """The inverse of `to_json`; UserError where a field is wrong."""
+        return configs.from_json(cls, dict(data))
+
+
+def _deal(slots: Int[ndarray, " batch"], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of a phase -> task and rank within the task.
+
+    Of R slots, the first task has those x at which floor((x + 1) c / R) steps up, and its rank
+    there is floor(x c / R): a straight line drawn in integers (Bresenham), so its slots are evenly
+    spread and exactly c. The other tasks share the remaining slots by the same rule.
+    """
+    task, rank = np.zeros_like(slots), np.zeros_like(slots)
+    left, places, total = slots, np.arange(len(slots)), sum(counts)
+    for k, count in enumerate(counts):
+        before = left * count // max(total, 1)
+        taken = (left + 1) * count // max(total, 1) > before
+        task[places[taken]], rank[places[taken]] = k, before[taken]
+        left, places, total = (left - before)[~taken], places[~taken], total - count
+    return task, rank
+
+
+def _counts_before(slots: int, counts: Sequence[int]) -> list[int]:
+    """How many of the first `slots` slots of a phase belong to each task, by the rule of `_deal`."""
+    found, total = [], sum(counts)
+    for count in counts:
+        found.append(slots * count // total if total else 0)
+        slots, total = slots - found[-1], total - count
+    return found

@@ -1,0 +1,215 @@
+"""Where rows come from: text files, codes folders, interleaved folders -> rows of a split, as plain Python."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.errors import UserError
+from speechlm_jax.vocab import Vocab
+
+SPLITS = ("train", "validation")
+ROW_FILES = {  # by the manifest's kind
+    "codes": "codes.jsonl",
+    "interleaved": "documents.jsonl",
+    "dialogues": "dialogues.jsonl",
+}
+
+# A callable is asked when the data is read, so that registering needs no file.
+Place = str | Path | Callable[[], str | Path | Sequence[str | Path]]
+Keep = Callable[[dict[str, Any]], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of some places, and which of them belong to which split.
+
+    A row belongs to the split that its "split" field names; without one, to "validation" if its
+    id (for a line of text: file and line) hashes below `validation_ratio`, else to "train".
+
+    Attributes:
+      places: files or globs (.txt: a document a line; .jsonl: a row a line), or finished folders.
+      are_folders: which of the two.
+      fields: what an example holds ("text", "codes", "segments") -> the row's field it comes from.
+      validation_ratio: of the rows that name no split.
+      keep: which rows to take; None takes all.
+    """
+
+    places: tuple[Place, ...]
+    are_folders: bool
+    fields: Mapping[str, str]
+    validation_ratio: float = 0.01
+    keep: Keep | None = None
+
+    def files(self) -> list[Path]:
+        """The row files in order; UserError if a place has none."""
+        if not self.are_folders:
+            return [file for place in self.paths() for file in _glob(place)]
+        return [folder / _row_file(folder) for folder in self.paths()]
+
+    def paths(self) -> list[Path]:
+        """The places, now."""
+        now = [place() if callable(place) else place for place in self.places]
+        return [
+            Path(p) for found in now for p in ([found] if isinstance(found, (str, Path)) else found)
+        ]
+
+    def identity(self) -> Any:
+        """Names the rows: what the files hold, and what is taken of them."""
+        if self.are_folders:
+            data: Any = [artifacts.read_manifest(folder).fingerprint for folder in self.paths()]
+        else:
+            data = [[file.name, artifacts.sha256_file(file)] for file in self.files()]
+        keep = code_identity(self.keep) if self.keep else None
+        return [data, dict(self.fields), self.validation_ratio, keep]
+
+    def check(self, vocab: Vocab) -> None:
+        """UserError if codes come from another speech tokenizer than the vocabulary's."""
+        if self.are_folders and set(self.fields) & {"codes", "segments", "turns"}:
+            for folder in self.paths():
+                _check_codes(folder, vocab)
+
+    def examples(
+        self, files: Sequence[Path], split: str, *, codebook_size: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The examples of `files` that belong to a split, in order; segments are JSON.
+
+        Raises:
+          UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
+        """
+        for file in files:
+            for row in _read(file):
+                if self._split_of(row) == split and (self.keep is None or self.keep(row)):
+                    try:
+                        yield {name: self._value(row, name, codebook_size) for name in self.fields}
+                    except _BadRow as error:
+                        raise UserError(f"{file}: row {row['id']!r} {error}") from None
+
+    def _split_of(self, row: Mapping[str, Any]) -> str:
+        if row.get("split") is not None:
+            return str(row["split"])
+        digest = hashlib.sha256(str(row["id"]).encode()).digest()
+        return SPLITS[int.from_bytes(digest[:6], "big") < self.validation_ratio * 2**48]
+
+    def _value(self, row: Mapping[str, Any], name: str, codebook_size: int | None) -> Any:
+        field = self.fields[name]
+        value = row.get(field)
+        if name == "text" and value is None and "segments" in row:
+            value = " ".join(segment["text"] for segment in row["segments"])
+        if value is None:
+            raise _BadRow(f"has no field '{field}'")
+        if name == "codes":
+            return _to_codes(value, field, codebook_size)
+        if name == "segments":
+            return _to_segments(value, field, codebook_size)
+        if not isinstance(value, str):
+            raise _BadRow(f"has no text in '{field}'")
+        return value
+
+
+class _BadRow(Exception):
+    """What is wrong with a row, to be told with its file and id."""
+
+
+def code_identity(function: Any) -> Any:
+    """Names a function: its source, and what plain values it closes over or has bound."""
+    if isinstance(function, functools.partial):
+        bound = [*function.args, *sorted(function.keywords.items())]
+        return [code_identity(function.func), [_value_identity(value) for value in bound]]
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = getattr(function, "__qualname__", type(function).__qualname__)
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return [source, [_value_identity(value) for value in cells]]
+
+
+def _value_identity(value: Any) -> Any:
+    if inspect.isfunction(value) or isinstance(value, functools.partial):
+        return code_identity(value)
+    if isinstance(value, (str, int, float, bool, Path, tuple, list, dict, type(None))):
+        return repr(value)
+    return type(value).__qualname__  # its repr may hold an address, which differs from run to run
+
+
+def _to_codes(value: Any, field: str, codebook_size: int | None) -> np.ndarray:
+    try:
+        codes = np.asarray(value, np.int32)
+    except (TypeError, ValueError, OverflowError):
+        codes = None
+    if codes is None or codes.ndim != 1:
+        raise _BadRow(f"has no list of codes in '{field}'")
+    if (
+        codebook_size is not None
+        and codes.size
+        and not 0 <= codes.min() <= codes.max() < codebook_size
+    ):
+        raise _BadRow(f"has codes outside 0..{codebook_size - 1} in '{field}'")
+    return codes
+
+
+def _to_segments(value: Any, field: str, codebook_size: int | None) -> str:
+    if not isinstance(value, list) or not all(isinstance(segment, dict) for segment in value):
+        raise _BadRow(f"has no list of segments in '{field}'")
+    for segment in value:
+        if "codes" in segment:
+            _to_codes(segment["codes"], field, codebook_size)
+        elif not isinstance(segment.get("text"), str):
+            raise _BadRow(f"has a segment with neither codes nor text in '{field}'")
+    return json.dumps(value)
+
+
+def _glob(place: Path) -> list[Path]:
+    if not any(mark in str(place) for mark in "*?["):
+        found = [place] if place.is_file() else []
+    else:
+        found = sorted(Path(place.anchor or ".").glob(str(place.relative_to(place.anchor))))
+    if not found:
+        raise UserError(f"{place}: no such text file")
+    return found
+
+
+def _row_file(folder: Path) -> str:
+    kind = artifacts.read_manifest(folder).kind
+    if kind not in ROW_FILES:
+        raise UserError(
+            f"{folder}: holds {kind}; a task reads a folder of codes or of interleaved documents"
+        )
+    return ROW_FILES[kind]
+
+
+def _check_codes(folder: Path, vocab: Vocab) -> None:
+    extra = artifacts.read_manifest(folder).extra
+    wanted = {
+        "tokenizer": vocab.tokenizer_fingerprint,
+        "frame_rate_hz": vocab.frame_rate_hz,
+        "codebook_size": vocab.codebook_size,
+    }
+    for name, value in wanted.items():
+        if extra.get(name) != value:
+            raise UserError(
+                f"{folder}: codes have {name} {extra.get(name)!r}, the vocabulary has {value!r}; "
+                "tokenize the recordings again with the vocabulary's speech tokenizer"
+            )
+
+
+def _read(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl file, or lines of any other as {"id", "text"}; each gets an id if it has none."""
+    if file.suffix == ".jsonl":
+        for number, row in enumerate(artifacts.read_jsonl(file), 1):
+            yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
+        return
+    try:
+        with open(file, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield {"id": f"{file.name}:{number}", "text": line.strip()}
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None

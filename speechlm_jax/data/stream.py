@@ -1,0 +1,158 @@
+"""Rows -> batches: Grain reads what a plan asks for, by row number.
+
+No state: a stream starts at any row, for any batch size and number of hosts, and gives the same
+rows. Nothing here imports TensorFlow or SeqIO.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+
+from speechlm_jax.data.plan import MixturePlan
+from speechlm_jax.data.rows import RowShards
+from speechlm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+FIELDS = ("ids", "segments", "positions", "loss_mask")
+
+
+def make_batches(
+    plan: MixturePlan,
+    shards: Mapping[str, RowShards],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> Callable[[int], Iterator[Batch]]:
+    """Makes the function from rows already seen to this host's batches from there on.
+
+    A global batch is the next `batch_size` rows of the plan; host p takes the p-th of
+    `process_count` equal parts of it. Rows at the end that fill no batch are left out.
+
+    Args:
+      plan: which rows, in which order.
+      shards: rows by task name; every task of the plan that has rows in it.
+      batch_size: rows of the global batch.
+      process_index: this host.
+      process_count: all hosts.
+      prefetch: batches read ahead by a thread; 0 reads in the caller's.
+
+    Returns:
+      rows_seen -> iterator of batches: `ids`, `segments`, `positions` (int32) and `loss_mask`
+      (float32), each "batch length", and `task` (int32, " batch"): numbers of `plan.tasks`.
+
+    Raises:
+      UserError: shards that are missing or are not those the plan was made for.
+    """
+    _check(plan, shards)
+    if batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} does not divide by the {process_count} hosts")
+
+    def batches(rows_seen: int) -> Iterator[Batch]:
+        part = batch_size // process_count
+        source = _PlanBatches(
+            plan, shards, first=rows_seen + process_index * part, part=part, batch_size=batch_size,
+            size=max(plan.num_rows - rows_seen, 0) // batch_size,
+        )  # fmt: skip
+        return _iterate(source, prefetch)
+
+    return batches
+
+
+def read_batches(
+    shards: RowShards, *, batch_size: int, task: int = 0, prefetch: int = 0
+) -> Iterator[Batch]:
+    """All rows of one task once, in order: held-out data. The last batch is filled with padding."""
+    return _iterate(_AllBatches(shards, task=task, batch_size=batch_size), prefetch)
+
+
+def empty_row(length: int) -> dict[str, np.ndarray]:
+    """A row of padding: weight 0 in any loss."""
+    row: dict[str, np.ndarray] = {name: np.zeros(length, np.int32) for name in FIELDS[:3]}
+    return row | {"loss_mask": np.zeros(length, np.float32)}
+
+
+class _PlanBatches:
+    """A Grain source whose elements are this host's batches, so that a batch is planned at once."""
+
+    def __init__(
+        self,
+        plan: MixturePlan,
+        shards: Mapping[str, RowShards],
+        *,
+        first: int,
+        part: int,
+        batch_size: int,
+        size: int,
+    ):
+        self._plan, self._shards = plan, shards
+        self._first, self._part, self._batch_size, self._size = first, part, batch_size, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, number: SupportsIndex) -> Batch:
+        start = self._first + operator.index(number) * self._batch_size
+        planned = self._plan.rows(np.arange(start, start + self._part))
+        rows = [
+            self._shards[self._plan.tasks[task].name][int(index)]
+            for task, index in zip(planned.task, planned.index, strict=True)
+        ]
+        return _stack(rows) | {"task": planned.task.astype(np.int32)}
+
+
+class _AllBatches:
+    """A Grain source of the batches of one task in the order of its rows."""
+
+    def __init__(self, shards: RowShards, *, task: int, batch_size: int):
+        self._shards, self._task, self._batch_size = shards, task, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._shards) // self._batch_size)
+
+    def __getitem__(self, number: SupportsIndex) -> Batch:
+        start = operator.index(number) * self._batch_size
+        here = range(start, min(start + self._batch_size, len(self._shards)))
+        padding = [empty_row(self._shards.length)] * (self._batch_size - len(here))
+        rows = [self._shards[i] for i in here] + padding
+        return _stack(rows) | {"task": np.full(self._batch_size, self._task, np.int32)}
+
+
+def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in FIELDS}
+
+
+def _iterate(source: _PlanBatches | _AllBatches, prefetch: int) -> Iterator[Batch]:
+    if not len(source):
+        return iter(())
+    # One thread at most: more of them fight over the interpreter and cost four times the time.
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def _check(plan: MixturePlan, shards: Mapping[str, RowShards]) -> None:
+    wanted = {
+        task.name: task
+        for k, task in enumerate(plan.tasks)
+        if any(phase.counts[k] for phase in plan.phases)
+    }
+    for name, task in wanted.items():
+        if name not in shards:
+            raise UserError(
+                f"task {name}: in the plan, but not among the prepared ones ({', '.join(shards)})"
+            )
+        found = shards[name]
+        if len(found) != task.rows or (task.fingerprint and found.fingerprint != task.fingerprint):
+            raise UserError(
+                f"{found.folder}: not the rows that the plan was made for ({len(found)} rows, "
+                f"{found.fingerprint}; the plan has {task.rows}, {task.fingerprint}); "
+                "restore that folder, or start a new run"
+            )
+    if len({(shards[name].length, shards[name].vocab.fingerprint) for name in wanted}) > 1:
+        raise UserError(
+            "the plan's tasks were prepared with different lengths or vocabularies; prepare them alike"
+        )

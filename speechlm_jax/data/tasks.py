@@ -1,0 +1,345 @@
+"""SeqIO tasks in one line each: files, codes folders, TFDS -> examples {"inputs", "targets"}.
+
+The contract is in tasks/README.md. Registering reads no file and needs no vocabulary; both are
+looked up when examples are read. TensorFlow is imported here: training never imports this file.
+"""
+
+import difflib
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from speechlm_jax.data.formats import Writer
+from speechlm_jax.data.sources import SPLITS, Keep, Place, Rows
+from speechlm_jax.errors import UserError
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.vocab import Vocab
+
+Format = Literal["text", "speech", "asr", "tts", "voiced_tts", "interleaved", "dialogue"]
+FIELDS: dict[Format, tuple[str, ...]] = {  # what each format is written from
+    "text": ("text",),
+    "speech": ("codes",),
+    "asr": ("codes", "text"),
+    "tts": ("codes", "text"),
+    "voiced_tts": ("codes", "text", "speaker"),
+    "interleaved": ("segments",),
+    "dialogue": ("turns",),
+}
+_TENSORS = {
+    "text": tf.TensorSpec((), tf.string),
+    "codes": tf.TensorSpec((None,), tf.int32),
+    "speaker": tf.TensorSpec((), tf.string),
+    "segments": tf.TensorSpec((), tf.string),  # JSON
+    "turns": tf.TensorSpec((), tf.string),  # JSON
+}
+
+_writer: Writer | None = None
+
+
+def use_vocab(vocab: Vocab, tokenizer: TextTokenizer) -> None:
+    """Sets the vocabulary in which every task writes its examples from now on."""
+    global _writer
+    _writer = Writer(vocab, tokenizer)
+
+
+def current_writer() -> Writer:
+    """The vocabulary in use; UserError if there is none."""
+    if _writer is None:
+        raise UserError(
+            "tasks: no vocabulary is in use; call data.tasks.use_vocab first (prepare does)"
+        )
+    return _writer
+
+
+# --- What a file in tasks/ calls. ---
+
+
+def text(
+    name: str,
+    files: Place | Sequence[Place],
+    *,
+    field: str = "text",
+    validation_ratio: float = 0.01,
+    keep: Keep | None = None,
+    metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+    """Registers text files: .txt (a document a line) or .jsonl (a row a line); globs are fine.
+
+    Args:
+      name: of the task.
+      files: read in this order; a callable is asked when they are read.
+      field: of a row that holds the text.
+      validation_ratio: of the rows without a "split" field.
+      keep: which rows to take.
+      metric_fns: SeqIO metric functions.
+    """
+    rows = Rows(_places(files), False, {"text": field}, validation_ratio, keep)
+    return register(name, RowSource(rows), "text", metric_fns=metric_fns)
+
+
+def text_function(
+    name: str,
+    texts: Callable[[str], Iterable[str]],
+    *,
+    splits: Sequence[str] = SPLITS,
+    metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+    """Registers a function split -> documents; it must give the same documents each time."""
+
+    def dataset(
+        split: str, shuffle_files: bool = False, seed: int | None = None
+    ) -> tf.data.Dataset:
+        del shuffle_files, seed  # prepare shuffles
+        return tf.data.Dataset.from_generator(
+            lambda: ({"text": document} for document in texts(split)),
+            output_signature=_spec(["text"]),
+        )
+
+    source = seqio.FunctionDataSource(dataset, splits)
+    return register(name, source, "text", metric_fns=metric_fns)
+
+
+def text_tfds(
+    name: str,
+    dataset: str,
+    *,
+    data_dir: str | Path | None = None,
+    field: str = "text",
+    splits: Mapping[str, str] | None = None,
+    metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+    """Registers the text of a TFDS data set that is on disk (nothing is downloaded).
+
+    Args:
+      name: of the task.
+      dataset: TFDS name with version, e.g. "my_stories:1.0.0" or "c4/en:3.1.0".
+      data_dir: TFDS's folder; None is its default.
+      field: feature that holds the text.
+      splits: ours -> theirs, e.g. {"train": "train[1%:]", "validation": "train[:1%]"}; None takes
+        the data set's own.
+      metric_fns: SeqIO metric functions.
+    """
+    source = seqio.TfdsDataSource(
+        dataset,
+        tfds_data_dir=None if data_dir is None else str(data_dir),
+        splits=None if splits is None else dict(splits),
+        read_only=True,
+    )
+    return register(name, source, "text", field=field, metric_fns=metric_fns)
+
+
+def speech(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers codes folders as speech alone; options: validation_ratio, keep, metric_fns."""
+    return _register_folders(name, folders, "speech", **options)
+
+
+def asr(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers codes folders as speech -> its text; options as of `speech`."""
+    return _register_folders(name, folders, "asr", **options)
+
+
+def tts(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers codes folders as text -> its speech; options as of `speech`."""
+    return _register_folders(name, folders, "tts", **options)
+
+
+def voiced_tts(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers codes folders as voice and text -> speech: what a text-to-token model learns."""
+    return _register_folders(name, folders, "voiced_tts", **options)
+
+
+def dialogue(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers folders of dialogues, for fine-tuning; options as of `speech`."""
+    return _register_folders(name, folders, "dialogue", **options)
+
+
+def interleaved(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers interleaved folders; options as of `speech`."""
+    return _register_folders(name, folders, "interleaved", **options)
+
+
+def folder_text(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
+    """Registers what codes or interleaved folders say, as plain text; options as of `speech`."""
+    return _register_folders(name, folders, "text", **options)
+
+
+def mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
+    """Registers a mixture of tasks by SeqIO rates; a plan reads them as shares of tokens."""
+    if name in seqio.MixtureRegistry.names():
+        raise UserError(f"mixture {name}: is registered twice; give one of them another name")
+    for task in rates:
+        find(task)
+    return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def find(name: str) -> seqio.Task | seqio.Mixture:
+    """A registered task or mixture; UserError names the nearest."""
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else "none is registered; name its module with --module"
+        )
+        raise UserError(f"no task or mixture is named '{name}'; {hint}")
+    return seqio.get_mixture_or_task(name)
+
+
+# --- What the helpers are made of, for tasks of your own. ---
+
+
+def register(
+    name: str,
+    source: seqio.DataSource,
+    format: Format,
+    *,
+    field: str = "text",
+    preprocessors: Sequence[Callable] = (),
+    metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+    """Registers a SeqIO task: a source, preprocessors that give a format's fields, the format."""
+    if name in seqio.TaskRegistry.names():
+        raise UserError(f"task {name}: is registered twice; give one of them another name")
+    write = functools.partial(write_examples, format=format, field=field)
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[*preprocessors, write],
+        output_features=output_features(),
+        metric_fns=list(metric_fns),
+    )
+
+
+def output_features() -> dict[str, seqio.Feature]:
+    """The features of every task: `targets`, and `inputs` where there is a side without loss."""
+    make = functools.partial(seqio.Feature, SpeechTextVocabulary(), add_eos=False, dtype=tf.int32)
+    return {"inputs": make(required=False), "targets": make()}
+
+
+def write_examples(
+    dataset: tf.data.Dataset, *, format: Format, field: str = "text"
+) -> tf.data.Dataset:
+    """A preprocessor: examples with a format's `FIELDS` -> `inputs` (may be empty) and `targets`."""
+    names = [field if name == "text" else name for name in FIELDS[format]]
+
+    def write(*values: Any) -> tuple[np.ndarray, np.ndarray]:
+        example = getattr(current_writer(), format)(*map(_to_plain, names, values))
+        return example.inputs, example.targets
+
+    @tf.autograph.experimental.do_not_convert
+    def one(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        given = [example[name] for name in names]
+        inputs, targets = tf.numpy_function(write, given, [tf.int32, tf.int32])
+        return {
+            "inputs": tf.ensure_shape(inputs, [None]),
+            "targets": tf.ensure_shape(targets, [None]),
+        }
+
+    return dataset.map(one)
+
+
+class RowSource(seqio.DataSource):
+    """`Rows` as a SeqIO source; each file is a shard."""
+
+    def __init__(self, rows: Rows):
+        super().__init__(SPLITS)
+        self.rows = rows
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> list[str]:
+        return [str(file) for file in self.rows.files()]
+
+    def get_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        del shuffle, seed, unused  # rows come in order: Task.get_dataset and prepare shuffle
+        vocab = current_writer().vocab
+        self.rows.check(vocab)
+        files = self.rows.files()
+        if shard_info is not None:
+            files = files[shard_info.index :: shard_info.num_shards]
+        return tf.data.Dataset.from_generator(
+            lambda: self.rows.examples(files, split, codebook_size=vocab.codebook_size),
+            output_signature=_spec(self.rows.fields),
+        )
+
+
+class SpeechTextVocabulary(seqio.Vocabulary):
+    """SeqIO's view of the vocabulary in use: encodes text, decodes ids of both modalities."""
+
+    @property
+    def eos_id(self) -> int:
+        return current_writer().vocab["eos"]
+
+    @property
+    def unk_id(self) -> None:
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return current_writer().vocab.size
+
+    def _encode(self, s: str) -> list[int]:
+        return current_writer().tokenizer.encode(s)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return current_writer().ids_to_text(list(map(int, ids)))
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        encode = lambda data: np.array(self._encode(data.decode()), np.int32)  # noqa: E731
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(lambda data: self._decode(data).encode(), [ids], tf.string)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpeechTextVocabulary)
+
+    def __hash__(self) -> int:
+        return hash(SpeechTextVocabulary)
+
+
+def _register_folders(
+    name: str,
+    folders: Place | Sequence[Place],
+    format: Format,
+    *,
+    validation_ratio: float = 0.01,
+    keep: Keep | None = None,
+    metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+    fields = {field: field for field in FIELDS[format]}
+    rows = Rows(_places(folders), True, fields, validation_ratio, keep)
+    return register(name, RowSource(rows), format, metric_fns=metric_fns)
+
+
+def _places(places: Place | Sequence[Place]) -> tuple[Place, ...]:
+    if isinstance(places, (str, Path)) or callable(places):
+        return (places,)
+    return tuple(places)
+
+
+def _spec(fields: Iterable[str]) -> dict[str, tf.TensorSpec]:
+    return {field: _TENSORS[field] for field in fields}
+
+
+def _to_plain(name: str, value: Any) -> Any:
+    """What numpy_function hands over -> what a Writer takes."""
+    if name in ("segments", "turns"):
+        return json.loads(value)
+    return value.decode() if isinstance(value, bytes) else value

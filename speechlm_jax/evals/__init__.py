@@ -1,0 +1,1 @@
+"""Evaluation: scored items -> figures with intervals; models come in as callables."""

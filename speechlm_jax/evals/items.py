@@ -1,0 +1,197 @@
+"""Scored items -> figures: every figure is the ratio of two sums over items kept on disk."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.arrays import Float, ndarray
+from speechlm_jax.errors import UserError
+
+ARMS = ("interleaved", "baseline")  # a margin is the first arm's figure minus the second's
+MARGIN = "margin"
+RESAMPLES = 2000
+By = Literal["item", "fact", "voice"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One scored thing.
+
+    Attributes:
+      figure: name of the figure that it counts for, e.g. "qa/s2t/interleaved".
+      voice, fact, wording: what was asked, by whom; empty where it does not apply.
+      reference, hypothesis: what was right, and what the model gave.
+      numerator, denominator: its part of the figure's two sums.
+    """
+
+    figure: str
+    voice: str
+    fact: str
+    wording: str
+    reference: str
+    hypothesis: str
+    numerator: float
+    denominator: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A ratio (or a difference of two), its bootstrap 95% interval, and its number of items."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def items_file(folder: str | Path, figure: str) -> Path:
+    """Where a figure's items lie: `qa/s2t/baseline` -> `folder/qa.s2t.baseline.jsonl`."""
+    return Path(folder) / f"{figure.replace('/', '.')}.jsonl"
+
+
+def write_items(folder: str | Path, items: Iterable[Item]) -> list[Path]:
+    """Writes one file per figure, each whole or not at all; returns the files."""
+    groups = by_figure(items)
+    for figure, group in groups.items():
+        artifacts.write_jsonl(items_file(folder, figure), (dataclasses.asdict(i) for i in group))
+    return [items_file(folder, figure) for figure in groups]
+
+
+def read_items(folder: str | Path) -> list[Item]:
+    """Reads every `*.jsonl` of a folder; UserError names the file whose rows are not items."""
+    items = []
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for number, row in enumerate(artifacts.read_jsonl(path), 1):
+            items.append(_to_item(row, f"{path}: row {number}"))
+    return items
+
+
+def by_figure(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """Groups items by the figure that they count for, in order of appearance."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.figure, []).append(item)
+    return groups
+
+
+def figure_from_items(
+    items: Sequence[Item], *, by: By | None = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Figure:
+    """Sum of numerators / sum of denominators, with a percentile bootstrap interval.
+
+    Args:
+      items: of one figure; ValueError if there are none or the denominators sum to 0.
+      by: what is drawn with replacement. Answers about one fact are not independent, so by default
+        it is the fact where every item names one, else the item. Where all groups agree (0% or
+        100%) the interval has no width: read `count` beside it.
+      seed: of the draws.
+    """
+    sums = _group_sums(items, by or default_by(items))
+    draws = _resampled_sums(sums, seed=seed, resamples=resamples)
+    return _figure(_ratio(sums.sum(0)), _ratio(draws), count=len(items))
+
+
+def margin_from_items(
+    first: Sequence[Item],
+    second: Sequence[Item],
+    *,
+    by: By = "fact",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Figure:
+    """Figure of `first` minus figure of `second`, by a paired bootstrap over facts.
+
+    Both arms answer the same facts, so each draw takes the same facts from both.
+
+    Raises:
+      ValueError: an arm has no items, or the arms were not asked the same groups.
+    """
+    mine, theirs = _sums_by_group(first, by), _sums_by_group(second, by)
+    if by == "item" and len(first) != len(second) or mine.keys() != theirs.keys():
+        raise ValueError(f"the two arms were not asked the same: they differ by {by}")
+    pairs = np.stack([[*mine[group], *theirs[group]] for group in mine])
+    draws = _resampled_sums(pairs, seed=seed, resamples=resamples)
+    total = pairs.sum(0)
+    return _figure(
+        _ratio(total[:2]) - _ratio(total[2:]),
+        _ratio(draws[:, :2]) - _ratio(draws[:, 2:]),
+        count=len(first),
+    )
+
+
+def figures_from_items(items: Iterable[Item], *, seed: int = 0) -> dict[str, Figure]:
+    """Every figure that the items tell, and `.../margin` wherever both arms have items."""
+    groups = by_figure(items)
+    figures = {name: figure_from_items(group, seed=seed) for name, group in groups.items()}
+    for name in groups:
+        stem, _, arm = name.rpartition("/")
+        other = f"{stem}/{ARMS[1]}"
+        if arm == ARMS[0] and other in groups:
+            figures[f"{stem}/{MARGIN}"] = margin_from_items(
+                groups[name], groups[other], by=default_by(groups[name]), seed=seed
+            )
+    return figures
+
+
+def default_by(items: Sequence[Item]) -> By:
+    """The fact where every item names one, else the item itself."""
+    return "fact" if items and all(item.fact for item in items) else "item"
+
+
+def _sums_by_group(items: Sequence[Item], by: By) -> dict[str, np.ndarray]:
+    if not items:
+        raise ValueError("no items to count")
+    groups: dict[str, np.ndarray] = {}
+    for number, item in enumerate(items):
+        group = str(number) if by == "item" else getattr(item, by)
+        groups.setdefault(group, np.zeros(2))
+        groups[group] += (item.numerator, item.denominator)
+    return groups
+
+
+def _group_sums(items: Sequence[Item], by: By) -> Float[ndarray, "groups 2"]:
+    return np.stack(list(_sums_by_group(items, by).values()))
+
+
+def _resampled_sums(
+    sums: Float[ndarray, "groups columns"], *, seed: int, resamples: int
+) -> Float[ndarray, "resamples columns"]:
+    """Column sums of `resamples` draws of all groups with replacement, in bounded memory."""
+    rng = np.random.default_rng(seed)
+    size = len(sums)
+    block = max(1, 2**20 // size)
+    drawn = []
+    for start in range(0, resamples, block):
+        chosen = rng.integers(size, size=(min(block, resamples - start), size))
+        drawn.append(sums[chosen].sum(1))
+    return np.concatenate(drawn)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """Numerator / denominator (the last axis), NaN where a draw holds no denominator."""
+    numerator, denominator = sums[..., 0], sums[..., 1]
+    empty = denominator == 0
+    return np.where(empty, np.nan, numerator / np.where(empty, 1.0, denominator))
+
+
+def _figure(value: Any, draws: Float[ndarray, " draws"], *, count: int) -> Figure:
+    if not np.isfinite(value):
+        raise ValueError("the denominators of the items sum to 0")
+    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    return Figure(value=float(value), low=float(low), high=float(high), count=count)
+
+
+def _to_item(row: dict[str, Any], where: str) -> Item:
+    names = [field.name for field in dataclasses.fields(Item)]
+    if set(row) != set(names):
+        raise UserError(f"{where}: is not a scored item; its fields must be {', '.join(names)}")
+    try:
+        numerator, denominator = float(row["numerator"]), float(row["denominator"])
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: numerator and denominator must be numbers") from None
+    words = {name: str(row[name]) for name in names[:-2]}
+    return Item(**words, numerator=numerator, denominator=denominator)

@@ -1,0 +1,308 @@
+"""Experiments: config -> stage -> training run, and run -> the trained thing that a verb needs.
+
+The one file that joins the rooms. An experiment is a frozen dataclass; `train` dispatches on its
+class, and `load_*` reads back from a run's folder what its checkpoint was trained as.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from speechlm_jax import artifacts, config as configs
+from speechlm_jax.audio.recordings import Features
+from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches, pad_rows
+from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
+from speechlm_jax.data.shares import PhaseSpec, Share, make_plan, rates_to_shares
+from speechlm_jax.data.stream import make_batches, read_batches
+from speechlm_jax.errors import UserError
+from speechlm_jax.lm import stage as lm_stage
+from speechlm_jax.nn.inference import Inference
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.speech_decoder import stage as decoder_stage
+from speechlm_jax.speech_decoder.flow import FlowConfig
+from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
+from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text_to_token import stage as text_to_token_stage
+from speechlm_jax.train import checkpoints
+from speechlm_jax.train.held_out import held_out
+from speechlm_jax.train.loop import TrainConfig, fit
+from speechlm_jax.train.stage import Stage
+from speechlm_jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipsData:
+    """Clips to train on.
+
+    Attributes:
+      features: feature folder (see `audio.recordings`).
+      text_vocab: SentencePiece model of the transcripts.
+      codes: codes folder of the same clips, where codes are needed.
+      split: clips whose manifest row has this `split` (rows without one belong to "train").
+      kinds: if given, only clips of these `kind`s.
+      not_speakers: speakers left out.
+    """
+
+    features: str
+    text_vocab: str = ""
+    codes: str = ""
+    split: str = "train"
+    kinds: tuple[str, ...] = ()
+    not_speakers: tuple[str, ...] = ()
+    buckets: BucketConfig = BucketConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsData:
+    """Packed rows to train on.
+
+    Attributes:
+      mixture: the .mixture.json that `prepare` wrote.
+      shares: share of the budget by task; empty takes the mixture's SeqIO rates.
+      batch_size: rows a step, over all hosts.
+      seed: of the order of rows.
+    """
+
+    mixture: str
+    shares: dict[str, Share] = dataclasses.field(default_factory=dict)
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerExperiment:
+    """Trains a speech tokenizer; `model.text_size` 0 is read from the text vocabulary."""
+
+    data: ClipsData
+    model: SpeechTokenizerConfig
+    train: TrainConfig
+    loss: SpeechTokenizerLoss = SpeechTokenizerLoss()
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelExperiment:
+    """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
+
+    `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
+    """
+
+    data: RowsData
+    model: LanguageModelConfig
+    train: TrainConfig
+    kind: str = "lm"
+    eval_every_steps: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechDecoderExperiment:
+    """Trains a flow from codes to mel frames; fields of `model` at 0 are read from the data."""
+
+    data: ClipsData
+    model: FlowConfig
+    train: TrainConfig
+
+
+Experiment = SpeechTokenizerExperiment | LanguageModelExperiment | SpeechDecoderExperiment
+EXPERIMENTS = {
+    cls.__name__: cls
+    for cls in (SpeechTokenizerExperiment, LanguageModelExperiment, SpeechDecoderExperiment)
+}
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads an experiment from a Python config file or from a resolved config.json."""
+    if Path(path).suffix == ".json":
+        return experiment_from_json(artifacts.read_json(path), str(path))
+    found = configs.load(path)
+    if type(found).__name__ not in EXPERIMENTS:
+        raise UserError(f"{path}: config() returned {type(found).__name__}, not an experiment")
+    return found
+
+
+def experiment_from_json(data: dict[str, Any], where: str) -> Experiment:
+    """An experiment from its JSON data."""
+    cls = EXPERIMENTS.get(data.get("class", ""))
+    if cls is None:
+        raise UserError(f"{where}: is not the config of an experiment")
+    return configs.from_json(cls, data)
+
+
+def train(config: str | Path, *, overrides: Sequence[str] = (), workdir: str | Path) -> None:
+    """Trains what a config file says; see `train_experiment`."""
+    train_experiment(configs.override(load_experiment(config), overrides), workdir)
+
+
+def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
+    """Trains an experiment in `workdir`, or goes on where it stopped."""
+    makers: dict[type, Any] = {
+        SpeechTokenizerExperiment: _speech_tokenizer,
+        LanguageModelExperiment: _language_model,
+        SpeechDecoderExperiment: _speech_decoder,
+    }
+    resolved, stage = makers[type(experiment)](experiment)
+    fit(stage, resolved.train, workdir, resolved=resolved)
+
+
+def load_vocab(mixture: str | Path) -> Vocab:
+    """The vocabulary of a prepared mixture."""
+    shards = open_shards(mixture)
+    return next(iter(shards.values())).vocab
+
+
+def load_reader(run: str | Path) -> tuple[Reader, SpeechTokenizerExperiment, str]:
+    """A trained speech tokenizer, its experiment, and its fingerprint."""
+    weights, experiment = _load(run, SpeechTokenizerExperiment)
+    reader = Reader(experiment.model, weights.params, weights.variables)
+    return reader, experiment, weights_fingerprint(weights)
+
+
+def load_inference(run: str | Path) -> tuple[Inference, LanguageModelExperiment]:
+    """A trained language or text-to-token model."""
+    weights, experiment = _load(run, LanguageModelExperiment)
+    return Inference(experiment.model, weights.params), experiment
+
+
+def load_speech_decoder(run: str | Path) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
+    """A trained speech decoder."""
+    weights, experiment = _load(run, SpeechDecoderExperiment)
+    return SpeechDecoder(experiment.model, weights.params), experiment
+
+
+def weights_fingerprint(weights: checkpoints.Weights) -> str:
+    """Identity of trained weights: what they were trained as and for how long."""
+    meta = weights.meta
+    return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
+
+
+def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
+    weights = checkpoints.load_params(run)
+    experiment = experiment_from_json(weights.meta.config, str(run))
+    if not isinstance(experiment, cls):
+        raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
+    return weights, experiment
+
+
+def _hosts() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _chosen(data: ClipsData, features: Features) -> list[int]:
+    """Numbers of the clips that an experiment trains on."""
+    return [
+        i
+        for i, row in enumerate(features.rows)
+        if row.get("split", "train") == data.split
+        and (not data.kinds or row.get("kind") in data.kinds)
+        and row.get("speaker") not in data.not_speakers
+    ]
+
+
+def _speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerExperiment, Stage]:
+    data = given.data
+    features = Features(data.features)
+    text = TextTokenizer.load(data.text_vocab)
+    model = dataclasses.replace(given.model, text_size=given.model.text_size or text.size)
+    resolved = dataclasses.replace(given, model=model)
+    chosen = _chosen(data, features)
+    ids = [np.array(text.encode(features.rows[i]["text"]), np.int32) for i in chosen]
+    raw = [np.frombuffer(features.rows[i]["text"].encode(), np.uint8) for i in chosen]
+    clips = BucketedClips([features.length(i) for i in chosen], data.buckets)
+    longest = [max(map(len, rows)) for rows in (ids, raw)]
+
+    def collate(edge: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        mel, mel_lengths = pad_rows([features.mel(chosen[n]) for n in numbers], edge, np.float32)
+        text_ids, text_lengths = pad_rows([ids[n] for n in numbers], longest[0])
+        spelled, byte_lengths = pad_rows([raw[n] for n in numbers], longest[1])
+        return {
+            "mel": mel,
+            "mel_lengths": mel_lengths,
+            "text_ids": text_ids,
+            "text_lengths": text_lengths,
+            "bytes": spelled,
+            "byte_lengths": byte_lengths,
+        }
+
+    stage = tokenizer_stage.make_stage(
+        model,
+        resolved.loss,
+        clip_batches(clips, collate, **_hosts()),
+        identity={"features": features.fingerprint, "text": text.fingerprint},
+    )
+    return resolved, stage
+
+
+def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
+    data = given.data
+    shards = open_shards(data.mixture)
+    tasks = task_rows(shards)
+    vocab = next(iter(shards.values())).vocab
+    model = dataclasses.replace(given.model, vocab_size=given.model.vocab_size or vocab.size)
+    if model.vocab_size < vocab.size:
+        raise UserError(f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}")
+    shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
+    rows = given.train.total_steps * data.batch_size
+    plan = make_plan(tasks, [PhaseSpec("train", dict(shares), rows=rows)], seed=data.seed)
+    batches = make_batches(plan, shards, batch_size=data.batch_size, **_hosts())
+    identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
+    names = [task.name for task in tasks]
+    if given.kind == "text_to_token":
+        stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
+    else:
+        stage = lm_stage.make_stage(model, vocab, names, batches, identity=identity)
+    unseen = {
+        name: lambda rows=rows, name=name: read_batches(
+            rows, batch_size=data.batch_size, task=names.index(name)
+        )
+        for name, rows in open_shards(data.mixture, split="validation").items()
+    }
+    if unseen:
+        evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
+        stage = dataclasses.replace(stage, evals=evals)
+    return dataclasses.replace(given, model=model), stage
+
+
+def _speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperiment, Stage]:
+    data = given.data
+    features = Features(data.features)
+    codes_manifest = artifacts.read_manifest(data.codes)
+    rows = {row["id"]: row for row in artifacts.read_jsonl(Path(data.codes) / "codes.jsonl")}
+    chosen = [i for i in _chosen(data, features) if rows[features.rows[i]["id"]]["codes"]]
+    voices = sorted({features.rows[i]["speaker"] for i in chosen})
+    per_code = given.model.mel_frames_per_code
+    codes = [np.array(rows[features.rows[i]["id"]]["codes"], np.int32) for i in chosen]
+    speakers = [1 + voices.index(features.rows[i]["speaker"]) for i in chosen]
+    sample = np.concatenate([features.mel(i) for i in chosen[:500]])
+    model = dataclasses.replace(
+        given.model,
+        codebook_size=codes_manifest.extra["codebook_size"],
+        num_voices=len(voices),
+        mel_mean=float(sample.mean()),
+        mel_std=float(sample.std()),
+    )
+    clips = BucketedClips([len(row) * per_code for row in codes], data.buckets)
+
+    def collate(edge: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        padded, lengths = pad_rows([codes[n] for n in numbers], edge // per_code)
+        mels = [features.mel(chosen[n])[: len(codes[n]) * per_code] for n in numbers]
+        return {
+            "mel": pad_rows(mels, edge, np.float32)[0],
+            "codes": padded,
+            "code_lengths": lengths,
+            "voices": np.array([speakers[n] for n in numbers], np.int32),
+        }
+
+    stage = decoder_stage.make_stage(
+        model,
+        clip_batches(clips, collate, **_hosts()),
+        identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
+    )
+    return dataclasses.replace(given, model=model), stage

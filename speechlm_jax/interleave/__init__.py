@@ -1,0 +1,1 @@
+"""Plain text to interleaved speech-text documents."""

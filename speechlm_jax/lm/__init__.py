@@ -1,0 +1,1 @@
+"""Ids -> logits: the speech-text language model, its training and its inference."""

@@ -1,0 +1,55 @@
+"""Pre-training and fine-tuning of the language model on packed rows; losses by modality and task."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.losses import packed_loss
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+from speechlm_jax.vocab import Vocab
+
+
+def make_stage(
+    config: LanguageModelConfig,
+    vocab: Vocab,
+    tasks: Sequence[str],
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    evals: tuple[Evaluation, ...] = (),
+    identity: dict[str, str] | None = None,
+    name: str = "lm",
+) -> Stage:
+    """What the loop needs to train a language model.
+
+    Batches hold `ids`, `segments`, `positions`, `loss_mask` [batch, length] and `task` [batch], the
+    index of each row's task in `tasks`. The loss is the mean over counted ids, whatever their
+    modality (GLM-4-Voice report, section 4.1: no weights are mentioned).
+    """
+    model = functional(config)
+
+    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+        lm = model.bind(params, variables)
+        logits = lm(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(logits, batch)
+        is_speech = (lost.targets >= vocab.speech_offset) & (
+            lost.targets < vocab.speech_offset + vocab.codebook_size
+        )
+        metrics = {"loss/speech": lost.over(is_speech), "loss/text": lost.over(~is_speech)}
+        for number, task in enumerate(tasks):
+            metrics[f"loss/task/{task}"] = lost.over((batch["task"] == number)[:, None])
+        return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
+
+    return Stage(
+        name=name,
+        init=model.init,
+        axes=model.axes,
+        loss=loss,
+        batches=batches,
+        evals=evals,
+        identity={"vocabulary": vocab.fingerprint, **(identity or {})},
+    )

@@ -1,0 +1,1 @@
+"""Layers of every model, in Flax NNX used functionally: parameters, attention, transformer, decoding."""

@@ -1,0 +1,70 @@
+"""Attention behind one function and one rule of who sees whom.
+
+A query sees a key iff both lie in the same segment (documents packed in a row stay apart; segment
+0 is padding) and the key's block is not later than the query's: with `block=1` that is causal
+attention, with a larger block the block-causal attention of the speech tokenizer (GLM-4-Voice
+report, section 3.1), with `block=None` bidirectional attention.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from speechlm_jax.arrays import Array, Bool, Float, Int
+
+
+class Layout(NamedTuple):
+    """Where queries or keys stand: their documents and their positions in them."""
+
+    segments: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
+
+
+def whole(lengths: Int[Array, " batch"], size: int) -> Layout:
+    """The layout of right-padded sequences, one document each."""
+    places = jnp.broadcast_to(jnp.arange(size), (lengths.shape[0], size))
+    return Layout(segments=(places < lengths[:, None]).astype(jnp.int32), positions=places)
+
+
+def visible(queries: Layout, keys: Layout, block: int | None) -> Bool[Array, "batch queries keys"]:
+    """The rule above as a dense mask."""
+    mask = queries.segments[:, :, None] == keys.segments[:, None, :]
+    mask &= keys.segments[:, None, :] > 0
+    if block is not None:
+        mask &= queries.positions[:, :, None] // block >= keys.positions[:, None, :] // block
+    return mask
+
+
+def attend(
+    q: Float[Array, "batch queries heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
+    mask: Bool[Array, "batch queries keys"],
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Grouped-query attention; scores and softmax in float32.
+
+    A query that sees nothing (padding) gets finite values, which no loss counts.
+    """
+    batch, queries, heads, head_dim = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, queries, groups, heads // groups, head_dim)
+    scores = jnp.einsum("bqghd,bkgd->bghqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bghqk,bkgd->bqghd", weights, v).reshape(batch, queries, heads, head_dim)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"],
+    positions: Int[Array, "batch length"],
+    theta: float,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Rotary positions (Su et al. 2021), halves rotated against each other as in Llama."""
+    half = x.shape[-1] // 2
+    rates = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * rates
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,67 @@
+"""The decoder-only language model that `lm` and `text_to_token` share: ids -> logits."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.nn import param
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
+from speechlm_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+    """A decoder-only transformer over a vocabulary.
+
+    Attributes:
+      vocab_size: ids, padding included.
+      transformer: shape of the stack.
+      tied: whether the output layer is the embedding table.
+      dtype: dtype of activations; parameters stay float32.
+    """
+
+    vocab_size: int
+    transformer: TransformerConfig
+    tied: bool = True
+    dtype: str = "float32"
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, stack, final norm and output layer."""
+
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        embed = config.transformer.embed
+        self.embedding = param.normal(
+            rngs, (config.vocab_size, embed), ("vocab", "embed"), stddev=embed**-0.5
+        )
+        self.transformer = Transformer(config.transformer, rngs=rngs)
+        self.norm = RMSNorm(embed)
+        self.head = None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
+
+    def embed(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        """Rows of the table, scaled to unit variance."""
+        table = self.embedding[...].astype(self.config.dtype)
+        return constrain(table[ids] * self.config.transformer.embed**0.5, "batch", "length", "embed")
+
+    def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
+        """Final norm and output layer, in float32."""
+        x = self.norm(x)
+        y = x @ self.embedding[...].astype(x.dtype).T if self.head is None else self.head(x)
+        return constrain(y.astype(jnp.float32), "batch", "length", "vocab")
+
+    def __call__(
+        self, ids: Int[Array, "batch length"], layout: Layout
+    ) -> Float[Array, "batch length vocab"]:
+        """Logits of the next id at each position of (packed) sequences."""
+        return self.logits(self.transformer(self.embed(ids), layout))
+
+    def extend(
+        self, ids: Int[Array, "batch new"], layout: Layout, cache: Cache
+    ) -> tuple[Float[Array, "batch new embed"], Cache]:
+        """Hidden states of the next positions after a cache; `logits` turns them into logits."""
+        return self.transformer.extend(self.embed(ids), layout, cache)

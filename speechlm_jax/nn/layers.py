@@ -1,0 +1,82 @@
+"""Linear maps, norms and causal convolutions: the small parts that blocks are made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Float
+from speechlm_jax.nn import param
+
+
+class Linear(nnx.Module):
+    """`x @ kernel (+ bias)` over the last axis; computes in the dtype of `x`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        axes: param.Axes,
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        scale: float = 1.0,
+    ):
+        self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
+        self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich 2019), computed in float32."""
+
+    def __init__(self, size: int, *, eps: float = 1e-6):
+        self.scale = param.constant((size,), (None,), value=1.0)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...]).astype(x.dtype)
+
+
+class CausalConv(nnx.Module):
+    """A 1-D convolution whose output `t` sees inputs up to `t * stride` and none later.
+
+    The left padding of `kernel - 1` stands for the past: zeros at the start of a clip, the last
+    inputs of the previous block in a stream (`past`).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, rngs: nnx.Rngs):
+        stddev = (inputs * kernel) ** -0.5
+        self.kernel = param.normal(
+            rngs, (kernel, inputs, outputs), (None, None, "embed"), stddev=stddev
+        )
+        self.bias = param.constant((outputs,), (None,), value=0.0)
+        self.stride = stride
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time inputs"],
+        past: Float[Array, "batch past inputs"] | None = None,
+    ) -> Float[Array, "batch strided outputs"]:
+        width = self.kernel.shape[0]
+        if past is None:
+            past = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
+        y = jax.lax.conv_general_dilated(
+            jnp.concatenate([past, x], axis=1),
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride,),
+            padding="VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+def sinusoids(positions: Float[Array, "*batch"], size: int) -> Float[Array, "*batch size"]:
+    """Sinusoidal positions: sines, then cosines, of wavelengths from 2 pi to 20,000 pi."""
+    rates = jnp.exp(-jnp.log(10_000.0) * jnp.arange(size // 2) / (size // 2 - 1))
+    angles = positions[..., None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

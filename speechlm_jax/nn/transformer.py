@@ -1,0 +1,230 @@
+"""The one transformer: pre-norm blocks, stacked and scanned, with or without a cache.
+
+The speech tokenizer's encoder, its ASR decoder, the text-to-token model, the language model and
+the flow of the speech decoder are this stack with different configs.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.nn import attention, param
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a stack of blocks.
+
+    Attributes:
+      num_layers, embed, heads, kv_heads, head_dim, mlp: sizes.
+      block: attention block in positions: 1 causal, larger block-causal, None bidirectional.
+      rope_theta: base of rotary positions; None when positions are added to the inputs.
+      cross_attention: whether each block also attends to a context.
+      remat: "full" recomputes each block in the backward pass.
+      unroll: layers per scan iteration.
+    """
+
+    num_layers: int
+    embed: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    block: int | None = 1
+    rope_theta: float | None = 10_000.0
+    cross_attention: bool = False
+    remat: Literal["none", "full"] = "none"
+    unroll: int = 1
+
+
+class Cache(NamedTuple):
+    """Keys and values of what was read, in static shapes, and where each slot stands."""
+
+    k: Float[Array, "layers batch slots kv_heads head_dim"]
+    v: Float[Array, "layers batch slots kv_heads head_dim"]
+    layout: Layout
+    filled: Int[Array, ""]
+
+    @classmethod
+    def empty(
+        cls, config: TransformerConfig, *, batch: int, slots: int, dtype: jnp.dtype = jnp.float32
+    ) -> "Cache":
+        """A cache of `slots` positions that holds nothing yet (every slot is segment 0)."""
+        shape = (config.num_layers, batch, slots, config.kv_heads, config.head_dim)
+        nothing = jnp.zeros((batch, slots), jnp.int32)
+        return cls(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), Layout(nothing, nothing), jnp.int32(0)
+        )
+
+    def extend(self, layout: Layout) -> "Cache":
+        """Writes where the next positions stand; their keys and values follow layer by layer."""
+        at = (0, self.filled)
+        written = Layout(
+            jax.lax.dynamic_update_slice(self.layout.segments, layout.segments, at),
+            jax.lax.dynamic_update_slice(self.layout.positions, layout.positions, at),
+        )
+        return self._replace(layout=written)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with its four projections."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        embed, width = config.embed, config.heads * config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        self.q = Linear(embed, width, ("embed", "heads"), rngs=rngs)
+        self.k = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
+        self.v = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
+        self.o = Linear(width, embed, ("heads", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
+        self.config = config
+
+    def queries(
+        self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None
+    ) -> Float[Array, "batch length heads head_dim"]:
+        """Projected (and rotated, when `positions` are given) queries."""
+        q = self.q(x).reshape(*x.shape[:2], self.config.heads, self.config.head_dim)
+        return q if positions is None else self._rotate(q, positions)
+
+    def keys_values(
+        self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None
+    ) -> tuple[
+        Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]
+    ]:
+        """Projected (rotated) keys, and values."""
+        shape = (*x.shape[:2], self.config.kv_heads, self.config.head_dim)
+        k, v = self.k(x).reshape(shape), self.v(x).reshape(shape)
+        return (k if positions is None else self._rotate(k, positions)), v
+
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        theta = self.config.rope_theta
+        return x if theta is None else attention.rotate(x, positions, theta)
+
+    def __call__(
+        self,
+        q: Float[Array, "batch queries heads head_dim"],
+        k: Float[Array, "batch keys kv_heads head_dim"],
+        v: Float[Array, "batch keys kv_heads head_dim"],
+        mask: Bool[Array, "batch queries keys"],
+    ) -> Float[Array, "batch queries embed"]:
+        """Attends, and projects back to `embed`."""
+        out = attention.attend(q, k, v, mask)
+        return self.o(out.reshape(*out.shape[:2], -1))
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.gate = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
+        self.up = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
+        self.down = Linear(
+            config.mlp, config.embed, ("mlp", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+        )
+
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
+        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(constrain(hidden, "batch", "length", "mlp"))
+
+
+class Context(NamedTuple):
+    """What cross-attention reads: states, and which query sees which of them."""
+
+    states: Float[Array, "batch keys embed"]
+    mask: Bool[Array, "batch queries keys"]
+
+
+class Block(nnx.Module):
+    """Attention, optional cross-attention and MLP, each normalised before and added after."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(config.embed)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm2 = RMSNorm(config.embed)
+        self.mlp = Mlp(config, rngs=rngs)
+        self.cross_norm = RMSNorm(config.embed) if config.cross_attention else None
+        self.cross = Attention(config, rngs=rngs) if config.cross_attention else None
+
+    def feed_forward(
+        self, x: Float[Array, "batch length embed"], context: Context | None
+    ) -> Float[Array, "batch length embed"]:
+        """The part after self-attention."""
+        if self.cross is not None and self.cross_norm is not None and context is not None:
+            k, v = self.cross.keys_values(context.states, None)
+            x = x + self.cross(self.cross.queries(self.cross_norm(x), None), k, v, context.mask)
+        x = x + self.mlp(self.norm2(x))
+        return constrain(x, "batch", "length", "embed")
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        positions: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length length"],
+        context: Context | None,
+    ) -> Float[Array, "batch length embed"]:
+        """One block over whole sequences."""
+        normed = self.norm1(x)
+        k, v = self.attention.keys_values(normed, positions)
+        x = x + self.attention(self.attention.queries(normed, positions), k, v, mask)
+        return self.feed_forward(x, context)
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks scanned over layers; inputs and outputs have width `embed`, not normed."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.blocks = param.stack(lambda r: Block(config, rngs=r), config.num_layers, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        layout: Layout,
+        context: Context | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """Reads whole (packed) sequences."""
+        graphdef, stacked = nnx.split(self.blocks)
+        mask = attention.visible(layout, layout, self.config.block)
+
+        def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
+            return nnx.merge(graphdef, params)(x, layout.positions, mask, context), None
+
+        if self.config.remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        return jax.lax.scan(layer, x, stacked, unroll=self.config.unroll)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "batch new embed"],
+        layout: Layout,
+        cache: Cache,
+        context: Context | None = None,
+    ) -> tuple[Float[Array, "batch new embed"], Cache]:
+        """Reads the next positions after what the cache holds; equal to reading all at once."""
+        graphdef, stacked = nnx.split(self.blocks)
+        cache = cache.extend(layout)
+        mask = attention.visible(layout, cache.layout, self.config.block)
+
+        # The whole cache is the scan's carry, so that XLA updates it in place.
+        def layer(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            x, ks, vs = carry
+            number, params = inputs
+            block = nnx.merge(graphdef, params)
+            normed = block.norm1(x)
+            k, v = block.attention.keys_values(normed, layout.positions)
+            at = (number, 0, cache.filled, 0, 0)
+            ks = jax.lax.dynamic_update_slice(ks, k[None].astype(ks.dtype), at)
+            vs = jax.lax.dynamic_update_slice(vs, v[None].astype(vs.dtype), at)
+            q = block.attention.queries(normed, layout.positions)
+            x = x + block.attention(q, ks[number].astype(x.dtype), vs[number].astype(x.dtype), mask)
+            return (block.feed_forward(x, context), ks, vs), None
+
+        numbers = jnp.arange(self.config.num_layers)
+        (x, ks, vs), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (numbers, stacked))
+        return x, cache._replace(k=ks, v=vs, filled=cache.filled + x.shape[1])

@@ -1,0 +1,1 @@
+"""The whole chain as resumable steps: corpora, training, evaluation, chat and report."""

@@ -1,0 +1,36 @@
+"""One training run in a process of its own, which ends when the quickstart that started it does.
+
+Usage: python -m speechlm_jax.quickstart.child CONFIG.json WORKDIR   (standard input: the parent's pipe)
+"""
+
+import logging
+import os
+import sys
+import threading
+
+from speechlm_jax import experiment
+from speechlm_jax.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
+
+
+def main(config: str, workdir: str) -> int:
+    """Trains; exit codes as of every command."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        experiment.train(config, workdir=workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except Stopped:
+        return EXIT_STOPPED
+    return EXIT_OK
+
+
+def _end_with_parent() -> None:
+    # The pipe closes when the parent is gone, however it died; two writers would harm a workdir.
+    sys.stdin.buffer.read()
+    os._exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

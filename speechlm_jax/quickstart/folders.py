@@ -1,0 +1,40 @@
+"""Where everything of a quickstart run lies: one name for each step's folder."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """The folders and files of a run, in the order in which steps make them."""
+
+    run: Path
+
+    def __getattr__(self, name: str) -> Path:
+        if name not in NAMES:
+            raise AttributeError(name)
+        return self.run / NAMES[name]
+
+
+NAMES = {
+    "world": "world.json",
+    "clips": "clips",
+    "features": "features",
+    "text_model": "text.model",
+    "tokenizer": "tokenizer",
+    "codes": "codes",
+    "documents": "documents",
+    "sources": "sources.json",
+    "prepared": "prepared",
+    "text_to_token": "text_to_token",
+    "speech_decoder": "speech_decoder",
+    "interleaved": "interleaved",
+    "dialogues": "dialogues",
+    "lm_interleaved": "lm_interleaved",
+    "lm_baseline": "lm_baseline",
+    "chat": "chat",
+    "scores": "scores",
+    "items": "items",
+    "audio": "audio",
+    "timing": "timing",
+}

@@ -1,0 +1,94 @@
+"""Figures -> verdicts: the quickstart's bars in one table, and what a guess would give."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+
+from speechlm_jax.evals.items import Figure
+from speechlm_jax.quickstart.report_inputs import Claim
+
+_RULES = {
+    "at least": operator.ge,
+    "at most": operator.le,
+    "above": operator.gt,
+    "below": operator.lt,
+}
+_GUESS = 1 / 8  # values an attribute
+
+CHANCE = {
+    "tokenizer/abx": 0.5,
+    "qa/": _GUESS,
+    "chat/": _GUESS,
+    "storycloze/": 0.5,
+}
+
+
+def _margin(stem: str, words: str) -> tuple[Claim, Claim]:
+    figure = f"{stem}/margin"
+    return (
+        Claim(f"{words}: the interleaved arm is 25 points ahead", figure, "at least", 0.25),
+        Claim(f"{words}: the margin's interval excludes zero", figure, "above", 0.0, part="low"),
+    )
+
+
+CLAIMS = (
+    Claim("Tokenizer: word errors on unseen strings of words", "tokenizer/wer", "at most", 0.25),
+    Claim("Tokenizer: errors on names and values", "tokenizer/entity_wer", "at most", 0.25),
+    Claim("Tokenizer: with another clip's codes", "tokenizer/wer_shuffled", "at least", 0.8),
+    Claim("Codebook entries in use", "tokenizer/codebook_usage", "at least", 0.5),
+    Claim("ABX on unheard words beats chance", "tokenizer/abx", "below", 0.5, part="high"),
+    Claim("Text-to-token: word errors read back", "text_to_token/wer", "at most", 0.25),
+    Claim("Speech decoder: word errors read back", "speech_decoder/wer", "at most", 0.5),
+    Claim("S→T, same wording", "qa/s2t/interleaved", "at least", 0.6),
+    Claim("S→T, new wording", "qa/s2t_new_wording/interleaved", "at least", 0.4),
+    *_margin("qa/s2t", "S→T"),
+    *_margin("qa/s2t_new_wording", "S→T, new wording"),
+    *_margin("qa/s2t_choice", "S→T by likelihood"),
+    *_margin("qa/s2t_new_wording_choice", "S→T by likelihood, new wording"),
+    Claim("The other arm knows the facts as text", "qa/t2t/baseline", "at least", 0.9),
+    Claim("Chat, text-guided", "chat/text_guided", "at least", 0.5),
+    *(
+        Claim(
+            f"{words} falls to a guess with shuffled codes", figure, "at most", _GUESS, part="low"
+        )
+        for words, figure in (
+            ("S→T", "qa/s2t_shuffled/interleaved"),
+            ("S→S", "qa/s2s_shuffled/interleaved"),
+            ("Chat", "chat/text_guided_shuffled"),
+        )
+    ),
+    *(
+        Claim(words, figure, "above", bar, part="low", kind="finding")
+        for words, figure, bar in (
+            ("S→S: the interleaved arm is ahead", "qa/s2s/margin", 0.0),
+            ("S→S by likelihood: it is ahead", "qa/s2s_choice/margin", 0.0),
+            ("Facts met as text alone are spoken", "qa/s2t_text_only/interleaved", _GUESS),
+        )
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A claim, the number it was held against, and whether it holds; None if not measured."""
+
+    claim: Claim
+    measured: float | None
+    met: bool | None
+
+
+def judge(claims: Sequence[Claim], figures: Mapping[str, Figure]) -> list[Verdict]:
+    """Holds every claim against its figure."""
+    verdicts = []
+    for claim in claims:
+        figure = figures.get(claim.figure)
+        measured = None if figure is None else float(getattr(figure, claim.part))
+        met = None if measured is None else bool(_RULES[claim.rule](measured, claim.bar))
+        verdicts.append(Verdict(claim, measured, met))
+    return verdicts
+
+
+def chance_of(figure: str, chance: Mapping[str, float]) -> float | None:
+    """What a guess gives: by the longest beginning of the figure's name that is listed."""
+    begins = [beginning for beginning in chance if figure.startswith(beginning)]
+    return chance[max(begins, key=len)] if begins else None

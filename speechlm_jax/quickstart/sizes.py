@@ -1,0 +1,158 @@
+"""How large a quickstart is: every number of the chain, in one place for each size."""
+
+import dataclasses
+from typing import Literal
+
+from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.interleave.build import InterleaveConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.speech_decoder.flow import FlowConfig
+from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
+from speechlm_jax.text_to_token.synthesize import SynthesisConfig
+from speechlm_jax.train.loop import TrainConfig
+from speechlm_jax.train.optimizer import OptimizerConfig
+
+Size = Literal["full", "micro"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """What is spoken and written.
+
+    Attributes:
+      train_clips: clips of the TTS corpus; `string_ratio` of them are strings of random words, the
+        others sentences that pair people and values at random.
+      eval_clips: held-out clips of each kind.
+      question_voices: held-out voices that ask about every fact.
+      dialogue_voices: training voices that ask about each fact of a dialogue.
+      stories: stories told by held-out voices.
+      documents: documents to be interleaved, of about `document_words` words.
+      text_documents: documents that stay text, about the facts that stand only in text.
+    """
+
+    train_clips: int = 9000
+    string_ratio: float = 0.667
+    eval_clips: int = 240
+    question_voices: int = 3
+    dialogue_voices: int = 8
+    stories: int = 100
+    documents: int = 4000
+    text_documents: int = 1200
+    document_words: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSize:
+    """Steps and rows of one training."""
+
+    steps: int
+    batch_size: int
+    peak: float = 3e-3
+    final: float = 5e-5
+    warmup_steps: int = 80
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_fraction: float = 0.2
+
+    def config(self, *, seed: int, log: int = 20) -> TrainConfig:
+        """The loop's config."""
+        optimizer = OptimizerConfig(
+            peak=self.peak,
+            final=self.final,
+            warmup_steps=min(self.warmup_steps, self.steps // 4),
+            schedule=self.schedule,
+            decay_fraction=self.decay_fraction,
+            b2=0.98,
+            weight_decay=0.05,
+        )
+        return TrainConfig(
+            total_steps=self.steps,
+            optimizer=optimizer,
+            seed=seed,
+            log_every_steps=min(log, self.steps),
+            save_every_steps=max(1, min(200, self.steps // 4)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig:
+    """The whole chain."""
+
+    corpus: CorpusConfig
+    buckets: BucketConfig
+    tokenizer: SpeechTokenizerConfig
+    tokenizer_training: TrainingSize
+    row_length: int
+    text_to_token: LanguageModelConfig
+    text_to_token_training: TrainingSize
+    synthesis: SynthesisConfig
+    interleave: InterleaveConfig
+    lm: LanguageModelConfig
+    lm_training: TrainingSize
+    speech_decoder: FlowConfig
+    speech_decoder_training: TrainingSize
+    chat_training: TrainingSize
+
+
+def make_config(size: Size) -> QuickstartConfig:
+    """The numbers of a size: `full` makes the claims of the README, `micro` none."""
+    return FULL if size == "full" else MICRO
+
+
+def _transformer(layers: int, embed: int, heads: int) -> TransformerConfig:
+    return TransformerConfig(
+        layers, embed, heads, heads, embed // heads, mlp=embed * 8 // 3 // 16 * 16
+    )
+
+
+FULL = QuickstartConfig(
+    corpus=CorpusConfig(),
+    buckets=BucketConfig(batch_size=16, edges=(160, 208, 352)),
+    tokenizer=SpeechTokenizerConfig(text_size=0, quantizer=QuantizerConfig(start_step=500)),
+    tokenizer_training=TrainingSize(steps=2000, batch_size=16),
+    row_length=512,
+    text_to_token=LanguageModelConfig(0, _transformer(4, 128, 4)),
+    text_to_token_training=TrainingSize(steps=1800, batch_size=4),
+    synthesis=SynthesisConfig(),
+    interleave=InterleaveConfig(),
+    lm=LanguageModelConfig(0, _transformer(4, 128, 4)),
+    lm_training=TrainingSize(steps=2200, batch_size=4),
+    speech_decoder=FlowConfig(0, 0),
+    speech_decoder_training=TrainingSize(steps=1500, batch_size=16, peak=2e-3),
+    chat_training=TrainingSize(steps=200, batch_size=4, peak=1e-3, final=0.0),
+)
+
+_SMALL = _transformer(1, 32, 2)
+MICRO = dataclasses.replace(
+    FULL,
+    corpus=CorpusConfig(
+        train_clips=160,
+        eval_clips=12,
+        question_voices=1,
+        dialogue_voices=1,
+        stories=6,
+        documents=40,
+        text_documents=20,
+    ),
+    buckets=BucketConfig(batch_size=8, edges=(224, 416)),
+    tokenizer=SpeechTokenizerConfig(
+        text_size=0,
+        encoder=EncoderConfig(layers=1, embed=32, heads=2, mlp=64, latent_dim=16),
+        quantizer=QuantizerConfig(codebook_size=256, codebook_dim=16, start_step=4),
+        late_layers=1,
+        decoder_layers=1,
+    ),
+    tokenizer_training=TrainingSize(steps=12, batch_size=8),
+    row_length=256,
+    text_to_token=LanguageModelConfig(0, _SMALL),
+    text_to_token_training=TrainingSize(steps=12, batch_size=4),
+    lm=LanguageModelConfig(0, _SMALL),
+    lm_training=TrainingSize(steps=12, batch_size=4),
+    speech_decoder=FlowConfig(
+        0, 0, embed=32, heads=2, mlp=64, encoder_layers=1, estimator_layers=1
+    ),
+    speech_decoder_training=TrainingSize(steps=12, batch_size=8),
+    chat_training=TrainingSize(steps=8, batch_size=4),
+)

@@ -1,0 +1,92 @@
+"""The evaluation clips of a run, as the questions, stories and words that `evals` scores."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.evals.abx import SpokenWord
+from speechlm_jax.evals.spoken_qa import Question
+from speechlm_jax.evals.storycloze import Part, Story
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES
+from speechlm_jax.world.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """Codes of every evaluation clip, by kind."""
+
+    folder: Path
+    world: World
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the codes folder."""
+        return list(artifacts.read_jsonl(self.folder / CODES))
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind of clip."""
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def questions(self, kind: str = "question") -> list[Question]:
+        """Every spoken question, with spoken answers of the same voice where there are any."""
+        answers = {(row["speaker"], row["text"]): row["codes"] for row in self.of_kind("answer")}
+        tables = self.world.tables
+        facts = {fact.id: fact for fact in self.world.facts}
+        lead = tables.answer_lead
+        made = []
+        for row in self.of_kind(kind):
+            fact = facts[row["fact"]]
+            values = tables.attributes[fact.attribute]
+            spoken = [answers.get((row["speaker"], f"{lead} {value}")) for value in values]
+            made.append(
+                Question(
+                    fact=row["fact"],
+                    wording=fact.kind,
+                    voice=row["speaker"],
+                    text=row["text"],
+                    lead=lead,
+                    answer=fact.value,
+                    values=values,
+                    codes=row["codes"],
+                    spoken_answers=tuple(c for c in spoken if c is not None),
+                )
+            )
+        return made
+
+    def stories(self) -> list[Story]:
+        """Every spoken story with its two endings."""
+        parts: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in self.of_kind("story"):
+            parts.setdefault(row["story"], {})[row["part"]] = row
+        return [
+            Story(
+                story=name,
+                voice=its["beginning"]["speaker"],
+                wording="story",
+                beginning=_part(its["beginning"]),
+                right=_part(its["right"]),
+                wrong=_part(its["wrong"]),
+            )
+            for name, its in parts.items()
+        ]
+
+    def unseen_words(self) -> list[SpokenWord]:
+        """The words that the tokenizer never heard, in several voices."""
+        return [
+            SpokenWord(row["text"], row["speaker"], np.array(row["codes"], np.int32))
+            for row in self.of_kind("unseen_word")
+        ]
+
+
+def _part(row: dict[str, Any]) -> Part:
+    return Part(row["text"], row["codes"])
+
+
+def by_class(questions: Sequence[Question], kind: str) -> list[Question]:
+    """The questions about facts of one class."""
+    return [question for question in questions if question.wording == kind]

@@ -1,0 +1,138 @@
+"""Conditional flow matching: codes -> mel frames (GLM-4-Voice report, section 3.2).
+
+A block-causal token encoder reads the codes; an estimator of the velocity field (Lipman et al.
+2023, optimal-transport paths) reads noisy mel frames, the encoded codes, the time and a voice.
+Mel frames travel in patches, the codes' rate times a small factor, so that attention stays short.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.nn import param
+from speechlm_jax.nn.attention import Layout, whole
+from speechlm_jax.nn.layers import Linear, RMSNorm, sinusoids
+from speechlm_jax.nn.transformer import Transformer, TransformerConfig
+
+SIGMA_MIN = 1e-4  # width of the paths' end, as in Matcha-TTS and CosyVoice
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """The flow.
+
+    Attributes:
+      codebook_size: codes it reads.
+      num_voices: training voices; voice 0 of the table stands for "any".
+      num_mels: mel bins it makes.
+      mel_frames_per_code: 8 at 12.5 Hz with mel frames at 100 Hz.
+      patches_per_code: positions of the estimator for each code.
+      embed, heads, mlp: width of both stacks.
+      encoder_layers, estimator_layers: depth of the token encoder and of the estimator.
+      block_codes: codes of an attention block in both stacks; None sees the whole clip.
+      mel_mean, mel_std: of the training mel frames; the flow works on standardised frames.
+    """
+
+    codebook_size: int
+    num_voices: int
+    num_mels: int = 80
+    mel_frames_per_code: int = 8
+    patches_per_code: int = 2
+    embed: int = 160
+    heads: int = 4
+    mlp: int = 448
+    encoder_layers: int = 2
+    estimator_layers: int = 4
+    block_codes: int | None = 10
+    mel_mean: float = 0.0
+    mel_std: float = 1.0
+
+    @property
+    def frames_per_patch(self) -> int:
+        """Mel frames of a patch."""
+        return self.mel_frames_per_code // self.patches_per_code
+
+    def stack(self, layers: int, *, positions_per_code: int) -> TransformerConfig:
+        """A stack at the rate of codes or of patches."""
+        block = None if self.block_codes is None else self.block_codes * positions_per_code
+        head_dim = self.embed // self.heads
+        return TransformerConfig(
+            layers, self.embed, self.heads, self.heads, head_dim, self.mlp, block=block
+        )
+
+
+class Flow(nnx.Module):
+    """The token encoder and the velocity estimator."""
+
+    def __init__(self, config: FlowConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        embed, patch = config.embed, config.frames_per_patch * config.num_mels
+        self.codes = param.normal(rngs, (config.codebook_size, embed), ("vocab", "embed"), stddev=1.0)
+        self.voices = param.normal(rngs, (config.num_voices + 1, embed), (None, "embed"), stddev=1.0)
+        self.encoder = Transformer(config.stack(config.encoder_layers, positions_per_code=1), rngs=rngs)
+        self.encoder_norm = RMSNorm(embed)
+        self.patch_in = Linear(patch, embed, (None, "embed"), rngs=rngs)
+        self.code_in = Linear(embed, embed * config.patches_per_code, ("embed", None), rngs=rngs)
+        self.time_in = Linear(embed, embed, (None, "embed"), rngs=rngs)
+        estimator = config.stack(config.estimator_layers, positions_per_code=config.patches_per_code)
+        self.estimator = Transformer(estimator, rngs=rngs)
+        self.out_norm = RMSNorm(embed)
+        self.patch_out = Linear(embed, patch, ("embed", None), rngs=rngs, scale=0.1)
+
+    def condition(
+        self, codes: Int[Array, "batch frames"], lengths: Int[Array, " batch"], voices: Int[Array, " batch"]
+    ) -> Float[Array, "batch patches embed"]:
+        """What the estimator knows of the speech: encoded codes at the patch rate, and the voice."""
+        x = self.encoder(self.codes[...][codes], whole(lengths, codes.shape[1]))
+        x = self.code_in(self.encoder_norm(x))
+        x = x.reshape(x.shape[0], -1, self.config.embed)
+        return x + self.voices[...][voices][:, None]
+
+    def velocity(
+        self,
+        noisy: Float[Array, "batch patches patch"],
+        time: Float[Array, " batch"],
+        condition: Float[Array, "batch patches embed"],
+        layout: Layout,
+    ) -> Float[Array, "batch patches patch"]:
+        """The velocity field at `time` in [0, 1]."""
+        times = self.time_in(sinusoids(1000.0 * time, self.config.embed))
+        x = self.patch_in(noisy) + condition + times[:, None]
+        return self.patch_out(self.out_norm(self.estimator(x, layout)))
+
+    def patches(
+        self, mel: Float[Array, "batch mel_frames mels"]
+    ) -> Float[Array, "batch patches patch"]:
+        """Standardised mel frames, `frames_per_patch` at a time."""
+        config = self.config
+        scaled = (mel - config.mel_mean) / config.mel_std
+        return scaled.reshape(mel.shape[0], -1, config.frames_per_patch * config.num_mels)
+
+    def codes_to_mel(
+        self,
+        codes: Int[Array, "batch frames"],
+        lengths: Int[Array, " batch"],
+        voices: Int[Array, " batch"],
+        noise: Float[Array, "batch patches patch"],
+        *,
+        steps: int = 10,
+    ) -> Float[Array, "batch mel_frames mels"]:
+        """Solves the flow from `noise` by Euler steps on a cosine time schedule.
+
+        Codes are right-padded (`lengths` count); mel frames of padding are meaningless.
+        """
+        condition = self.condition(codes, lengths, voices)
+        layout = whole(lengths * self.config.patches_per_code, noise.shape[1])
+        times = 1 - jnp.cos(jnp.linspace(0.0, 1.0, steps + 1) * 0.5 * jnp.pi)
+
+        def step(x: Array, span: tuple[Array, Array]) -> tuple[Array, None]:
+            here, there = span
+            velocity = self.velocity(x, jnp.full(x.shape[0], here), condition, layout)
+            return x + (there - here) * velocity, None
+
+        x, _ = jax.lax.scan(step, noise, (times[:-1], times[1:]))
+        mel = x.reshape(x.shape[0], -1, self.config.num_mels)
+        return mel * self.config.mel_std + self.config.mel_mean

@@ -1,0 +1,60 @@
+"""Codes -> mel frames -> samples with a trained flow."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
+from speechlm_jax.speech_decoder.flow import FlowConfig
+from speechlm_jax.speech_decoder.stage import functional
+
+
+class SpeechDecoder:
+    """A trained flow that turns codes into mel frames; the vocoder turns those into samples."""
+
+    def __init__(
+        self, config: FlowConfig, params: PyTree, *, batch_size: int = 32, multiple: int = 32
+    ):
+        self.config = config
+        self._batch_size = batch_size
+        self._multiple = multiple
+        model = functional(config)
+
+        @partial(jax.jit, static_argnames="steps")
+        def solve(codes: Array, lengths: Array, voices: Array, seed: Array, steps: int) -> Array:
+            patches = codes.shape[1] * config.patches_per_code
+            shape = (codes.shape[0], patches, config.frames_per_patch * config.num_mels)
+            noise = jax.random.normal(jax.random.key(seed), shape)
+            return model.bind(params).codes_to_mel(codes, lengths, voices, noise, steps=steps)
+
+        self._solve = solve
+
+    def codes_to_mel(
+        self,
+        codes: Sequence[Int[ndarray, " frames"]],
+        *,
+        voices: Sequence[int] | int = 0,
+        steps: int = 10,
+        seed: int = 0,
+    ) -> list[Float[ndarray, "mel_frames mels"]]:
+        """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose."""
+        voices = [voices] * len(codes) if isinstance(voices, int) else list(voices)
+        mels = []
+        for first in range(0, len(codes), self._batch_size):
+            rows = codes[first : first + self._batch_size]
+            longest = max(1, *map(len, rows)) if rows else 1
+            size = -(-longest // self._multiple) * self._multiple
+            batch = np.zeros((self._batch_size, size), np.int32)
+            lengths = np.zeros(self._batch_size, np.int32)
+            chosen = np.zeros(self._batch_size, np.int32)
+            for row, clip in enumerate(rows):
+                batch[row, : len(clip)] = clip
+                lengths[row] = len(clip)
+                chosen[row] = voices[first + row]
+            made = np.asarray(self._solve(batch, lengths, chosen, jnp.uint32(seed + first), steps))
+            per_code = self.config.mel_frames_per_code
+            mels += [mel[: len(clip) * per_code] for mel, clip in zip(made, rows, strict=False)]
+        return mels

@@ -1,0 +1,1 @@
+"""Speech -> codes: the supervised Whisper-VQ speech tokenizer, its training and its streaming."""

@@ -1,0 +1,64 @@
+"""A feature folder -> a codes folder: what the tokenizer hears in every clip."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.recordings import Features
+from speechlm_jax.speech_tokenizer.reading import Reader
+
+KIND = "codes"
+CODES = "codes.jsonl"
+CLIPS_PER_CALL = 512
+
+
+def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
+    """What a codes folder says of its codes: whose they are, their rate and their range."""
+    return {
+        "tokenizer": fingerprint,
+        "frame_rate_hz": reader.config.frame_rate_hz,
+        "codebook_size": reader.config.quantizer.codebook_size,
+    }
+
+
+def features_to_codes(
+    features: Features,
+    reader: Reader,
+    out: str | Path,
+    *,
+    tokenizer: str,
+    keep: Callable[[dict[str, Any]], bool] = lambda row: True,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> artifacts.Manifest:
+    """Writes codes of the clips that `keep` takes; a finished folder of the same inputs is kept.
+
+    Args:
+      tokenizer: fingerprint of the tokenizer, carried by everything made from its codes.
+      progress: called with the number of clips done since the last call.
+    """
+    chosen = [i for i, row in enumerate(features.rows) if keep(row)]
+    ids = [features.rows[i]["id"] for i in chosen]
+    inputs = {"features": features.fingerprint, "tokenizer": tokenizer}
+    config = {"clips": configs.fingerprint(ids)}
+    if artifacts.is_current(out, KIND, inputs=inputs, config=config):
+        return artifacts.read_manifest(out)
+    counts = {"clips": 0, "codes": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for first in range(0, len(chosen), CLIPS_PER_CALL):
+            numbers = chosen[first : first + CLIPS_PER_CALL]
+            codes = reader.mels_to_codes([features.mel(i) for i in numbers])
+            for i, clip in zip(numbers, codes, strict=True):
+                row = {k: v for k, v in features.rows[i].items() if k not in ("start", "stop")}
+                counts["clips"] += 1
+                counts["codes"] += len(clip)
+                yield {**row, "codes": clip.tolist()}
+            progress(len(numbers))
+
+    artifacts.write_jsonl(Path(out) / CODES, rows())
+    return artifacts.write_manifest(
+        out, KIND, inputs=inputs, config=config, counts=counts, files=[CODES],
+        extra=identity(reader, tokenizer),
+    )  # fmt: skip

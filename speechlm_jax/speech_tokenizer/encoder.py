@@ -1,0 +1,149 @@
+"""Encoder: mel frames -> latents, block by block (GLM-4-Voice report, section 3.1).
+
+Causal convolutions (100 Hz to 50 Hz), block-causal attention, average pooling, a projection to the
+codebook's width. `Carry` holds what a stream has read, so that `extend` over blocks equals the
+whole clip at once.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.nn.attention import Layout, whole
+from speechlm_jax.nn.layers import CausalConv, Linear, RMSNorm, sinusoids
+from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
+
+CONV_STRIDE = 2  # as in Whisper: 100 mel frames a second become 50 encoder frames
+CONV_KERNEL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder up to the quantizer.
+
+    Attributes:
+      num_mels: mel bins in.
+      layers, embed, heads, mlp: the stack before pooling.
+      pool_factor: encoder frames (50 Hz) averaged into one code: 1, 2, 4, 8 for 50 to 6.25 Hz.
+      block_frames: encoder frames of an attention block; a multiple of `pool_factor`.
+      latent_dim: width of the latents, that is of the codebook.
+      rope_theta: base of rotary positions in every stack; None adds sinusoids, as Whisper does.
+    """
+
+    num_mels: int = 80
+    layers: int = 3
+    embed: int = 144
+    heads: int = 4
+    mlp: int = 384
+    pool_factor: int = 4
+    block_frames: int = 32
+    latent_dim: int = 64
+    rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_frames % self.pool_factor:
+            raise ValueError("block_frames must be a multiple of pool_factor")
+
+    @property
+    def mel_frames_per_code(self) -> int:
+        """Mel frames that one code stands for."""
+        return CONV_STRIDE * self.pool_factor
+
+    @property
+    def block_mel_frames(self) -> int:
+        """Mel frames of one streaming step."""
+        return CONV_STRIDE * self.block_frames
+
+    def transformer(self) -> TransformerConfig:
+        """The stack's shape."""
+        return TransformerConfig(
+            num_layers=self.layers,
+            embed=self.embed,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.embed // self.heads,
+            mlp=self.mlp,
+            block=self.block_frames,
+            rope_theta=self.rope_theta,
+        )
+
+
+class Carry(NamedTuple):
+    """What a stream remembers: the convolutions' last inputs, and the attention's past."""
+
+    conv1: Float[Array, "batch past mels"]
+    conv2: Float[Array, "batch past embed"]
+    cache: Cache
+
+
+class Encoder(nnx.Module):
+    """Mel frames to latents at the code rate, and to states before pooling (for the early CTC)."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        embed = config.embed
+        self.conv1 = CausalConv(config.num_mels, embed, kernel=CONV_KERNEL, stride=1, rngs=rngs)
+        self.conv2 = CausalConv(embed, embed, kernel=CONV_KERNEL, stride=CONV_STRIDE, rngs=rngs)
+        self.transformer = Transformer(config.transformer(), rngs=rngs)
+        self.norm = RMSNorm(embed)
+        self.project = Linear(embed, config.latent_dim, ("embed", None), rngs=rngs)
+
+    def start(self, *, batch: int, max_mel_frames: int) -> Carry:
+        """The carry at the start of streams of at most `max_mel_frames`."""
+        config = self.config
+        return Carry(
+            jnp.zeros((batch, CONV_KERNEL - 1, config.num_mels)),
+            jnp.zeros((batch, CONV_KERNEL - 1, config.embed)),
+            Cache.empty(
+                config.transformer(), batch=batch, slots=-(-max_mel_frames // CONV_STRIDE)
+            ),
+        )
+
+    def states(
+        self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
+    ) -> Float[Array, "batch encoder_frames embed"]:
+        """States at 50 Hz of whole clips."""
+        x = jax.nn.gelu(self.conv2(jax.nn.gelu(self.conv1(mel))))
+        layout = whole(-(-mel_lengths // CONV_STRIDE), x.shape[1])
+        return self.norm(self.transformer(self.placed(x, layout), layout))
+
+    def extend(
+        self, mel: Float[Array, "batch block_mel_frames mels"], carry: Carry
+    ) -> tuple[Float[Array, "batch encoder_frames embed"], Carry]:
+        """States of the next whole block of a stream."""
+        x1 = jax.nn.gelu(self.conv1(mel, carry.conv1))
+        x2 = jax.nn.gelu(self.conv2(x1, carry.conv2))
+        batch, new = x2.shape[:2]
+        positions = jnp.broadcast_to(carry.cache.filled + jnp.arange(new), (batch, new))
+        layout = Layout(jnp.ones_like(positions), positions)
+        x, cache = self.transformer.extend(self.placed(x2, layout), layout, carry.cache)
+        past = CONV_KERNEL - 1
+        return self.norm(x), Carry(mel[:, -past:], x1[:, -past:], cache)
+
+    def placed(
+        self, x: Float[Array, "batch length embed"], layout: Layout
+    ) -> Float[Array, "batch length embed"]:
+        """Adds sinusoidal positions, at half weight so that they do not drown `x`."""
+        if self.config.rope_theta is not None:
+            return x
+        return x + 0.5 * sinusoids(layout.positions.astype(jnp.float32), x.shape[-1])
+
+    def latents(
+        self, states: Float[Array, "batch encoder_frames embed"]
+    ) -> Float[Array, "batch frames latent_dim"]:
+        """Average pooling and projection; frames of a last partial group are dropped."""
+        batch, length, embed = states.shape
+        frames = length // self.config.pool_factor
+        groups = states[:, : frames * self.config.pool_factor]
+        return self.project(groups.reshape(batch, frames, self.config.pool_factor, embed).mean(axis=2))
+
+    def valid_frames(
+        self, mel_lengths: Int[Array, " batch"], frames: int
+    ) -> Bool[Array, "batch frames"]:
+        """Which codes stand for whole groups of real mel frames."""
+        lengths = mel_lengths // self.config.mel_frames_per_code
+        return jnp.arange(frames)[None] < lengths[:, None]

@@ -1,0 +1,158 @@
+"""The speech tokenizer: mel -> codes -> text, as one ASR model with a quantizer in its middle.
+
+Encoder | quantizer | the rest of the encoder | attention decoder (GLM-4-Voice report, section
+3.1 and figure 1). At small sizes two CTC heads help the supervision: bytes before pooling, text
+ids over the codes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.nn import param
+from speechlm_jax.nn.attention import Layout, visible, whole
+from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.transformer import Context, Transformer, TransformerConfig
+from speechlm_jax.speech_tokenizer.encoder import Carry, Encoder, EncoderConfig
+from speechlm_jax.speech_tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
+
+NUM_BYTES = 256  # classes of the early CTC, which reads UTF-8; its blank is the next id
+MEL_RATE_HZ = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """The whole model.
+
+    Attributes:
+      text_size: ids of the transcripts' vocabulary; the CTC blank and the decoder's start and end
+        follow them.
+      encoder, quantizer: their configs; `latent_dim` must equal `codebook_dim`.
+      late_layers: encoder layers after the quantizer.
+      decoder_layers: layers of the attention decoder.
+    """
+
+    text_size: int
+    encoder: EncoderConfig = EncoderConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    late_layers: int = 2
+    decoder_layers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.encoder.latent_dim != self.quantizer.codebook_dim:
+            raise ValueError("encoder.latent_dim must equal quantizer.codebook_dim")
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Codes a second."""
+        return MEL_RATE_HZ / self.encoder.mel_frames_per_code
+
+    @property
+    def blank(self) -> int:
+        """The blank of the CTC over the codes."""
+        return self.text_size
+
+    @property
+    def start(self) -> int:
+        """What the attention decoder reads first, and says last."""
+        return self.text_size
+
+    def stack(self, layers: int, *, block: int | None, cross: bool = False) -> TransformerConfig:
+        """A stack of the encoder's width."""
+        return dataclasses.replace(
+            self.encoder.transformer(), num_layers=layers, block=block, cross_attention=cross
+        )
+
+
+class Heard(NamedTuple):
+    """Everything that training looks at; `ctc_*` are logits."""
+
+    latents: Float[Array, "batch frames codebook_dim"]
+    quantized: Quantized
+    frames: Bool[Array, "batch frames"]
+    early_ctc: Float[Array, "batch encoder_frames bytes"]
+    ctc: Float[Array, "batch frames classes"]
+    memory: Float[Array, "batch frames embed"]
+
+
+class SpeechTokenizer(nnx.Module):
+    """Encoder, quantizer and the reader that supervises them."""
+
+    def __init__(self, config: SpeechTokenizerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        embed = config.encoder.embed
+        classes = config.text_size + 1
+        late_block = config.encoder.block_frames // config.encoder.pool_factor
+        self.encoder = Encoder(config.encoder, rngs=rngs)
+        self.early_ctc = Linear(embed, NUM_BYTES + 1, ("embed", None), rngs=rngs, bias=True)
+        self.quantizer = Quantizer(config.quantizer, rngs=rngs)
+        self.unproject = Linear(config.encoder.latent_dim, embed, (None, "embed"), rngs=rngs)
+        self.late = Transformer(config.stack(config.late_layers, block=late_block), rngs=rngs)
+        self.late_norm = RMSNorm(embed)
+        self.ctc = Linear(embed, classes, ("embed", "vocab"), rngs=rngs, bias=True)
+        self.embedding = param.normal(rngs, (classes, embed), ("vocab", "embed"), stddev=1.0)
+        self.decoder = Transformer(
+            config.stack(config.decoder_layers, block=1, cross=True), rngs=rngs
+        )
+        self.decoder_norm = RMSNorm(embed)
+        self.head = Linear(embed, classes, ("embed", "vocab"), rngs=rngs, bias=True)
+
+    def mel_to_codes(
+        self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
+    ) -> Int[Array, "batch frames"]:
+        """Codes of whole clips; `frames = mel_frames // mel_frames_per_code`, a last part dropped.
+
+        Codes of padding are meaningless: `mel_lengths // mel_frames_per_code` of a row count.
+        """
+        return self.quantizer.nearest(self.encoder.latents(self.encoder.states(mel, mel_lengths)))
+
+    def step(
+        self, carry: Carry, mel: Float[Array, "batch block_mel_frames mels"]
+    ) -> tuple[Carry, Int[Array, "batch frames"]]:
+        """Codes of the next whole block of a stream; equal to `mel_to_codes` of the whole."""
+        states, carry = self.encoder.extend(mel, carry)
+        return carry, self.quantizer.nearest(self.encoder.latents(states))
+
+    def memory(
+        self, vectors: Float[Array, "batch frames codebook_dim"], frames: Bool[Array, "batch frames"]
+    ) -> Float[Array, "batch frames embed"]:
+        """The rest of the encoder, over code vectors."""
+        layout = whole(jnp.sum(frames, axis=1), vectors.shape[1])
+        x = self.encoder.placed(self.unproject(vectors), layout)
+        return self.late_norm(self.late(x, layout))
+
+    def codes_to_memory(
+        self, codes: Int[Array, "batch frames"], frames: Bool[Array, "batch frames"]
+    ) -> Float[Array, "batch frames embed"]:
+        """What the reader makes of codes alone."""
+        return self.memory(self.quantizer.lookup(codes), frames)
+
+    def hear(
+        self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
+    ) -> Heard:
+        """The training pass up to the attention decoder."""
+        states = self.encoder.states(mel, mel_lengths)
+        latents = self.encoder.latents(states)
+        frames = self.encoder.valid_frames(mel_lengths, latents.shape[1])
+        quantized = self.quantizer(latents)
+        memory = self.memory(quantized.vectors, frames)
+        return Heard(
+            latents, quantized, frames, self.early_ctc(states), self.ctc(memory), memory
+        )
+
+    def read(
+        self,
+        memory: Float[Array, "batch frames embed"],
+        frames: Bool[Array, "batch frames"],
+        ids: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+    ) -> Float[Array, "batch length classes"]:
+        """Teacher-forced logits of the attention decoder; `ids` begin with `config.start`."""
+        layout = whole(lengths, ids.shape[1])
+        keys = Layout(frames.astype(jnp.int32), jnp.zeros(frames.shape, jnp.int32))
+        context = Context(memory, visible(layout, keys, None))
+        x = self.encoder.placed(self.embedding[...][ids], layout)
+        return self.head(self.decoder_norm(self.decoder(x, layout, context)))

@@ -1,0 +1,122 @@
+"""Vector quantizer: latents -> codes, with an EMA codebook that gradients never touch.
+
+GLM-4-Voice report, section 3.1: exponential moving averages, commitment loss, and random restart
+of entries whose mean use falls under a threshold (Jukebox, Dhariwal et al. 2020).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechlm_jax.arrays import Array, Bool, Float, Int, Key
+from speechlm_jax.nn.param import Buffer
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerConfig:
+    """The codebook.
+
+    Attributes:
+      codebook_size, codebook_dim: entries and their width.
+      ema_decay: of counts and sums.
+      dead_code_threshold: an entry whose average count falls below this is restarted.
+      start_step: updates before latents are quantized; until then the codebook is filled with
+        recent latents, so that it starts from the data (0 quantizes from the first step).
+    """
+
+    codebook_size: int = 512
+    codebook_dim: int = 64
+    ema_decay: float = 0.97
+    dead_code_threshold: float = 0.05
+    start_step: int = 0
+
+
+class Quantized(NamedTuple):
+    """Codes, their vectors (gradients pass straight through), and the commitment error a frame."""
+
+    codes: Int[Array, "batch frames"]
+    vectors: Float[Array, "batch frames codebook_dim"]
+    commitment: Float[Array, "batch frames"]
+
+
+class Quantizer(nnx.Module):
+    """The codebook and its moving averages, as `variables`."""
+
+    def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        size, dim = config.codebook_size, config.codebook_dim
+        first = jax.random.normal(rngs.params(), (size, dim))
+        self.codebook = Buffer(first)
+        self.ema_count = Buffer(jnp.ones(size))
+        self.ema_sum = Buffer(first)
+        self.updates = Buffer(jnp.int32(0))
+
+    def nearest(self, latents: Float[Array, "*batch codebook_dim"]) -> Int[Array, "*batch"]:
+        """Index of the nearest entry (squared L2), the lowest index on ties."""
+        codebook = self.codebook[...]
+        distance = jnp.sum(codebook**2, axis=-1) - 2 * latents.astype(jnp.float32) @ codebook.T
+        return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+    def lookup(self, codes: Int[Array, "*batch"]) -> Float[Array, "*batch codebook_dim"]:
+        """The vectors of codes."""
+        return self.codebook[...][codes]
+
+    def __call__(self, latents: Float[Array, "batch frames codebook_dim"]) -> Quantized:
+        """Quantizes; before `start_step` updates the latents pass unquantized."""
+        codes = self.nearest(latents)
+        vectors = self.lookup(codes)
+        active = self.updates[...] >= self.config.start_step
+        error = jnp.mean((latents - jax.lax.stop_gradient(vectors)) ** 2, axis=-1)
+        through = latents + jax.lax.stop_gradient(vectors - latents)
+        return Quantized(
+            codes, jnp.where(active, through, latents), jnp.where(active, error, 0.0)
+        )
+
+    def updated(
+        self,
+        latents: Float[Array, "batch frames codebook_dim"],
+        codes: Int[Array, "batch frames"],
+        valid: Bool[Array, "batch frames"],
+        key: Key[Array, ""],
+    ) -> dict[str, Array]:
+        """The quantizer's variables after this batch; padded frames count for nothing."""
+        state = (self.codebook[...], self.ema_count[...], self.ema_sum[...])
+        flat = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1]).astype(jnp.float32)
+        mask = valid.reshape(-1).astype(jnp.float32)
+        updates = self.updates[...]
+        following = self._ema(state, flat, codes.reshape(-1), mask, key)
+        collected = self._collect(state, flat, mask, key, updates)
+        active = updates >= self.config.start_step
+        codebook, count, total = jax.tree.map(
+            lambda a, b: jnp.where(active, a, b), following, collected
+        )
+        return {"codebook": codebook, "ema_count": count, "ema_sum": total, "updates": updates + 1}
+
+    def _ema(self, state: tuple, flat: Array, codes: Array, mask: Array, key: Array) -> tuple:
+        """Moving averages of the vectors that chose each entry; unused entries restart."""
+        _, count, total = state
+        decay, size = self.config.ema_decay, self.config.codebook_size
+        chosen = jax.nn.one_hot(codes, size) * mask[:, None]
+        count = decay * count + (1 - decay) * jnp.sum(chosen, axis=0)
+        total = decay * total + (1 - decay) * (chosen.T @ flat)
+        dead = count < self.config.dead_code_threshold
+        fresh = self._draw(flat, mask, key, size)
+        count = jnp.where(dead, 1.0, count)
+        total = jnp.where(dead[:, None], fresh, total)
+        return total / count[:, None], count, total
+
+    def _collect(self, state: tuple, flat: Array, mask: Array, key: Array, updates: Array) -> tuple:
+        """Before quantization starts: the codebook holds latents of the last eight batches."""
+        codebook, count, _ = state
+        share = -(-self.config.codebook_size // 8)
+        slots = (updates * share + jnp.arange(share)) % self.config.codebook_size
+        codebook = codebook.at[slots].set(self._draw(flat, mask, key, share))
+        return codebook, jnp.ones_like(count), codebook
+
+    def _draw(self, flat: Array, mask: Array, key: Array, number: int) -> Array:
+        """Random valid latents, drawn with replacement."""
+        picked = jax.random.categorical(key, jnp.where(mask > 0, 0.0, -jnp.inf), shape=(number,))
+        return flat[picked]

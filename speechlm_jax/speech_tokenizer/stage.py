@@ -1,0 +1,135 @@
+"""Training of the speech tokenizer: ASR losses, commitment, and the codebook's moving averages."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from speechlm_jax.arrays import Array, Float, Int, Key, PyTree
+from speechlm_jax.nn.losses import cross_entropy
+from speechlm_jax.nn.param import Functional
+from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
+from speechlm_jax.speech_tokenizer.model import (
+    NUM_BYTES,
+    Heard,
+    SpeechTokenizer,
+    SpeechTokenizerConfig,
+)
+from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerLoss:
+    """Weights of the losses, each a mean per clip.
+
+    Attributes:
+      decoder: cross-entropy of the attention decoder, a text id.
+      ctc: CTC of text ids over the codes, a text id (0 switches it off).
+      early_ctc: CTC of bytes at 50 Hz before pooling, a byte (0 switches it off).
+      commitment: squared distance of latents to their entries.
+    """
+
+    decoder: float = 1.0
+    ctc: float = 1.0
+    early_ctc: float = 0.3
+    commitment: float = 0.25
+
+
+def functional(config: SpeechTokenizerConfig) -> Functional:
+    """The model as functions of its parameters."""
+    return Functional(lambda rngs: SpeechTokenizer(config, rngs=rngs))
+
+
+def make_stage(
+    config: SpeechTokenizerConfig,
+    weights: SpeechTokenizerLoss,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    evals: tuple[Evaluation, ...] = (),
+    identity: dict[str, str] | None = None,
+) -> Stage:
+    """What the loop needs to train a speech tokenizer.
+
+    Batches hold `mel` [batch, mel_frames, mels], `mel_lengths` [batch], `text_ids` [batch, length]
+    and `text_lengths`, `bytes` [batch, bytes] and `byte_lengths`; a row with text length 0 is
+    padding and counts for nothing.
+    """
+    model = functional(config)
+
+    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+        tokenizer = model.bind(params, variables)
+        heard = tokenizer.hear(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
+        real = (batch["text_lengths"] > 0).astype(jnp.float32)
+        parts = {
+            "decoder": _decoder_loss(tokenizer, heard, batch),
+            "ctc": ctc_loss(
+                heard.ctc, jnp.sum(heard.frames, axis=1), batch["text_ids"], batch["text_lengths"],
+                blank=config.blank,
+            ),
+            "early_ctc": ctc_loss(
+                heard.early_ctc, -(-batch["mel_lengths"] // CONV_STRIDE), batch["bytes"],
+                batch["byte_lengths"], blank=NUM_BYTES,
+            ),
+            "commitment": _mean(heard.quantized.commitment, heard.frames),
+        }
+        total = sum(getattr(weights, name) * part for name, part in parts.items())
+        quantizer = tokenizer.quantizer.updated(
+            heard.latents, heard.quantized.codes, heard.frames & (real[:, None] > 0), key
+        )
+        metrics: dict[str, Any] = {
+            name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
+        }
+        return LossOutput(
+            jnp.sum(total * real), jnp.sum(real), {**variables, "quantizer": quantizer}, metrics
+        )
+
+    return Stage(
+        name="speech_tokenizer",
+        init=model.init,
+        axes=model.axes,
+        loss=loss,
+        batches=batches,
+        evals=evals,
+        identity=identity or {},
+    )
+
+
+def _decoder_loss(
+    tokenizer: SpeechTokenizer, heard: Heard, batch: dict[str, Array]
+) -> Float[Array, " batch"]:
+    """Cross-entropy a text id of the attention decoder, which says `start` at the end."""
+    start = tokenizer.config.start
+    ids, lengths = batch["text_ids"], batch["text_lengths"]
+    places = jnp.arange(ids.shape[1] + 1)[None]
+    said = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=start)
+    targets = jnp.where(places < lengths[:, None], jnp.pad(ids, ((0, 0), (0, 1))), start)
+    logits = tokenizer.read(heard.memory, heard.frames, said, lengths + 1)
+    return _mean(cross_entropy(logits, targets), places <= lengths[:, None])
+
+
+def ctc_loss(
+    logits: Float[Array, "batch time classes"],
+    times: Int[Array, " batch"],
+    labels: Int[Array, "batch labels"],
+    label_lengths: Int[Array, " batch"],
+    *,
+    blank: int,
+) -> Float[Array, " batch"]:
+    """CTC loss (Graves et al. 2006) of each row, divided by its number of labels."""
+    late = jnp.arange(logits.shape[1])[None] >= times[:, None]
+    pad = jnp.arange(labels.shape[1])[None] >= label_lengths[:, None]
+    losses = optax.ctc_loss(
+        logits, late.astype(jnp.float32), labels, pad.astype(jnp.float32), blank_id=blank
+    )
+    # A clip shorter than its labels has no path: optax gives about 1e5, which would drown the rest.
+    possible = losses < 1e4
+    return jnp.where(possible, losses, 0.0) / jnp.maximum(label_lengths, 1)
+
+
+def _mean(values: Float[Array, "batch length"], mask: Array) -> Float[Array, " batch"]:
+    mask = mask.astype(jnp.float32)
+    return jnp.sum(values * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)

@@ -1,0 +1,47 @@
+"""Training of the text-to-token model: a language model over `voice tts text | speech` rows.
+
+Paper section 2.2: a decoder-only model trained on TTS pairs tokenised with the speech tokenizer;
+the loss is on the speech side alone (the task's `inputs` carry no loss).
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.losses import packed_loss
+from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+from speechlm_jax.vocab import Vocab
+
+
+def make_stage(
+    config: LanguageModelConfig,
+    vocab: Vocab,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    evals: tuple[Evaluation, ...] = (),
+    identity: dict[str, str] | None = None,
+) -> Stage:
+    """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`)."""
+    model = functional(config)
+
+    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+        logits = model.bind(params)(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(logits, batch)
+        right = (jnp.argmax(logits, axis=-1) == lost.targets) * lost.weights
+        metrics = {"accuracy": (jnp.sum(right), lost.weight_sum)}
+        return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
+
+    return Stage(
+        name="text_to_token",
+        init=model.init,
+        axes=model.axes,
+        loss=loss,
+        batches=batches,
+        evals=evals,
+        identity={"vocabulary": vocab.fingerprint, **(identity or {})},
+    )

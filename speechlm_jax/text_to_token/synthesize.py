@@ -1,0 +1,87 @@
+"""Text -> codes, in batches, with a guard on the length of what comes out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.nn.decode import Sampling
+from speechlm_jax.nn.inference import GenerateRequest, Inference
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """How speech is sampled.
+
+    Attributes:
+      temperature, top_p: of the next code.
+      min_frames_per_word, max_frames_per_word: speech outside these bounds is rejected.
+    """
+
+    temperature: float = 0.5
+    top_p: float = 1.0
+    min_frames_per_word: float = 1.0
+    max_frames_per_word: float = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechRequest:
+    """Say `text` in a training voice, by its name; the same seed gives the same codes."""
+
+    text: str
+    voice: str
+    seed: int
+
+
+class TextToToken:
+    """A trained text-to-token model."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        vocab: Vocab,
+        text_tokenizer: TextTokenizer,
+        config: SynthesisConfig = SynthesisConfig(),
+    ):
+        self._inference = inference
+        self._vocab = vocab
+        self._text = text_tokenizer
+        self._config = config
+        self._allowed = vocab.allowed("speech", specials=("end_of_speech",))
+
+    def prompt(self, request: SpeechRequest) -> list[int]:
+        """What the model reads before it speaks: voice, task marker, text, begin of speech."""
+        vocab = self._vocab
+        text_ids = self._text.encode(request.text)
+        return [vocab.voice_id(request.voice), vocab["tts"], *text_ids, vocab["begin_of_speech"]]
+
+    def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " frames"]]:
+        """Codes of each text; empty where what was sampled never ended or has no likely length."""
+        vocab, bound = self._vocab, self._config.max_frames_per_word
+        words = [max(1, len(request.text.split())) for request in requests]
+        replies = self._inference.generate(
+            [
+                GenerateRequest(
+                    prompt=self.prompt(request),
+                    allowed=self._allowed,
+                    stops=(vocab["end_of_speech"],),
+                    # Few distinct limits, so that few programs are compiled.
+                    max_new=int(-(-(bound * number + 1) // 64) * 64),
+                    seed=request.seed,
+                )
+                for request, number in zip(requests, words, strict=True)
+            ],
+            sampling=Sampling(self._config.temperature, self._config.top_p),
+        )
+        codes = [vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
+        return [
+            row if self._likely(len(row), number) else row[:0]
+            for row, number in zip(codes, words, strict=True)
+        ]
+
+    def _likely(self, frames: int, words: int) -> bool:
+        config = self._config
+        return config.min_frames_per_word * words <= frames <= config.max_frames_per_word * words

@@ -1,0 +1,1 @@
+"""The training loop that knows no model: stages, state, step, checkpoints, logs, signals."""

@@ -1,0 +1,116 @@
+"""Scalars of a run: metrics.jsonl, TensorBoard event files (without TensorFlow), and the console."""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from speechlm_jax import artifacts
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+_log = logging.getLogger("speechlm.train")
+
+
+class ScalarLog:
+    """Writes each line of figures to metrics.jsonl and to an event file; on the first host only."""
+
+    def __init__(self, workdir: str | Path, *, after_step: int = 0):
+        """Opens the logs of a run; lines of steps after `after_step` are dropped.
+
+        A run that goes on from an older checkpoint repeats those steps.
+        """
+        self._metrics = self._events = None
+        if jax.process_index() != 0:
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        drop_lines_after(workdir / METRICS, after_step)
+        self._metrics = open(workdir / METRICS, "a", encoding="utf-8")
+        self._events = _EventFile(workdir / TENSORBOARD, first_step=after_step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Appends one line of figures at a step; a figure that is not finite is left out."""
+        if self._metrics is None or self._events is None:
+            return
+        finite = {name: float(x) for name, x in figures.items() if abs(float(x)) < float("inf")}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        self._metrics.flush()
+        self._events.write(step, finite)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._metrics is not None and self._events is not None:
+            self._metrics.close()
+            self._events.close()
+
+
+class _EventFile:
+    """A TensorBoard event file of scalars; `first_step` voids what older files say of it and later."""
+
+    def __init__(self, folder: Path, *, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter(open(folder / name, "wb"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, event: Event) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the lines of metrics.jsonl up to `step`; a line cut short by a crash goes too."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+    if kept != text:
+        artifacts.write_bytes(path, kept.encode())
+
+
+def _step_of(line: str) -> int | float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+def console_line(
+    name: str, step: int, total: int, figures: Mapping[str, float], *, seconds_left: float
+) -> str:
+    """One line for a person: where the run is, how it does, and when it ends."""
+    rates = f"{figures['rows_per_second']:.3g} rows/s"
+    loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "no finite loss"
+    return f"{name} {step}/{total}  {loss}  {rates}  ETA {clock(seconds_left)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, seconds = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def info(message: str, *values: object) -> None:
+    """Logs a line for a person, on the first host only."""
+    if jax.process_index() == 0:
+        _log.info(message, *values)

@@ -1,0 +1,360 @@
+"""The one training loop. Its order is a contract: restore, step, log, evaluate, save.
+
+workdir/config.json      the resolved config
+workdir/checkpoints/     see checkpoints.py
+workdir/metrics.jsonl    one JSON object a line, each with its "step"
+workdir/tensorboard/     the same figures as event files
+"""
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from speechlm_jax import artifacts, config as configs
+from speechlm_jax.errors import Stopped, UserError
+from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, to_global
+from speechlm_jax.train import checkpoints
+from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train.logs import ScalarLog, console_line, info
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.prefetch import Prefetch
+from speechlm_jax.train.signals import StopSignal
+from speechlm_jax.train.stage import EvalState, Metrics, Stage
+from speechlm_jax.train.state import StateLayout, TrainState, init_state, make_layout
+from speechlm_jax.train.step import make_train_step
+
+CONFIG = "config.json"
+# Fields that change how a run is carried out and not what comes out of it.
+OPERATIONAL = frozenset(
+    {"mesh", "log_every_steps", "save_every_steps", "keep_last", "keep_every_steps"}
+)
+# What weights cannot be used without: the meaning of the ids and of the codes.
+CARRIED_IDENTITY = ("vocabulary", "tokenizer")
+
+_log = logging.getLogger("speechlm.train")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a stage is trained.
+
+    Attributes:
+      total_steps: updates in the whole run.
+      seed: of the initial weights and of everything random in the steps.
+      num_microbatches: into how many parts each batch is split to save memory.
+      keep_last, keep_every_steps: which checkpoints stay; see `CheckpointWriter`.
+      init_from: workdir or checkpoint of another run whose weights this one starts with; it is read
+        only when this run has no checkpoint of its own.
+      max_skipped_steps: so many updates in a row without a finite gradient end the run.
+    """
+
+    total_steps: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    num_microbatches: int = 1
+    log_every_steps: int = 20
+    save_every_steps: int = 500
+    keep_last: int = 2
+    keep_every_steps: int = 0
+    init_from: str | None = None
+    max_skipped_steps: int = 100
+
+
+def fit(
+    stage: Stage, config: TrainConfig, workdir: str | Path, *, resolved: Any = None
+) -> TrainState:
+    """Trains a stage to `config.total_steps` and returns its state.
+
+    A workdir with checkpoints is a run to go on with: the newest good one is restored, and the run
+    ends in the same state, bit for bit, as one that was never interrupted. A finished run returns
+    its state at once.
+
+    Args:
+      resolved: the whole config that led here, kept beside the checkpoints and compared on
+        resuming; by default `config`.
+
+    Raises:
+      Stopped: SIGINT or SIGTERM came; the state is saved.
+      UserError: the workdir holds another run, batches ran out, or a batch does not divide.
+    """
+    _check(config)
+    return _Run(stage, config, Path(workdir), config if resolved is None else resolved).fit()
+
+
+class _Run:
+    """One call of `fit`: what stays the same between its steps, and its clocks."""
+
+    def __init__(self, stage: Stage, config: TrainConfig, workdir: Path, resolved: Any):
+        self.stage, self.config, self.workdir = stage, config, workdir
+        self.resolved = resolved if isinstance(resolved, dict) else configs.to_json(resolved)
+        self.fingerprint = configs.fingerprint(_decisive(self.resolved))
+        self.mesh: Mesh = make_mesh(config.mesh)
+        self.optimizer = make_optimizer(
+            config.optimizer, total_steps=config.total_steps, axes=stage.axes
+        )
+        self.layout: StateLayout = make_layout(stage, self.optimizer, mesh=self.mesh)
+        self.rows_seen = 0
+        self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+        self.started = (time.perf_counter(), time.process_time())
+
+    def fit(self) -> TrainState:
+        with jax.set_mesh(self.mesh), StopSignal() as stop:
+            state, step = self.restore()
+            if step >= self.config.total_steps:
+                return state
+            if jax.process_index() == 0:
+                artifacts.write_json(self.workdir / CONFIG, self.resolved)
+            writer = CheckpointWriter(
+                self.workdir,
+                keep_last=self.config.keep_last,
+                keep_every_steps=self.config.keep_every_steps,
+            )
+            log = ScalarLog(self.workdir, after_step=step)
+            try:
+                writer.set_aside_after(step)
+                state = self.loop(state, step, writer, log, stop)
+            finally:
+                log.close()
+                writer.close()
+            if stop.asked:  # after the last step: the caller must not start what comes next
+                raise Stopped(f"{self.stage.name}: finished and saved")
+            return state
+
+    def restore(self) -> tuple[TrainState, int]:
+        """The newest good checkpoint of this run, or another run's weights, or a fresh draw."""
+        folder = checkpoints.latest_good(self.workdir)
+        if folder is not None:
+            meta = checkpoints.read_meta(folder)
+            self._check_same_run(folder, meta)
+            self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
+            info(
+                "%s: going on from step %d of %d",
+                self.stage.name,
+                meta.step,
+                self.config.total_steps,
+            )
+            return checkpoints.restore(folder, self.layout.abstract), meta.step
+        state = init_state(self.stage, self.optimizer, self.layout, seed=self.config.seed)
+        if self.config.init_from is not None:
+            weights = checkpoints.restore_weights(self.config.init_from, self.layout.abstract)
+            self._check_carried(weights.meta)
+            state = dataclasses.replace(state, params=weights.params, variables=weights.variables)
+            info(
+                "%s: weights of %s, step %d",
+                self.stage.name,
+                self.config.init_from,
+                weights.meta.step,
+            )
+        return state, 0
+
+    def loop(
+        self,
+        state: TrainState,
+        step: int,
+        writer: CheckpointWriter,
+        log: ScalarLog,
+        stop: StopSignal,
+    ) -> TrainState:
+        """Do not change the order: what is saved at a step has been logged and evaluated."""
+        config = self.config
+        train_step = make_train_step(
+            self.stage, self.optimizer, self.layout, num_microbatches=config.num_microbatches
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 itself drew the weights
+        interval = _Interval(config, self.stage.name)
+        with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches:
+            for step in range(step + 1, config.total_steps + 1):
+                batch = self._next(batches, step)
+                state, metrics = train_step(state, to_global(batch, mesh=self.mesh), key)
+                rows = _rows(batch) * jax.process_count()
+                self.rows_seen += rows
+                interval.add(metrics, rows)
+                last = step == config.total_steps
+                stopping = stop.should_stop(step)
+                if step % config.log_every_steps == 0 or last:
+                    log.write(step, interval.close(step))
+                interval.leave_out(self._evaluate(state, step, log))
+                if step % config.save_every_steps == 0 or last or stopping:
+                    writer.save(state, self._meta(step))
+                writer.check()
+                if stopping:
+                    raise Stopped(
+                        f"{self.stage.name}: saved at step {step} of {config.total_steps}"
+                    )
+        return state
+
+    def _next(self, batches: Prefetch[dict[str, np.ndarray]], step: int) -> dict[str, np.ndarray]:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise UserError(
+                f"{self.stage.name}: the batches ended before step {step} of "
+                f"{self.config.total_steps}; lower total_steps or give more data"
+            ) from None
+        shards = self.mesh.shape[BATCH_AXES[0]] * self.mesh.shape[BATCH_AXES[1]]
+        rows, parts = _rows(batch) * jax.process_count(), shards * self.config.num_microbatches
+        if rows % parts:
+            raise UserError(
+                f"{self.stage.name}: a batch of {rows} rows does not divide into "
+                f"{self.config.num_microbatches} micro batches over {shards} devices (replica x fsdp)"
+            )
+        return batch
+
+    def _evaluate(self, state: TrainState, step: int, log: ScalarLog) -> float:
+        """Runs what is due and returns the seconds that it took."""
+        began = time.perf_counter()
+        for evaluation in self.stage.evals:
+            if step % evaluation.every_steps == 0 or step == self.config.total_steps:
+                figures = evaluation.run(EvalState(step, state.params, state.variables))
+                log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
+                shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
+                info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
+        return time.perf_counter() - began
+
+    def _meta(self, step: int) -> Meta:
+        wall, cpu = self.started
+        return Meta(
+            stage=self.stage.name,
+            step=step,
+            rows_seen=self.rows_seen,
+            identity=dict(self.stage.identity),
+            config=self.resolved,
+            fingerprint=self.fingerprint,
+            timing={
+                "wall_seconds": self.timing["wall_seconds"] + time.perf_counter() - wall,
+                "cpu_seconds": self.timing["cpu_seconds"] + time.process_time() - cpu,
+            },
+        )
+
+    def _check_same_run(self, folder: Path, meta: Meta) -> None:
+        """A run is resumed as what it was, or not at all."""
+        mine = {"stage": self.stage.name, **self.stage.identity}
+        theirs = {"stage": meta.stage, **meta.identity}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise UserError(
+                    f"{folder}: was trained with {name} {theirs.get(name)}, this run has "
+                    f"{mine.get(name)}; use another workdir"
+                )
+        if meta.fingerprint != self.fingerprint:
+            difference = _first_difference(_decisive(meta.config), _decisive(self.resolved))
+            raise UserError(
+                f"{folder}: was trained with {difference}; use another workdir (init_from takes "
+                f"the weights along)"
+            )
+
+    def _check_carried(self, meta: Meta) -> None:
+        for name in CARRIED_IDENTITY:
+            mine, theirs = self.stage.identity.get(name), meta.identity.get(name)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise UserError(
+                    f"init_from={self.config.init_from}: has {name} {theirs}, this run has {mine}"
+                )
+
+
+class _Interval:
+    """Metrics since the last log line; they stay on the device until the line is written."""
+
+    def __init__(self, config: TrainConfig, name: str):
+        self._config, self._name = config, name
+        self._skipped_in_a_row = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._pending: list[Metrics] = []
+        self._rows = 0
+        self._since = time.perf_counter()
+
+    def add(self, metrics: Metrics, rows: int) -> None:
+        """Takes one step's metrics; waits for nothing."""
+        self._pending.append(metrics)
+        self._rows += rows
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps the time of something else, such as an evaluation, out of the rates."""
+        self._since += seconds
+
+    def close(self, step: int) -> dict[str, float]:
+        """Waits for the device, returns the interval's figures and starts the next one."""
+        fetched: list[Mapping[str, tuple[Any, Any]]] = jax.device_get(self._pending)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        figures = ratios(fetched)
+        figures["rows_per_second"] = self._rows / seconds
+        figures["seconds_per_step"] = seconds / len(fetched)
+        left = (self._config.total_steps - step) * figures["seconds_per_step"]
+        info(
+            "%s",
+            console_line(self._name, step, self._config.total_steps, figures, seconds_left=left),
+        )
+        self._count_skipped(step, [bool(metrics["skipped_steps"][0]) for metrics in fetched])
+        self._restart()
+        return figures
+
+    def _count_skipped(self, step: int, skipped: list[bool]) -> None:
+        if any(skipped):
+            _log.warning(
+                "%s %d: %d steps without a finite gradient", self._name, step, sum(skipped)
+            )
+        for one in skipped:
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if one else 0
+            if self._skipped_in_a_row >= self._config.max_skipped_steps:
+                raise UserError(
+                    f"{self._name}: {self._skipped_in_a_row} steps in a row up to step {step} had no "
+                    f"finite gradient; lower optimizer.peak or look for bad values in the data"
+                )
+
+
+def ratios(steps: list[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Sum of numerators over sum of denominators, by name; names without weight are left out."""
+    names = dict.fromkeys(itertools.chain.from_iterable(steps))
+    figures: dict[str, float] = {}
+    for name in names:
+        pairs = [metrics[name] for metrics in steps if name in metrics]
+        above, below = (sum(float(pair[i]) for pair in pairs) for i in (0, 1))
+        if below:
+            figures[name] = above / below
+    return figures
+
+
+def _rows(batch: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _check(config: TrainConfig) -> None:
+    for name in (
+        "total_steps",
+        "num_microbatches",
+        "log_every_steps",
+        "save_every_steps",
+        "keep_last",
+    ):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")
+
+
+def _decisive(data: Any) -> Any:
+    """Config data without what may change between two sittings of one run."""
+    if isinstance(data, list):
+        return [_decisive(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    operational = OPERATIONAL if data.get("class") == TrainConfig.__name__ else frozenset()
+    return {key: _decisive(item) for key, item in data.items() if key not in operational}
+
+
+def _first_difference(theirs: Any, mine: Any, path: str = "") -> str:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(theirs.keys() | mine.keys()):
+            if theirs.get(key) != mine.get(key):
+                where = f"{path}.{key}" if path else key
+                return _first_difference(theirs.get(key), mine.get(key), where)
+    return f"{path or 'config'}={theirs!r}, this run has {mine!r}"

@@ -1,0 +1,136 @@
+"""The optimizer: AdamW with a learning rate that is a function of the step alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from speechlm_jax.arrays import Array, Float, Int, PyTree
+from speechlm_jax.errors import UserError
+
+# Tables that are looked up rather than multiplied; decay would shrink rare rows to nothing.
+TABLE_AXES = frozenset({"vocab", "codebook"})
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    Attributes:
+      peak: learning rate after the warm-up.
+      final: learning rate of the last step; "constant" stays at `peak` and ignores it.
+      warmup_steps: linear rise; step n of the warm-up uses peak * n / warmup_steps.
+      schedule: what follows; "wsd" (warm-up, stable, decay) holds `peak` and falls linearly over
+        the last `decay_fraction` of the run.
+      weight_decay: for matrices; norms and biases never decay, tables of embeddings if
+        `decay_embeddings`.
+      clip_norm: largest norm of the whole gradient; None clips nothing.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    peak: float = 1e-3
+    final: float = 0.0
+    warmup_steps: int = 100
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    decay_fraction: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False
+    clip_norm: float | None = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An update rule and its learning rate.
+
+    The rate is applied by the step and not inside `transform`, so that a skipped update does not
+    shift the schedule and a resumed run needs nothing but its step.
+
+    Attributes:
+      transform: gradients to updates of unit learning rate, to be subtracted.
+      learning_rate: the rate of update n = 1, 2, ... of the run.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = None) -> Optimizer:
+    """Builds the optimizer of a run of `total_steps` updates.
+
+    Args:
+      axes: the parameters' logical axes (see `Stage.axes`): a stacked layer axis does not count
+        as a dimension when matrices are told from vectors.
+
+    Raises:
+      UserError: the warm-up is longer than the run, or a number is out of its range.
+    """
+    _check(config, total_steps)
+    transform = optax.chain(
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(
+            config.weight_decay,
+            mask=lambda params: decay_mask(params, axes, embeddings=config.decay_embeddings),
+        ),
+    )
+    return Optimizer(transform=transform, learning_rate=make_schedule(config, total_steps))
+
+
+def make_schedule(
+    config: OptimizerConfig, total_steps: int
+) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """The learning rate of update n (1 .. total_steps); update `total_steps` has exactly `final`."""
+    after = total_steps - config.warmup_steps
+    decay = max(1, round(config.decay_fraction * total_steps))
+    body = {
+        "constant": optax.constant_schedule(config.peak),
+        "linear": optax.linear_schedule(config.peak, config.final, max(1, after)),
+        "cosine": lambda n: (
+            config.final
+            + (config.peak - config.final)
+            * 0.5
+            * (1 + jnp.cos(math.pi * jnp.clip(n / max(1, after), 0, 1)))
+        ),
+        "wsd": optax.linear_schedule(config.peak, config.final, decay, max(0, after - decay)),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return body
+    warmup = optax.linear_schedule(0.0, config.peak, config.warmup_steps)
+    return optax.join_schedules([warmup, body], [config.warmup_steps])
+
+
+def decay_mask(params: PyTree, axes: PyTree = None, *, embeddings: bool = False) -> PyTree:
+    """True for each parameter that decays: two dimensions or more, stacked layers not counted."""
+
+    def decays(param: Any, names: tuple[str | None, ...] | None) -> bool:
+        names = names or ()
+        matrix = param.ndim - names.count("layers") >= 2
+        return matrix and (embeddings or not TABLE_AXES.intersection(names))
+
+    if axes is None:
+        return jax.tree.map(lambda param: decays(param, None), params)
+    return jax.tree.map(decays, params, axes)
+
+
+def _check(config: OptimizerConfig, total_steps: int) -> None:
+    if not 0 <= config.warmup_steps <= total_steps:
+        raise UserError(
+            f"optimizer.warmup_steps: {config.warmup_steps} is not within the run's {total_steps} steps"
+        )
+    if config.peak <= 0 or config.final < 0:
+        raise UserError(f"optimizer.peak: {config.peak} and final {config.final} must be positive")
+    if not 0 < config.decay_fraction <= 1:
+        raise UserError(f"optimizer.decay_fraction: {config.decay_fraction} is not within 0 .. 1")
+    if config.clip_norm is not None and config.clip_norm <= 0:
+        raise UserError(
+            f"optimizer.clip_norm: {config.clip_norm} must be positive, or null for none"
+        )

@@ -1,0 +1,77 @@
+"""Every sub-command: its help shows an example that parses, and it calls a verb that exists."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from speechlm_jax.cli import main as cli
+from speechlm_jax.cli import options
+
+PACKAGE = Path(cli.__file__).parents[1]
+if not (PACKAGE / "experiment.py").is_file() and not (PACKAGE / "experiment").is_dir():
+    pytest.skip("speechlm_jax.experiment is not written yet", allow_module_level=True)
+
+
+def _help(command: str, capsys) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.parse([command, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_help_shows_an_example_that_parses(command, capsys):
+    text = _help(command, capsys)
+    lines = [line.strip() for line in text.partition("\nexample:\n")[2].splitlines()]
+    examples = [line for line in lines if line]
+    assert examples and all(line.startswith(f"speechlm {command}") for line in examples)
+    for line in examples:
+        arguments = cli.parse(shlex.split(line)[1:])
+        assert callable(arguments.run)
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_every_command_takes_the_common_options(command, capsys):
+    text = _help(command, capsys)
+    for option in ("--module", "--quiet", "--verbose", "--log-json"):
+        assert option in text
+    assert "--out" in text or "--workdir" in text
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkeypatch, tmp_path):
+    module = importlib.import_module(f"speechlm_jax.cli.{command}")
+    rooms = [getattr(module, name) for name in ("experiment", "steps") if hasattr(module, name)]
+    assert len(rooms) == 1
+    verb = mock.create_autospec(getattr(rooms[0], command), return_value={"done": 1})
+    monkeypatch.setattr(rooms[0], command, verb)
+    (tmp_path / "my_config.py").touch()
+    monkeypatch.chdir(tmp_path)
+    line = {"train": "speechlm train my_config.py a=1 --workdir w b=2"}.get(command)
+    if line is None:
+        line = _help(command, capsys).partition("\nexample:\n")[2].splitlines()[0].strip()
+    arguments = cli.parse(shlex.split(line)[1:])
+    assert arguments.run(arguments) == 0
+    verb.assert_called_once()
+    out = capsys.readouterr().out
+    assert command == "train" or json.loads(out) == {"done": 1}
+    if command == "train":
+        assert verb.call_args.kwargs["overrides"] == ["a=1", "b=2"]
+
+
+def test_train_imports_no_tensorflow():
+    code = (
+        "import sys\n"
+        "import speechlm_jax.cli.train\n"
+        "print(sorted({'seqio', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,24 @@
+"""Before JAX starts: four CPU devices, so that sharding is tested on a laptop, and a shared cache."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import jax
+
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Many tests build the same small model anew, here or in a process of their own; each is compiled
+# once a session.  A path that the caller has set stays.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="speechlm_test_cache_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+    # a plugin of pytest may have imported JAX already, which then has not seen the environment
+    jax.config.update("jax_compilation_cache_dir", _cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)

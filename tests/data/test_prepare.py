@@ -1,0 +1,285 @@
+"""Tasks from files, functions, codes, TFDS -> rows on disk (the file that imports TensorFlow)."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():  # TensorFlow's own deprecations are not ours to mend
+    warnings.simplefilter("ignore")
+    import seqio
+    import tensorflow_datasets as tfds
+
+    from speechlm_jax.data import tasks
+    from speechlm_jax.data.prepare import PrepareConfig, import_module, prepare
+
+from speechlm_jax import artifacts
+from speechlm_jax.data import mixture, packing
+from speechlm_jax.errors import UserError
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.vocab import Vocab
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WORDS = "anna lives in the city of paris and bob has a red cat".split()
+TOKENIZER = TextTokenizer.train([" ".join(WORDS)], kind="word")
+VOCAB = Vocab(TOKENIZER.size, 16, 12.5, TOKENIZER.fingerprint, "tokenizer-a")
+CODES_OF = {"tokenizer": "tokenizer-a", "frame_rate_hz": 12.5, "codebook_size": 16}
+QUICKSTART = Path(__file__).parents[2] / "tasks" / "quickstart.py"
+CONFIG = PrepareConfig(length=64)
+
+
+def sentences(count: int, seed: int, words: int = 12) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(2, words))) for _ in range(count)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A small run folder as the quickstart leaves it."""
+    rng = np.random.default_rng(0)
+    for part in "ab":
+        rows = [{"id": f"{part}{i}", "text": t} for i, t in enumerate(sentences(40, ord(part)))]
+        artifacts.write_jsonl(tmp_path / f"text/{part}.jsonl", rows)
+    for name in ("speech", "pairs"):
+        rows = [
+            {"id": f"c{i}", "codes": rng.integers(0, 16, rng.integers(4, 30)).tolist(), "text": text,
+             "split": "validation" if i % 10 == 0 else "train"}
+            for i, text in enumerate(sentences(40, 3))
+        ]  # fmt: skip
+        folder = tmp_path / "codes" / name
+        artifacts.write_jsonl(folder / "codes.jsonl", rows)
+        artifacts.write_manifest(
+            folder, "codes", inputs={}, config={}, files=["codes.jsonl"], extra=CODES_OF
+        )
+    segments = [
+        [{"text": text}, {"codes": [1, 2, 3], "text": "red cat"}]
+        for text in sentences(20, 4, words=70)
+    ]
+    rows = [{"id": f"d{i}", "segments": s} for i, s in enumerate(segments)]
+    artifacts.write_jsonl(tmp_path / "interleaved/documents.jsonl", rows)
+    artifacts.write_manifest(
+        tmp_path / "interleaved",
+        "interleaved",
+        inputs={},
+        config={},
+        files=["documents.jsonl"],
+        extra=CODES_OF,
+    )
+    sources = {
+        "text": ["text/*.jsonl"], "speech": ["codes/speech"], "pairs": ["codes/pairs"],
+        "interleaved": ["interleaved"],
+    }  # fmt: skip
+    artifacts.write_json(tmp_path / "sources.json", sources)
+    monkeypatch.setenv("SPEECHLM_RUN", str(tmp_path))
+    return tmp_path
+
+
+def prepare_here(name, out, *, modules=(), config=CONFIG, vocab=VOCAB) -> Path:
+    return prepare(
+        name,
+        modules=list(modules),
+        vocab=vocab,
+        tokenizer=TOKENIZER,
+        out=out,
+        config=config,
+        quiet=True,
+    )
+
+
+def row_documents(shards) -> list[packing.Document]:
+    return [
+        document
+        for i in range(len(shards))
+        for document in packing.unpack(
+            packing.Row(
+                **{k: v.astype(bool) if k == "loss_mask" else v for k, v in shards[i].items()}
+            )
+        )
+    ]
+
+
+def as_text(documents) -> list[str]:
+    return sorted(tasks.current_writer().ids_to_text(document.ids) for document in documents)
+
+
+def test_quickstart_mixtures_share_their_tasks(run):
+    first = prepare_here("quickstart_interleaved", run / "rows", modules=[str(QUICKSTART)])
+    stamps = {p: p.stat().st_mtime_ns for p in (run / "rows").rglob("*.arrayrecord")}
+    second = prepare_here("quickstart_baseline", run / "rows", modules=[str(QUICKSTART)])
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    new = {
+        p.parts[-3].split("-")[0] for p in (run / "rows").rglob("*.arrayrecord") if p not in stamps
+    }
+    assert new == {"q_text_of_interleaved"}
+
+    shards = mixture.open_shards(first, vocab=VOCAB)
+    held_out = mixture.open_shards(first, split="validation", vocab=VOCAB)
+    assert set(shards) == {"q_text", "q_speech", "q_asr", "q_tts", "q_interleaved"}
+    assert sum(mixture.read_mixture(second).rates.values()) == pytest.approx(1)
+    for name in ("q_asr", "q_tts"):
+        documents = row_documents(shards[name])
+        assert len(documents) == shards[name].counts["documents"] == 36
+        assert len(row_documents(held_out[name])) == 4
+        for document in documents:
+            # The loss falls on the target side alone: the text of ASR, the speech of TTS.
+            has_speech = VOCAB.is_speech(document.ids[document.loss_mask]).any()
+            assert has_speech == (name == "q_tts") and not document.loss_mask[0]
+    assert all(document.loss_mask.all() for document in row_documents(shards["q_interleaved"]))
+    assert shards["q_interleaved"].counts["split_documents"] > 0
+
+
+def test_text_rows_hold_every_document_once(run):
+    tasks.text("all_text", str(run / "text/*.jsonl"), validation_ratio=0.25)
+    for shards_made in (1, 2, 3):  # more shards than files: SeqIO deals examples instead
+        config = PrepareConfig(length=64, num_shards=shards_made)
+        path = prepare_here("all_text", run / "rows", config=config)
+        found = [
+            text
+            for split in ("train", "validation")
+            for text in as_text(row_documents(mixture.open_shards(path, split=split)["all_text"]))
+        ]
+        expected = [f"{text} <eos>" for part in "ab" for text in sentences(40, ord(part))]
+        assert sorted(found) == sorted(expected)
+
+
+def test_rows_are_the_same_after_an_interruption(run):
+    tasks.text("again", str(run / "text/*.jsonl"))
+    config = PrepareConfig(length=64, num_shards=2)
+    one = prepare_here("again", run / "one", config=config)
+    two = prepare_here("again", run / "two", config=config)
+    folder = next((run / "two").glob("again-*")) / "train"
+    (folder / artifacts.MANIFEST).unlink()
+    (folder / "rows-00001-of-00002.json").unlink()  # killed before the second shard was done
+    (folder / ".rows-00001-of-00002.arrayrecord.1.tmp").write_bytes(b"half")
+    prepare_here("again", run / "two", config=config)
+    assert not list(folder.glob(".*"))
+    a, b = mixture.open_shards(one)["again"], mixture.open_shards(two)["again"]
+    assert a.fingerprint == b.fingerprint
+    b.verify()
+
+
+def test_a_change_of_data_or_vocabulary_prepares_anew(run):
+    tasks.text("changing", str(run / "text/a.jsonl"))
+    first = mixture.read_mixture(prepare_here("changing", run / "rows"))
+    assert mixture.read_mixture(prepare_here("changing", run / "rows")) == first
+    artifacts.write_jsonl(
+        run / "text/a.jsonl", [{"id": str(i), "text": "a red cat"} for i in range(9)]
+    )
+    second = mixture.read_mixture(prepare_here("changing", run / "rows"))
+    longer = mixture.read_mixture(
+        prepare_here("changing", run / "rows", config=PrepareConfig(length=32))
+    )
+    assert len({m.tasks[0].splits["train"] for m in (first, second, longer)}) == 3
+
+
+def test_a_tfds_data_set_built_offline(tmp_path):
+    class TinyStories(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"story": tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, text in enumerate(sentences(30, 9)):
+                yield i, {"story": text}
+
+    TinyStories(data_dir=str(tmp_path / "tfds"), file_format="array_record").download_and_prepare()
+    tasks.text_tfds(
+        "stories", "tiny_stories:1.0.0", data_dir=tmp_path / "tfds", field="story",
+        splits={"train": "train[10%:]", "validation": "train[:10%]"},
+    )  # fmt: skip
+    path = prepare_here("stories", tmp_path / "rows")
+    train, held_out = (
+        mixture.open_shards(path, split=s)["stories"] for s in ("train", "validation")
+    )
+    assert (len(row_documents(train)), len(row_documents(held_out))) == (27, 3)
+    found = as_text(row_documents(train)) + as_text(row_documents(held_out))
+    assert sorted(found) == sorted(f"{text} <eos>" for text in sentences(30, 9))
+
+
+def test_a_users_module_outside_the_checkout(tmp_path):
+    (tmp_path / "lab.py").write_text(
+        "from speechlm_jax.data import tasks\n"
+        "tasks.text_function('lab_text', lambda split: ['a red cat'] * (20 if split == 'train' else 2))\n"
+        "tasks.mixture('lab_mix', {'lab_text': 2.0})\n"
+    )
+    path = prepare_here("lab_mix", tmp_path / "rows", modules=[str(tmp_path / "lab.py")])
+    assert mixture.read_mixture(path).rates == {"lab_text": 2.0}
+    assert as_text(row_documents(mixture.open_shards(path)["lab_text"])) == ["a red cat <eos>"] * 20
+    assert import_module(str(tmp_path / "lab.py")) is import_module(str(tmp_path / "lab.py"))
+
+
+def test_tasks_are_real_seqio_tasks(run):
+    prepare_here("quickstart_interleaved", run / "rows", modules=[str(QUICKSTART)])
+    lengths = {"inputs": 64, "targets": 64}
+    provider = seqio.get_mixture_or_task("quickstart_interleaved")
+    vocabulary = provider.output_features["targets"].vocabulary
+    assert vocabulary.vocab_size == VOCAB.size
+    assert vocabulary.decode(vocabulary.encode("a red cat")) == "a red cat"
+    assert vocabulary.encode_tf("a red cat").numpy().tolist() == vocabulary.encode("a red cat")
+    dataset = provider.get_dataset(lengths, split="train", shuffle=True, seed=0, num_epochs=None)
+    examples = list(dataset.take(40).as_numpy_iterator())
+    assert all(e["targets"].dtype == np.int32 and len(e["targets"]) > 1 for e in examples)
+    assert {bool(len(e["inputs"])) for e in examples} == {True, False}
+    assert tasks.output_features() == tasks.output_features()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"id": "x", "text": "a red cat", "codes": [3, 99]}', "row 'x' has codes outside 0..15"),
+        ('{"id": "x", "text": "a red cat"}', "row 'x' has no field 'codes'"),
+        ("{broken", "codes.jsonl:1: is not JSON"),
+    ],
+)
+def test_bad_rows_stop_with_one_line(tmp_path, row, message):
+    name = f"bad_{len(message)}_{tmp_path.name}".replace("-", "_").replace(".", "_")
+    (tmp_path / "codes.jsonl").write_text(row + "\n")
+    artifacts.write_manifest(
+        tmp_path, "codes", inputs={}, config={}, files=["codes.jsonl"], extra=CODES_OF
+    )
+    tasks.speech(name, tmp_path, validation_ratio=0.0)
+    with pytest.raises(UserError) as error:
+        prepare_here(name, tmp_path / "rows")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_mistakes_are_named(tmp_path, run, monkeypatch):
+    with pytest.raises(UserError, match="did you mean 'quickstart_baseline'"):
+        prepare_here("quickstart_baselin", run / "rows", modules=[str(QUICKSTART)])
+    with pytest.raises(UserError, match="no such file"):
+        import_module(str(tmp_path / "none.py"))
+    with pytest.raises(UserError, match="cannot be imported"):
+        import_module("no_such_module_here")
+    with pytest.raises(UserError, match="registered twice"):
+        tasks.text("q_text", "x.txt")
+    other = Vocab(TOKENIZER.size, 16, 12.5, TOKENIZER.fingerprint, "tokenizer-b")
+    with pytest.raises(UserError, match="'tokenizer-a', the vocabulary has 'tokenizer-b'"):
+        prepare_here("q_speech", run / "rows", vocab=other)
+    with pytest.raises(UserError, match="nothing.txt: no such text file"):
+        tasks.text("no_text", tmp_path / "nothing.txt")
+        prepare_here("no_text", run / "rows")
+    with pytest.raises(UserError, match="gives no rows"):
+        tasks.text_function("empty", lambda split: [])
+        prepare_here("empty", run / "rows")
+    tasks.text_tfds("absent", "no_such_data_set:1.0.0", data_dir=tmp_path)
+    with pytest.raises(UserError, match="no_such_data_set is not on disk"):
+        prepare_here("absent", run / "rows")
+    monkeypatch.delenv("SPEECHLM_RUN")
+    with pytest.raises(UserError, match="SPEECHLM_RUN"):
+        prepare_here("q_text", run / "rows")
+
+
+def test_registering_needs_neither_vocabulary_nor_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "_writer", None)
+    task = tasks.asr("lazy", tmp_path / "not_yet")
+    assert task.name == "lazy" and task.output_features["targets"].rank == 1
+    with pytest.raises(UserError, match="no vocabulary is in use"):
+        task.get_dataset(split="train", shuffle=False)

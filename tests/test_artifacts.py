@@ -1,0 +1,146 @@
+"""Files are whole or absent, and a manifest says what a folder was made from."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speechlm_jax import artifacts
+from speechlm_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    widths: tuple[int, ...] = (1, 2)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage's folder with two files."""
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.txt").write_text("b")
+    artifacts.write_manifest(
+        tmp_path,
+        "codes",
+        inputs={"clips": "1234"},
+        config=_Config(),
+        seed=3,
+        counts={"rows": 2},
+        files=["sub/b.txt", tmp_path / "a.txt"],
+        extra={"frame_rate_hz": 12.5},
+    )
+    return tmp_path
+
+
+def test_json_lines_come_back(tmp_path):
+    rows = [{"text": "ä\n\u2028日本", "n": 1}, {}, {"list": [1, None, 0.1]}]
+    artifacts.write_jsonl(tmp_path / "new/rows.jsonl", rows)
+    assert list(artifacts.read_jsonl(tmp_path / "new/rows.jsonl")) == rows
+    artifacts.write_json(tmp_path / "one.json", rows)
+    assert artifacts.read_json(tmp_path / "one.json") == rows
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    artifacts.write_jsonl(path, [{"old": 1}])
+
+    def rows():
+        yield {"new": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.write_jsonl(path, rows())
+    assert list(artifacts.read_jsonl(path)) == [{"old": 1}]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    artifacts.write_jsonl(path, [{"old": 1}])
+    code = (
+        "import os, signal, sys\n"
+        "from speechlm_jax import artifacts\n"
+        "with artifacts.atomic_file(sys.argv[1]) as file:\n"
+        "    file.write(b'{\"new\": 1}\\n')\n"
+        "    file.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert list(artifacts.read_jsonl(path)) == [{"old": 1}]
+    artifacts.write_jsonl(path, [{"new": 2}])
+    assert list(artifacts.read_jsonl(path)) == [{"new": 2}]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"a": 1}\n{"a": \n', ":2: is not JSON"),
+        (b'{"a": 1}\n[1]\n', ":2: is not a JSON object"),
+        ("ä".encode("latin-1"), "is not UTF-8"),
+        (None, "no such file"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, data, words):
+    path = tmp_path / "rows.jsonl"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        list(artifacts.read_jsonl(path))
+    assert str(path) in str(caught.value) and words in str(caught.value)
+    with pytest.raises(UserError, match="rows.jsonl"):
+        artifacts.read_json(path)
+
+
+def test_a_manifest_comes_back(stage):
+    found = artifacts.read_manifest(stage)
+    assert (found.kind, found.seed, found.counts) == ("codes", 3, {"rows": 2})
+    assert sorted(found.files) == ["a.txt", "sub/b.txt"]
+    assert found.extra == {"frame_rate_hz": 12.5}
+    assert artifacts.verify(stage) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "current"),
+    [
+        ({}, True),
+        ({"config": {"class": "_Config", "widths": (1, 2)}}, True),
+        ({"kind": "clips"}, False),
+        ({"inputs": {"clips": "1235"}}, False),
+        ({"inputs": {}}, False),
+        ({"config": _Config((1,))}, False),
+        ({"seed": 4}, False),
+    ],
+)
+def test_a_stage_is_current_until_what_made_it_changes(stage, change, current):
+    made_from = {"kind": "codes", "inputs": {"clips": "1234"}, "config": _Config(), "seed": 3}
+    assert artifacts.is_current(stage, **{**made_from, **change}) is current
+    assert not artifacts.is_current(stage / "sub", **made_from)
+
+
+def test_verify_names_what_changed(stage):
+    (stage / "a.txt").write_text("A")
+    (stage / "sub/b.txt").unlink()
+    assert artifacts.verify(stage) == ["a.txt", "sub/b.txt"]
+
+
+def test_the_fingerprint_changes_with_inputs_config_and_content(stage):
+    found = artifacts.read_manifest(stage)
+    changes = {"kind": "x", "inputs": {}, "config": {}, "files": {**found.files, "a.txt": "0"}}
+    prints = {dataclasses.replace(found, **{key: changes[key]}).fingerprint for key in changes}
+    assert len(prints | {found.fingerprint}) == 5
+    assert dataclasses.replace(found, counts={}).fingerprint == found.fingerprint
+
+
+def test_a_folder_without_a_readable_manifest_is_named(tmp_path):
+    with pytest.raises(UserError, match="run its stage first"):
+        artifacts.read_manifest(tmp_path)
+    artifacts.write_json(tmp_path / artifacts.MANIFEST, {"version": 9})
+    with pytest.raises(UserError, match="run its stage again"):
+        artifacts.read_manifest(tmp_path)

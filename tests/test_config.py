@@ -1,0 +1,159 @@
+"""Configs: JSON round trips, strict overrides, fingerprints, files loaded by path."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    peak: float = 1e-3
+    warmup_steps: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    peak: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    name: str
+    total_steps: int = 100
+    is_causal: bool = True
+    floor: Literal["clip", "fixed"] = "clip"
+    widths: tuple[int, ...] = (8, 16)
+    pair: tuple[str, float] = ("a", 0.5)
+    shares: dict[str, float] = dataclasses.field(default_factory=dict)
+    schedule: Cosine | Constant = Cosine()
+    limit: int | None = None
+    folder: Path = Path("runs")
+
+
+EXPERIMENT = Experiment(
+    "x", shares={"text": 0.3}, schedule=Constant(0.5), limit=4, folder=Path("a/b"), widths=()
+)
+OTHER_VALUES: dict[str, Any] = {
+    "name": "y",
+    "total_steps": 101,
+    "is_causal": False,
+    "floor": "fixed",
+    "widths": (8,),
+    "pair": ("a", 0.25),
+    "shares": {"text": 0.4},
+    "schedule": Cosine(0.5),
+    "limit": None,
+    "folder": Path("a/c"),
+}
+
+
+@pytest.mark.parametrize("config", [EXPERIMENT, Experiment("y")])
+def test_json_and_back_is_the_same_config(config):
+    data = configs.to_json(config)
+    assert json.loads(json.dumps(data)) == data
+    assert configs.from_json(Experiment, data) == config
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Experiment)])
+def test_the_fingerprint_changes_with_every_field(field):
+    changed = dataclasses.replace(EXPERIMENT, **{field: OTHER_VALUES[field]})
+    assert configs.fingerprint(changed) != configs.fingerprint(EXPERIMENT)
+    assert configs.fingerprint(dataclasses.replace(EXPERIMENT)) == configs.fingerprint(EXPERIMENT)
+
+
+def test_the_fingerprint_sees_the_class_and_not_the_order_of_keys():
+    assert configs.fingerprint(Cosine()) != configs.fingerprint(Constant())
+    assert configs.fingerprint({"a": 1, "b": 2}) == configs.fingerprint({"b": 2, "a": 1})
+    assert configs.fingerprint(EXPERIMENT) == configs.fingerprint(configs.to_json(EXPERIMENT))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "field", "value"),
+    [
+        ("total_steps=7", "total_steps", 7),
+        ("name=digits", "name", "digits"),
+        ('name="7"', "name", "7"),
+        ("is_causal=false", "is_causal", False),
+        ("is_causal=False", "is_causal", False),
+        ("widths=[1, 2, 3]", "widths", (1, 2, 3)),
+        ('shares={"text": 1}', "shares", {"text": 1.0}),
+        ("limit=null", "limit", None),
+        ("limit=None", "limit", None),
+        ("limit=3", "limit", 3),
+        ("floor=fixed", "floor", "fixed"),
+        ("folder=c/d", "folder", Path("c/d")),
+        ("schedule.peak=2", "schedule", Constant(2.0)),
+        ('schedule={"class": "Cosine", "peak": 2}', "schedule", Cosine(2.0)),
+    ],
+)
+def test_an_override_changes_one_field(assignment, field, value):
+    changed = configs.override(EXPERIMENT, [assignment])
+    assert getattr(changed, field) == value
+    assert type(getattr(changed, field)) is type(value)
+    assert dataclasses.replace(changed, **{field: getattr(EXPERIMENT, field)}) == EXPERIMENT
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("total_step=7", ["total_step", "did you mean 'total_steps'?"]),
+        ("schedule.peek=7", ["schedule.peek", "did you mean 'peak'?"]),
+        ("name.x=7", ["name.x", "has no field 'x'"]),
+        ("total_steps", ["field=value"]),
+        ("total_steps=many", ["total_steps", "'many'", "int"]),
+        ("total_steps=7.5", ["total_steps", "7.5", "int"]),
+        ("total_steps=true", ["total_steps", "True", "int"]),
+        ("is_causal=1", ["is_causal", "bool"]),
+        ("floor=clipped", ["floor", "'clip', 'fixed'"]),
+        ('pair=["a"]', ["pair", "2 values"]),
+        ("limit=x", ["limit", "int or NoneType"]),
+    ],
+)
+def test_a_wrong_override_says_what_is_wrong_in_one_line(assignment, words):
+    with pytest.raises(UserError) as caught:
+        configs.override(EXPERIMENT, [assignment])
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_from_json_refuses_what_is_missing_or_unknown():
+    data = configs.to_json(EXPERIMENT)
+    with pytest.raises(UserError, match="unknown field 'limits'; did you mean 'limit'"):
+        configs.from_json(Experiment, {**data, "limits": 1})
+    with pytest.raises(UserError, match="name"):
+        configs.from_json(Experiment, {key: data[key] for key in data if key != "name"})
+
+
+def test_a_config_file_is_loaded_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine:\n    steps: int = 3\n"
+        "def config():\n    return Mine()\n"
+    )
+    assert configs.load(path).steps == 3
+    assert configs.override(configs.load(path), ["steps=4"]).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such config file"),
+        ("a = 1\n", "config()"),
+        ("config = dict\n", "not a dataclass"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        configs.load(path)
+    assert str(path) in str(caught.value) and words in str(caught.value)

@@ -1,0 +1,96 @@
+"""Mesh shapes, the two rule tables, and activations placed by the mesh in scope."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.sharding import (
+    ACTIVATION_RULES,
+    MESH_AXES,
+    PARAM_RULES,
+    MeshConfig,
+    constrain,
+    logical_to_spec,
+    make_mesh,
+    param_shardings,
+    to_global,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (1, 4, 1, 1)),
+        (MeshConfig(tensor=2), (1, 2, 2, 1)),
+        (MeshConfig(replica=-1, fsdp=2), (2, 2, 1, 1)),
+        (MeshConfig(fsdp=2, context=2), (1, 2, 1, 2)),
+    ],
+)
+def test_one_axis_takes_the_rest(config, shape):
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape[axis] for axis in MESH_AXES) == shape
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MeshConfig(fsdp=3), MeshConfig(tensor=3), MeshConfig(tensor=-1), MeshConfig(context=0)],
+)
+def test_a_mesh_that_does_not_lay_out_is_the_users_mistake(config):
+    with pytest.raises(UserError, match="mesh"):
+        make_mesh(config)
+
+
+def test_axes_follow_the_table():
+    sizes = {"replica": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    spec = logical_to_spec(("layers", "embed", "mlp"), rules=PARAM_RULES, mesh_shape=sizes)
+    assert spec == PartitionSpec(None, "fsdp", "tensor")
+    spec = logical_to_spec(("batch", "length", "heads"), rules=ACTIVATION_RULES, mesh_shape=sizes)
+    assert spec == PartitionSpec(("replica", "fsdp"), None, "tensor")
+
+
+def test_a_collision_raises_even_on_one_device():
+    alone = dict.fromkeys(MESH_AXES, 1)
+    with pytest.raises(ValueError, match="'embed' and 'embed' both lie on 'fsdp'"):
+        logical_to_spec(("embed", "embed"), rules=PARAM_RULES, mesh_shape=alone)
+
+
+def test_an_unknown_axis_raises():
+    with pytest.raises(ValueError, match="'embedding' is in no rule"):
+        logical_to_spec(("embedding",), rules=PARAM_RULES, mesh_shape={})
+
+
+def test_what_does_not_divide_is_named():
+    mesh = make_mesh(MeshConfig())
+    shapes = {"table": jax.ShapeDtypeStruct((8, 6), jnp.float32)}
+    with pytest.raises(UserError, match="table: axis 'embed' has 6 entries.*fsdp=4"):
+        param_shardings(shapes, {"table": ("vocab", "embed")}, mesh=mesh)
+    alone = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    assert param_shardings(shapes, {"table": ("vocab", "embed")}, mesh=alone)["table"].spec == (
+        PartitionSpec(None, None)
+    )
+
+
+def test_constrain_needs_no_mesh():
+    x = jnp.ones((3, 5))
+    assert constrain(x, "batch", "embed") is x
+
+
+def test_constrain_places_and_keeps_the_values():
+    x = jnp.arange(32.0).reshape(4, 8)
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=2))):
+        y = jax.jit(lambda x: constrain(2 * x, "batch", "mlp"))(x)
+        with pytest.raises(UserError, match="axis 'batch' has 3 entries"):
+            jax.jit(lambda x: constrain(x, "batch", "mlp"))(x[:3])
+    assert y.sharding.shard_shape(y.shape) == (2, 4)
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_rows_are_split_over_replica_and_fsdp():
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2))
+    rows = np.arange(12.0).reshape(4, 3)
+    split = to_global({"x": rows}, mesh=mesh)["x"]
+    assert split.sharding.shard_shape(split.shape) == (1, 3)
+    np.testing.assert_array_equal(split, rows)

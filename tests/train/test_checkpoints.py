@@ -1,0 +1,183 @@
+"""Damage is noticed, other meshes are served, other models are refused, and old checkpoints go."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_stage import assert_same, make_stage
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.sharding import MeshConfig, make_mesh
+from speechlm_jax.train import checkpoints
+from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.state import TrainState, init_state, make_layout
+
+OPTIMIZER = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
+
+
+def meta(step):
+    timing = {"wall_seconds": 1.5, "cpu_seconds": 2.5}
+    return Meta("toy", step, 8 * step, {"vocabulary": "v1"}, {"a": [1, None]}, "f" * 16, timing)
+
+
+def layout(mesh_config=MeshConfig(fsdp=2, tensor=2), stage=None):
+    return make_layout(stage or make_stage(), OPTIMIZER, mesh=make_mesh(mesh_config))
+
+
+@functools.cache
+def fresh(seed=0):
+    return init_state(make_stage(), OPTIMIZER, layout(), seed=seed)
+
+
+def save(workdir, steps, **keep):
+    writer = CheckpointWriter(workdir, **keep)
+    for step in steps:
+        writer.save(fresh(step), meta(step))
+    writer.close()
+    return [checkpoints.step_folder(workdir / "checkpoints", step) for step in steps]
+
+
+def biggest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(folder):
+    path = biggest(folder / "params")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder):
+    path = biggest(folder / "optimizer")
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def lose_a_file(folder):
+    biggest(folder / "params").unlink()
+
+
+def spoil_checksums(folder):
+    (folder / "checksums.json").write_text("{")
+
+
+def spoil_meta(folder):
+    (folder / "meta.json").write_text((folder / "meta.json").read_text().replace("8", "9"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [flip_a_bit, truncate, lose_a_file, spoil_checksums, spoil_meta],
+    ids=lambda f: f.__name__,
+)
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog):
+    older, newer = save(tmp_path, [3, 8])
+    assert checkpoints.latest_good(tmp_path) == newer
+    spoil(newer)
+    with caplog.at_level(logging.WARNING, logger="speechlm"):
+        assert checkpoints.latest_good(tmp_path) == older
+    assert "00000008: damaged, skipped" in caplog.text
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.load_params(newer)
+
+
+def test_a_save_cut_short_is_not_trusted_and_is_removed(tmp_path):
+    whole, cut = save(tmp_path, [3, 8])
+    (cut / "checksums.json").unlink()
+    assert checkpoints.latest_good(tmp_path) == whole
+    CheckpointWriter(tmp_path).close()
+    assert not cut.exists() and whole.exists()
+
+
+def test_later_steps_are_set_aside_so_that_they_count_for_nothing(tmp_path):
+    _, newer = save(tmp_path, [3, 8])
+    writer = CheckpointWriter(tmp_path, keep_last=1)
+    writer.set_aside_after(3)
+    writer.save(fresh(), meta(5))
+    writer.close()
+    assert checkpoints.steps(tmp_path / "checkpoints") == [5]
+    assert newer.with_name("00000008.damaged").is_dir()
+
+
+def test_the_last_ones_and_every_nth_stay(tmp_path):
+    save(tmp_path, [2, 4, 6, 8, 10], keep_last=2, keep_every_steps=4)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [4, 8, 10]
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(replica=4, fsdp=1)])
+def test_restored_onto_another_mesh(tmp_path, mesh_config):
+    (folder,) = save(tmp_path, [7])
+    target = layout(mesh_config)
+    state = checkpoints.restore(folder, target.abstract)
+    saved = fresh(7)
+    assert int(state.step) == 7 and checkpoints.read_meta(folder) == meta(7)
+    for name in ("params", "variables", "opt_state"):
+        assert_same(getattr(state, name), getattr(saved, name))
+    places = jax.tree.map(lambda array: array.sharding, state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, places, target.shardings))
+
+
+def test_load_params_needs_to_know_nothing(tmp_path):
+    (folder,) = save(tmp_path, [7])
+    for path in (tmp_path, tmp_path / "checkpoints", folder):
+        weights = checkpoints.load_params(path)
+        assert_same(weights.params, fresh(7).params)
+        assert_same(weights.variables, fresh(7).variables)
+        assert weights.meta.step == 7
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        checkpoints.load_params(tmp_path)
+    assert checkpoints.latest_good(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda params: {**params, "up": jnp.zeros((8, 32))},
+            r"'up' is float32\[8, 16\] there and float32\[8, 32\]",
+        ),
+        (lambda params: {**params, "new": jnp.zeros(3)}, r"'new' is absent there"),
+        (
+            lambda params: {**params, "up": params["up"].astype(jnp.bfloat16)},
+            r"bfloat16\[8, 16\] here",
+        ),
+    ],
+)
+def test_another_model_is_refused_by_name(tmp_path, change, message):
+    (folder,) = save(tmp_path, [7])
+    base = make_stage()
+    other = make_stage(init=lambda key: (change(base.init(key)[0]), base.init(key)[1]), axes=None)
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(folder, layout(stage=other).abstract)
+
+
+def test_a_save_holds_the_values_of_its_moment(tmp_path):
+    """The step gives its buffers up, and may overwrite them while the save is still writing."""
+    change = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = TrainState(jnp.int32(1), {"big": jnp.zeros((1024, 1024))}, {}, {})
+    writer = CheckpointWriter(tmp_path)
+    writer.save(state, meta(1))
+    for _ in range(20):
+        state = change(state)
+    writer.close()
+    np.testing.assert_array_equal(checkpoints.load_params(tmp_path).params["big"], 0.0)
+
+
+def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("disk full")
+
+    writer = CheckpointWriter(tmp_path)
+    monkeypatch.setattr(checkpoints, "_hash_files", full)
+    writer.save(fresh(), meta(1))
+    with pytest.raises(OSError, match="disk full"):
+        writer.wait()
+    writer.close()
+    assert checkpoints.latest_good(tmp_path) is None

@@ -1,0 +1,89 @@
+"""The learning rate at the corners of each schedule, what decays, and AdamW against optax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_stage import AXES, init
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1), ("wsd", 1.0, 0.1)],
+)
+def test_schedule_corners(schedule, middle, last):
+    config = OptimizerConfig(peak=1.0, final=0.1, warmup_steps=20, schedule=schedule)
+    rate = make_schedule(config, 120)
+    np.testing.assert_allclose(rate(1), 1 / 20, rtol=1e-6)
+    np.testing.assert_allclose(rate(20), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(rate(70), middle, rtol=1e-5)
+    np.testing.assert_allclose(rate(120), last, rtol=1e-5)
+
+
+def test_wsd_falls_over_the_last_fifth():
+    rate = make_schedule(OptimizerConfig(peak=1.0, warmup_steps=0, schedule="wsd"), 100)
+    np.testing.assert_allclose([rate(1), rate(80), rate(90), rate(100)], [1, 1, 0.5, 0], atol=1e-6)
+
+
+def test_matrices_decay_and_tables_on_request():
+    params = {
+        "table": jnp.ones((8, 4)),
+        "stacked_scale": jnp.ones((3, 4)),
+        "stacked_matrix": jnp.ones((3, 4, 4)),
+    }
+    axes = {
+        "table": ("vocab", "embed"),
+        "stacked_scale": ("layers", "embed"),
+        "stacked_matrix": ("layers", "embed", "mlp"),
+    }
+    mask = decay_mask(params, axes)
+    assert mask == {"table": False, "stacked_scale": False, "stacked_matrix": True}
+    assert decay_mask(params, axes, embeddings=True)["table"]
+
+
+def test_updates_are_those_of_optax_adamw():
+    config = OptimizerConfig(peak=1e-2, warmup_steps=3, schedule="linear")
+    ours = make_optimizer(config, total_steps=10, axes=AXES)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            lambda count: ours.learning_rate(count + 1),
+            b1=0.9,
+            b2=0.95,
+            weight_decay=0.1,
+            mask=lambda params: decay_mask(params, AXES),
+        ),
+    )
+    mine, _ = init(jax.random.key(0))
+    yours = mine
+    my_state, your_state = ours.transform.init(mine), theirs.init(yours)
+
+    @jax.jit
+    def both(step, mine, my_state, yours, your_state):
+        grads = jax.tree.map(lambda p: jnp.sin(step * p), mine)
+        updates, my_state = ours.transform.update(grads, my_state, mine)
+        mine = jax.tree.map(lambda p, u: p - ours.learning_rate(step) * u, mine, updates)
+        updates, your_state = theirs.update(grads, your_state, yours)
+        return mine, my_state, optax.apply_updates(yours, updates), your_state
+
+    for step in range(1, 6):
+        mine, my_state, yours, your_state = both(step, mine, my_state, yours, your_state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), mine, yours)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("warmup_steps", {"warmup_steps": 11}),
+        ("peak", {"peak": 0.0}),
+        ("decay_fraction", {"decay_fraction": 0.0}),
+        ("clip_norm", {"clip_norm": -1.0}),
+    ],
+)
+def test_numbers_out_of_range_are_named(field, change):
+    with pytest.raises(UserError, match=field):
+        make_optimizer(OptimizerConfig(**{"warmup_steps": 0, **change}), total_steps=10)

@@ -1,0 +1,117 @@
+"""One update: equal on one device and four, in one part and several; skipped if not finite."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from toy_stage import assert_same, batch_of, init, loss, make_stage
+
+from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.state import TrainState, init_state, make_layout
+from speechlm_jax.train.step import make_train_step
+
+OPTIMIZER = OptimizerConfig(peak=1e-2, warmup_steps=0, schedule="constant")
+FOUR = MeshConfig(fsdp=2, tensor=2)
+
+
+class Trained(NamedTuple):
+    """The last state on its devices, all states (the fresh one first) and all metrics on the host."""
+
+    state: TrainState
+    states: list[TrainState]
+    metrics: list[dict]
+
+
+def train(batches, *, mesh_config=FOUR, num_devices=4, num_microbatches=1, stage=None):
+    """Runs one step a batch."""
+    stage = stage or make_stage()
+    mesh = make_mesh(mesh_config, devices=jax.devices()[:num_devices])
+    optimizer = make_optimizer(OPTIMIZER, total_steps=10, axes=stage.axes)
+    layout = make_layout(stage, optimizer, mesh=mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(stage, optimizer, layout, seed=0)
+        step = make_train_step(stage, optimizer, layout, num_microbatches=num_microbatches)
+        states, metrics = [jax.device_get(state)], []
+        for batch in batches:
+            state, figures = step(state, to_global(batch, mesh=mesh), jax.random.key(1))
+            states.append(jax.device_get(state))
+            metrics.append(jax.device_get(figures))
+    return Trained(state, states, metrics)
+
+
+def assert_close(first, second):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        jax.device_get(first),
+        jax.device_get(second),
+    )
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train([batch_of(0), batch_of(1)], mesh_config=MeshConfig(), num_devices=1)
+
+
+@pytest.mark.parametrize("mesh_config", [FOUR, MeshConfig(replica=2, fsdp=2)])
+def test_sharded_equals_unsharded(plain, mesh_config):
+    trained = train([batch_of(0), batch_of(1)], mesh_config=mesh_config)
+    assert_close(trained.states, plain.states)
+    assert_close(trained.metrics, plain.metrics)
+
+
+def test_parameters_and_moments_are_really_split():
+    state = train([batch_of(0)]).state
+    up, moment = state.params["up"], state.opt_state[1].mu["up"]
+    assert up.sharding.shard_shape(up.shape) == moment.sharding.shard_shape(up.shape) == (4, 8)
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4])
+def test_accumulation_equals_one_big_batch(plain, num_microbatches):
+    """The weights are ragged (0 to 3 a row), so that a mean of means would fail."""
+    trained = train([batch_of(0), batch_of(1)], num_microbatches=num_microbatches)
+    assert_close(trained.state.params, plain.state.params)
+    assert_close(trained.state.opt_state, plain.state.opt_state)
+    assert_close(trained.metrics, plain.metrics)
+
+
+def test_gradient_is_that_of_the_weighted_mean(plain):
+    params, variables = init(jax.random.key(0))
+    batch = batch_of(0)
+
+    def mean(params):
+        out = loss(params, variables, batch, jax.random.key(0))
+        return out.loss_sum / out.weight_sum
+
+    value, grads = jax.value_and_grad(mean)(params)
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(jax.device_get(grads))))
+    first = plain.metrics[0]
+    np.testing.assert_allclose(first["loss"][0] / first["loss"][1], value, rtol=1e-5)
+    np.testing.assert_allclose(first["grad_norm"][0], norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_an_update_without_a_finite_gradient_is_skipped(num_microbatches):
+    bad = batch_of(1)
+    bad["x"][3, 2] = np.nan
+    trained = train([batch_of(0), bad], num_microbatches=num_microbatches)
+    _, before, after = trained.states
+    figures = trained.metrics[1]
+    assert int(after.step) == 2 and figures["skipped_steps"][0] == 1
+    for name in ("params", "variables", "opt_state"):
+        assert_same(getattr(before, name), getattr(after, name))
+    assert all(np.isfinite(value) for pair in figures.values() for value in pair)
+
+
+def test_a_batch_without_weight_changes_nothing_but_what_decays():
+    empty = batch_of(1)
+    empty["weight"][:] = 0
+    metrics = train([empty]).metrics
+    assert metrics[0]["skipped_steps"][0] == 0 and metrics[0]["grad_norm"][0] == 0
+
+
+def test_a_stage_without_axes_is_never_split():
+    state = train([batch_of(0)], stage=make_stage(axes=None), mesh_config=MeshConfig()).state
+    up = state.params["up"]
+    assert up.sharding.shard_shape(up.shape) == up.shape
