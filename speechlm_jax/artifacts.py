@@ -133,7 +133,9 @@ def write_manifest(
 ) -> Manifest:
     """Hashes `files` (paths inside `folder`) and writes the folder's manifest: the stage is done."""
     folder = Path(folder)
-    names = [str(Path(file).relative_to(folder) if Path(file).is_absolute() else file) for file in files]
+    names = [
+        str(Path(file).relative_to(folder) if Path(file).is_absolute() else file) for file in files
+    ]
     manifest = Manifest(
         kind=kind,
         inputs=dict(inputs),
@@ -151,15 +153,21 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Reads a folder's manifest; UserError where the folder has none."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first")
+        raise UserError(
+            f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first"
+        )
     data = read_json(path)
     try:
         return Manifest(**data)
     except TypeError:
-        raise UserError(f"{path}: is not a stage manifest of this version; run its stage again") from None
+        raise UserError(
+            f"{path}: is not a stage manifest of this version; run its stage again"
+        ) from None
 
 
-def is_current(folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0) -> bool:
+def is_current(
+    folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0
+) -> bool:
     """Whether `folder` holds the finished output of this stage with these inputs and this config."""
     if not (Path(folder) / MANIFEST).is_file():
         return False

@@ -113,7 +113,9 @@ def _field_types(cls: type, path: str) -> dict[str, Any]:
 def _unknown(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"unknown field '{name}'; did you mean '{near[0]}'?" if near else f"unknown field '{name}'"
+    return (
+        f"unknown field '{name}'; did you mean '{near[0]}'?" if near else f"unknown field '{name}'"
+    )
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
@@ -139,7 +141,11 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return _typed_dataclass(hint, value, path)
     if hint is float and type(value) is int:
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or type(value) is not bool):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or type(value) is not bool)
+    ):
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)

@@ -5,7 +5,6 @@ class, and `load_*` reads back from a run's folder what its checkpoint was train
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from speechlm_jax import artifacts, config as configs
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
@@ -215,7 +215,8 @@ def _speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizer
     chosen = _chosen(data, features)
     ids = [np.array(text.encode(features.rows[i]["text"]), np.int32) for i in chosen]
     raw = [np.frombuffer(features.rows[i]["text"].encode(), np.uint8) for i in chosen]
-    clips = BucketedClips([features.length(i) for i in chosen], data.buckets)
+    lengths = features.lengths
+    clips = BucketedClips([lengths[i] for i in chosen], data.buckets)
     longest = [max(map(len, rows)) for rows in (ids, raw)]
 
     def collate(edge: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -247,7 +248,9 @@ def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperi
     vocab = next(iter(shards.values())).vocab
     model = dataclasses.replace(given.model, vocab_size=given.model.vocab_size or vocab.size)
     if model.vocab_size < vocab.size:
-        raise UserError(f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}")
+        raise UserError(
+            f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}"
+        )
     shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
     rows = given.train.total_steps * data.batch_size
     plan = make_plan(tasks, [PhaseSpec("train", dict(shares), rows=rows)], seed=data.seed)

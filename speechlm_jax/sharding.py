@@ -142,8 +142,8 @@ def logical_to_spec(
         if shape is not None and shape[position] % parts:
             where = " x ".join(f"{target}={mesh_shape[target]}" for target in targets)
             raise UserError(
-                f"{name}: axis '{axis}' has {shape[position]} entries, which do not divide over the "
-                f"mesh's {where}; change the size or the mesh"
+                f"{name}: axis '{axis}' has {shape[position]} entries, which do not divide over "
+                f"the mesh's {where}; change the size or the mesh"
             )
         entries.append(targets or None)
     return PartitionSpec(*(entry[0] if entry and len(entry) == 1 else entry for entry in entries))

@@ -57,7 +57,9 @@ class Vocab:
     def __post_init__(self) -> None:
         for name, id_ in self.mapped:
             if name not in SPECIALS or not 0 <= id_ < self.text_size:
-                raise UserError(f"mapped special ({name!r}, {id_}): not a special with an id of the text vocabulary")
+                raise UserError(
+                    f"mapped special ({name!r}, {id_}): not a special with an id of the text vocabulary"
+                )
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
@@ -98,7 +100,9 @@ class Vocab:
     def voice_id(self, speaker: str) -> int:
         """The id of a voice; UserError if it has none."""
         if speaker not in self.voices:
-            raise UserError(f"speaker {speaker!r}: is not one of the vocabulary's {len(self.voices)} voices")
+            raise UserError(
+                f"speaker {speaker!r}: is not one of the vocabulary's {len(self.voices)} voices"
+            )
         return self.voice_offset + self.voices.index(speaker)
 
     def codes_to_ids(self, codes: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
@@ -122,7 +126,9 @@ class Vocab:
             (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
         )
 
-    def allowed(self, *modalities: Modality, specials: tuple[str, ...] = ()) -> Bool[ndarray, " vocab"]:
+    def allowed(
+        self, *modalities: Modality, specials: tuple[str, ...] = ()
+    ) -> Bool[ndarray, " vocab"]:
         """A mask over the vocabulary: the ids of these modalities, and these specials."""
         mask = np.zeros(self.size, bool)
         if "text" in modalities:

@@ -1,4 +1,4 @@
-"""Before JAX starts: four CPU devices, so that sharding is tested on a laptop, and a shared cache."""
+"""Before JAX starts: four CPU devices, to test sharding on a laptop, and a compilation cache."""
 
 import atexit
 import os

@@ -224,10 +224,10 @@ def _tree_paths(block: str) -> list[str]:
     paths: list[str] = []
     parents: list[tuple[int, str]] = []
     for line in block.splitlines():
-        match = re.match(r"^([\s│├└─|`-]*)([\w.][\w./-]*(?: [|,] [\w./-]+)*)", line)
+        match = re.match(r"^([\s│├└─|`-]*)([\w.][\w./-]*(?:(?: \| |, )[\w./-]+)*)", line)
         if not match:
             continue
-        indent, names = len(match.group(1)), re.split(r" [|,] ", match.group(2))
+        indent, names = len(match.group(1)), re.split(r" \| |, ", match.group(2))
         while parents and parents[-1][0] >= indent:
             parents.pop()
         prefix = "/".join(name for _, name in parents)

@@ -9,7 +9,7 @@ import pytest
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import SPECIALS, Vocab
 
-SMALL = Vocab(100, 64, 12.5, "text", "tokenizer", num_voices=5)
+SMALL = Vocab(100, 64, 12.5, "text", "tokenizer", voices=("bob", "eve", "tom"))
 MAPPED = dataclasses.replace(SMALL, mapped=(("bos", 1), ("eos", 2)))
 LARGE = Vocab(151_552, 16_384, 12.5, "text", "tokenizer", num_spare=128)
 VOCABS = pytest.mark.parametrize("vocab", [SMALL, MAPPED, LARGE], ids=["small", "mapped", "large"])
@@ -20,7 +20,7 @@ def test_ranges_do_not_overlap_and_stand_in_the_order_of_the_contract(vocab):
     added = [vocab[name] for name in SPECIALS if name not in dict(vocab.mapped)]
     assert added == list(range(vocab.text_size, vocab.text_size + len(added)))
     assert vocab.voice_offset == vocab.text_size + len(added) + vocab.num_spare
-    assert vocab.speech_offset == vocab.voice_offset + vocab.num_voices
+    assert vocab.speech_offset == vocab.voice_offset + len(vocab.voices)
     assert vocab.speech_offset + vocab.codebook_size <= vocab.size
     assert vocab.size % vocab.pad_to_multiple == 0
     assert vocab.size - vocab.speech_offset - vocab.codebook_size < vocab.pad_to_multiple
@@ -57,14 +57,14 @@ def test_ids_that_are_not_speech_have_no_code(id_):
 
 
 def test_text_ids_and_specials_do_not_move_when_speech_changes():
-    grown = dataclasses.replace(SMALL, codebook_size=512, num_voices=40)
+    grown = dataclasses.replace(SMALL, codebook_size=512, voices=tuple("abcdefgh"))
     assert grown.special_ids == SMALL.special_ids and grown.text_size == SMALL.text_size
 
 
 def test_ids_are_stored_in_two_bytes_while_they_fit():
     fits = Vocab(65_536 - 128 - len(SPECIALS) - 64, 64, 12.5, "t", "s")
     assert fits.size == 65_536 and fits.id_dtype == np.uint16
-    assert dataclasses.replace(fits, num_voices=1).id_dtype == np.uint32
+    assert dataclasses.replace(fits, voices=("bob",)).id_dtype == np.uint32
     assert LARGE.id_dtype == np.uint32
 
 
@@ -80,6 +80,13 @@ def test_allowed_holds_exactly_what_is_asked_for(vocab):
     assert not vocab.allowed().any()
 
 
+def test_every_voice_has_an_id_of_its_own():
+    ids = [SMALL.voice_id(voice) for voice in SMALL.voices]
+    assert ids == list(range(SMALL.voice_offset, SMALL.speech_offset))
+    with pytest.raises(UserError, match="'zoe'.*3 voices"):
+        SMALL.voice_id("zoe")
+
+
 @pytest.mark.parametrize("mapped", [("bos", 100), ("bos", -1), ("begin", 3)])
 def test_a_mapped_special_must_be_one_and_have_a_text_id(mapped):
     with pytest.raises(UserError, match=mapped[0]):
@@ -93,7 +100,7 @@ OTHER_VALUES: dict[str, Any] = {
     "text_fingerprint": "other",
     "tokenizer_fingerprint": "other",
     "mapped": (("bos", 1),),
-    "num_voices": 6,
+    "voices": ("bob", "eve"),
     "num_spare": 129,
     "pad_to_multiple": 256,
 }

@@ -1,1 +1,1 @@
-"""Samples <-> mel frames, recordings from disk, and eSpeak NG voices; imports no JAX, so that workers may fork."""
+"""Samples <-> mel frames, recordings, eSpeak NG voices; imports no JAX: workers fork."""

@@ -5,7 +5,7 @@ A clip is a function of its text and voice alone: `espeak_worker` forks for ever
 
 import contextlib
 import dataclasses
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -25,6 +25,7 @@ ACCENTS = ("en", "en-US", "en-GB-scotland", "en-GB-x-rp")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5", "Andy")
 # Whole variants, one of each kind: nothing about these voices is heard in training.
 HELD_OUT_VARIANTS = ("m3", "f2")
+VOLUME = 50  # of 100: louder, the variant Andy passes the largest 16-bit sample
 PITCHES, RATES = (30, 70), (120, 175)
 
 
@@ -96,6 +97,17 @@ def make_voices(seed: int, *, held_out: Sequence[str] = HELD_OUT_VARIANTS) -> Vo
     return Voices(tuple(train), tuple(kept))
 
 
+def engine() -> str:
+    """What a clip depends on beside its request; UserError if eSpeak NG is not installed."""
+    try:
+        version = importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "espeakng-loader is not installed: `pip install 'speechlm_jax[espeak]'` (it is GPL-3)"
+        ) from None
+    return f"espeakng-loader {version}, volume {VOLUME}"
+
+
 def synthesize(
     requests: Iterable[Request], *, workers: int = 2, sample_rate: int = 16_000
 ) -> Iterator[Clip]:
@@ -117,10 +129,7 @@ def synthesize(
 @contextlib.contextmanager
 def _worker(requests: Sequence[Request]) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process that is being fed these requests."""
-    if importlib.util.find_spec("espeakng_loader") is None:
-        raise UserError(
-            "espeakng-loader is not installed: `pip install 'speechlm_jax[espeak]'` (eSpeak NG is GPL-3)"
-        )
+    engine()  # named here if it is missing, not in the worker's traceback
     process = subprocess.Popen(
         [sys.executable, "-m", "speechlm_jax.audio.espeak_worker"],
         stdin=subprocess.PIPE,
@@ -146,7 +155,13 @@ def _feed(process: subprocess.Popen[bytes], requests: Sequence[Request]) -> None
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         for request in requests:
             voice = request.voice
-            line = {"text": request.text, "voice": f"gmw/{voice.name}", "pitch": voice.pitch, "rate": voice.rate}
+            line = {
+                "text": request.text,
+                "voice": f"gmw/{voice.name}",
+                "pitch": voice.pitch,
+                "rate": voice.rate,
+                "volume": VOLUME,
+            }
             stdin.write(json.dumps(line).encode() + b"\n")
 
 
@@ -154,7 +169,9 @@ def _read_clip(process: subprocess.Popen[bytes], request: Request, sample_rate: 
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise UserError(f"eSpeak NG's process ended before it said {request.text!r}; see its message above")
+        raise UserError(
+            f"eSpeak NG's process ended before it said {request.text!r}; see its message above"
+        )
     head = json.loads(line)
     if "error" in head:
         raise UserError(f"voice {request.voice.name}: {head['error']}")

@@ -5,9 +5,9 @@ was said before it. This process initialises the library once and forks for ever
 comes from the same state, whatever the order. It imports nothing heavy, so a fork costs about a
 millisecond, and it never imports JAX, whose threads do not survive one.
 
-Input, a line each: {"text", "voice", "pitch", "rate"}. Output: a JSON line {"bytes", "sample_rate",
-"events"}, then `bytes` bytes of 16-bit mono samples; or {"error"}.
-Events are (kind, sample, position, length) with kind "word" or "pause"; see espeak-ng's speak_lib.h.
+Input, a line each: {"text", "voice", "pitch", "rate", "volume"}.
+Output: a JSON line {"bytes", "sample_rate", "events"}, then `bytes` bytes of 16-bit mono samples;
+or a JSON line {"error"}. Events are (kind, sample, position, length), kind "word" or "pause".
 """
 
 import ctypes
@@ -23,8 +23,6 @@ _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback
 _PHONEME_EVENTS, _DO_NOT_EXIT = 0x1, 0x8000
 _UTF8 = 1
 _RATE, _VOLUME, _PITCH = 1, 2, 3  # espeak_PARAMETER
-# Of 100: at full volume some variants reach the largest 16-bit sample.
-_LEVEL = 75
 _WORD, _PHONEME = 1, 7  # espeak_EVENT_TYPE
 _PAUSES = (b"", b"_", b"_:", b"_|")
 
@@ -74,12 +72,16 @@ class Engine:
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self._library.espeak_SetParameter(_RATE, request["rate"], 0)
         self._library.espeak_SetParameter(_PITCH, request["pitch"], 0)
-        self._library.espeak_SetParameter(_VOLUME, _LEVEL, 0)
+        self._library.espeak_SetParameter(_VOLUME, request["volume"], 0)
         text = request["text"].encode() + b"\0"
         failed = self._library.espeak_Synth(text, len(text), 0, 1, 0, _UTF8, None, None)
         if failed or self._library.espeak_Synchronize():
             return _line({"error": f"eSpeak NG could not say {request['text']!r}"})
-        head = {"bytes": len(self._samples), "sample_rate": self.sample_rate, "events": self._events}
+        head = {
+            "bytes": len(self._samples),
+            "sample_rate": self.sample_rate,
+            "events": self._events,
+        }
         return _line(head) + bytes(self._samples)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
@@ -110,7 +112,7 @@ def main() -> None:
 
 
 def _answer(engine: Engine, line: bytes) -> None:
-    """Runs in the child; written whole after synthesis, so that a crash leaves nothing half said."""
+    """Runs in the child; writes after synthesis, so that a crash leaves nothing half said."""
     status = 1
     try:
         _write(engine.speak(json.loads(line)))

@@ -1,4 +1,4 @@
-"""Mel frames -> samples without a trained vocoder (Griffin & Lim 1984, with momentum as in librosa)."""
+"""Mel frames -> samples without a trained vocoder (Griffin & Lim 1984; librosa adds momentum)."""
 
 import librosa
 import numpy as np
@@ -17,11 +17,13 @@ def mel_to_wav(
     seed: int = 0,
     iterations: int = 32,
 ) -> Float[ndarray, " samples"]:
-    """The inverse of `wav_to_mel` up to phase: float32 in [-1, 1], `mel_frames * hop_length` samples.
+    """The inverse of `wav_to_mel` up to phase: `mel_frames * hop_length` samples in [-1, 1].
 
     The mel bands are inverted by non-negative least squares; phases start at random from `seed`.
     """
-    power = np.maximum(librosa.util.nnls(mel_filters(config), mel_to_power(mel).T.astype(np.float32)), 0)
+    power = np.maximum(
+        librosa.util.nnls(mel_filters(config), mel_to_power(mel).T.astype(np.float32)), 0
+    )
     # wav_to_mel leaves out the frame centred on the last sample; it is repeated from its neighbour.
     magnitude = np.pad(np.sqrt(power), ((0, 0), (0, 1)), mode="edge")
     wav = librosa.griffinlim(

@@ -101,5 +101,5 @@ def _power(wav: Float[ndarray, " samples"], config: MelConfig) -> Float[ndarray,
     padded = np.pad(wav, (half, half), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[:: config.hop_length]
     windows = windows[: len(wav) // config.hop_length]
-    spectrum = scipy.fft.rfft(windows * _window(config.n_fft, config.win_length), axis=-1)
-    return np.square(spectrum.real) + np.square(spectrum.imag)
+    windows = windows * _window(config.n_fft, config.win_length)
+    return np.square(np.abs(np.asarray(scipy.fft.rfft(windows, axis=-1))))

@@ -21,7 +21,7 @@ SILENCE_DB = -70.0  # quieter than any microphone's own noise at 16 bits in a us
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MIN_SECONDS = 0.01
 MISSING_SECONDS = 0.1  # an mp3's header may count its padding
-UNKNOWN_FRAMES = 1 << 40  # what libsndfile says of a stream that was written without a length
+UNKNOWN_FRAMES = 1 << 40  # libsndfile gives a FLAC stream of unknown length the largest number
 OGG_PAGE_BYTES = 65_307  # the largest page (RFC 3533)
 
 
@@ -37,15 +37,15 @@ def read_wav(
     Channels are averaged. Clips longer than `max_seconds` are refused before they are decoded.
 
     Raises:
-      BadAudio: the file is missing, unreadable, empty, truncated, silent, holds NaN, or is too long.
+      BadAudio: the file is missing, unreadable, empty, truncated, silent, too long, or holds NaN.
     """
     try:
         with soundfile.SoundFile(str(path)) as file:
             _check_header(path, file, max_seconds)
-            promised = 0 if file.frames >= UNKNOWN_FRAMES else file.frames
-            wav = _read_blocks(path, file, max_seconds)
+            promised = file.frames
+            wav = file.read(dtype="float32", always_2d=True)
             source_rate = file.samplerate
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, OSError, RuntimeError, MemoryError) as error:
         raise BadAudio(f"{path}: {_unreadable(path, error)}") from None
     missing = promised - len(wav)
     if missing > MISSING_SECONDS * source_rate or _is_cut_wav(path) or _is_cut_ogg(path):
@@ -64,7 +64,9 @@ def check_wav(wav: Float[ndarray, " samples"], *, name: str) -> None:
     if not np.isfinite(wav).all():
         raise BadAudio(f"{name}: holds NaN or infinite samples; export it again as 16-bit")
     if level_db(wav) < SILENCE_DB:
-        raise BadAudio(f"{name}: is silent (below {SILENCE_DB:.0f} dB); record it again or drop its row")
+        raise BadAudio(
+            f"{name}: is silent (below {SILENCE_DB:.0f} dB); record it again or drop its row"
+        )
 
 
 def write_wav(
@@ -100,33 +102,18 @@ def level_db(wav: Float[ndarray, " samples"]) -> float:
     return 10 * float(np.log10(max(power, 1e-12)))
 
 
-def _read_blocks(
-    path: str | Path, file: soundfile.SoundFile, max_seconds: float | None
-) -> Float[ndarray, "samples channels"]:
-    """All samples, by the minute: the header of a stream does not say how many there are."""
-    blocks, count = [], 0
-    while len(block := file.read(60 * file.samplerate, dtype="float32", always_2d=True)):
-        blocks.append(block)
-        count += len(block)
-        _check_length(path, count / file.samplerate, max_seconds)
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-
-
 def _check_header(path: str | Path, file: soundfile.SoundFile, max_seconds: float | None) -> None:
     if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-        raise BadAudio(f"{path}: sample rate {file.samplerate} Hz is no speech recording's; export it again")
+        raise BadAudio(
+            f"{path}: sample rate {file.samplerate} Hz is no speech recording's; export it again"
+        )
+    if file.frames >= UNKNOWN_FRAMES:
+        raise BadAudio(f"{path}: was streamed without a length; write it again to a file")
     seconds = file.frames / file.samplerate
     if seconds < MIN_SECONDS:
         raise BadAudio(f"{path}: is empty ({file.frames} samples); record it again or drop its row")
-    if file.frames < UNKNOWN_FRAMES:
-        _check_length(path, seconds, max_seconds)
-
-
-def _check_length(path: str | Path, seconds: float, max_seconds: float | None) -> None:
     if max_seconds is not None and seconds > max_seconds:
-        raise BadAudio(
-            f"{path}: lasts {seconds:.1f} s, longer than {max_seconds:g} s; cut it, or raise the limit"
-        )
+        raise BadAudio(f"{path}: lasts {seconds:.1f} s, longer than {max_seconds:g} s; cut it")
 
 
 def _unreadable(path: str | Path, error: Exception) -> str:

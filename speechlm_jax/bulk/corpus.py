@@ -44,18 +44,24 @@ def corpus(
     workers: int = 2,
     progress: str = "speaking",
 ) -> artifacts.Manifest:
-    """Says every clip, and writes the clip folder: 16-bit FLAC files, `manifest.jsonl`, `stage.json`.
+    """Says every clip into a clip folder: 16-bit FLAC files, `manifest.jsonl`, `stage.json`.
 
-    Killed, the same call goes on; finished, it does nothing. The rows carry the word times in seconds.
+    Killed, the same call goes on; finished, it does nothing. `words` in a row are in seconds.
 
     Raises:
       UserError: eSpeak NG is not installed, or cannot say a clip.
     """
     folder = Path(folder)
     rows = [clip.row for clip in clips]
-    config = {"clips": configs.fingerprint(rows), "sample_rate": sample_rate}
+    config = {
+        "clips": configs.fingerprint(rows),
+        "sample_rate": sample_rate,
+        "engine": espeak.engine(),
+    }
     if artifacts.is_current(folder, KIND, inputs={}, config=config):
         return artifacts.read_manifest(folder)
+    # From here on the folder is not what an older manifest says.
+    (folder / artifacts.MANIFEST).unlink(missing_ok=True)
     artifacts.write_jsonl(folder / REQUESTS, rows)
     arguments = {"requests": str(folder.resolve() / REQUESTS), "sample_rate": sample_rate}
     made = run_shards(
@@ -87,11 +93,15 @@ def write_clips(shard: int, path: Path, *, requests: str, sample_rate: int) -> d
     asked = [espeak.Request(row["text"], espeak.Voice(**row["voice"])) for row in rows]
     path.mkdir()
     seconds = 0.0
-    for row, clip in zip(rows, espeak.synthesize(asked, workers=1, sample_rate=sample_rate), strict=True):
+    for row, clip in zip(
+        rows, espeak.synthesize(asked, workers=1, sample_rate=sample_rate), strict=True
+    ):
         name = f"{row['id']}.flac"
         (path / name).write_bytes(wav_to_file(clip.wav, sample_rate=sample_rate, suffix=".flac"))
         row["audio"] = f"audio/{shard:05d}/{name}"
-        row["words"] = [[word.text, round(word.start, 4), round(word.end, 4)] for word in clip.words]
+        row["words"] = [
+            [word.text, round(word.start, 4), round(word.end, 4)] for word in clip.words
+        ]
         seconds += len(clip.wav) / sample_rate
     artifacts.write_jsonl(path / CLIPS, rows)
     return {"seconds": seconds}

@@ -43,7 +43,10 @@ def write_features(
     config = {"mel": configs.to_json(mel), "max_seconds": float(max_seconds)}
     inputs = {"clips": clips.fingerprint}
     if artifacts.is_current(folder, FEATURES_KIND, inputs=inputs, config=config):
+        _clear(folder)
         return Features(folder)
+    # From here on the folder is not what an older manifest says.
+    (folder / artifacts.MANIFEST).unlink(missing_ok=True)
     artifacts.write_jsonl(folder / REQUESTS, clips.rows)
     arguments = {
         "requests": str((folder / REQUESTS).resolve()),
@@ -62,13 +65,18 @@ def write_features(
     artifacts.write_manifest(
         folder, FEATURES_KIND, inputs=inputs, config=config, counts=counts, files=[MELS, ROWS, BAD]
     )
-    shutil.rmtree(folder / PARTS)
-    (folder / REQUESTS).unlink()
+    _clear(folder)
     return Features(folder)
 
 
 def write_part(
-    shard: int, path: Path, *, requests: str, clips_folder: str, mel: dict[str, Any], max_seconds: float
+    shard: int,
+    path: Path,
+    *,
+    requests: str,
+    clips_folder: str,
+    mel: dict[str, Any],
+    max_seconds: float,
 ) -> dict[str, Any]:
     """Shard task: mel frames and rows of this shard's clips; bad recordings are set aside."""
     config = configs.from_json(MelConfig, mel)
@@ -92,6 +100,12 @@ def write_part(
     return {"mel_frames": sum(map(len, mels))}
 
 
+def _clear(folder: Path) -> None:
+    """Removes what only an unfinished folder needs."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    (folder / REQUESTS).unlink(missing_ok=True)
+
+
 def _join(
     folder: Path, parts: Sequence[Shard], bad: list[dict[str, Any]], mel: MelConfig
 ) -> dict[str, Any]:
@@ -104,7 +118,10 @@ def _join(
             rows.append({**row, "start": start, "stop": stop})
             start = stop
     if not rows:
-        raise UserError(f"{folder}: no recording can be used ({len(bad)} set aside); the first: {bad[0]['reason']}")
+        raise UserError(
+            f"{folder}: no recording can be used, {len(bad)} set aside; the first: "
+            f"{bad[0]['reason']}"
+        )
     with artifacts.atomic_file(folder / MELS) as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": (start, mel.num_mels)}
         np.lib.format.write_array_header_1_0(file, header)

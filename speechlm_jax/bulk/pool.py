@@ -1,4 +1,4 @@
-"""Worker processes for shard tasks: started afresh, spoken to in JSON lines, replaced when they die.
+"""Worker processes for shard tasks: spoken to in JSON lines, and replaced when they die.
 
 Not `multiprocessing`: its children import the parent's main module again (and with it JAX), or are
 forked from a process that has JAX's threads. These import what their task needs, nothing else.

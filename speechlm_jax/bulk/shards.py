@@ -138,7 +138,7 @@ def _finished(folder: Path, number: int, fingerprint: str) -> Shard | None:
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Renames over `path`; a worker that outlived a killed run may have put the same bytes there."""
+    """Renames over `path`, where a worker of a killed run may just have put the same bytes."""
     _remove(path)
     try:
         os.replace(temporary, path)

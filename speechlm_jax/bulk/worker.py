@@ -1,4 +1,4 @@
-"""The process behind `speechlm_jax.bulk.pool`: a job in, then a shard number a line, until stdin ends."""
+"""The process behind `speechlm_jax.bulk.pool`: a job in, then shard numbers, until stdin ends."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Text, codes and segments -> ids of a document: how each kind of data is written down.
 
-The paper names the data and where the loss falls (asked in THUDM/GLM-4-Voice#150: on the target
-side of ASR and TTS, else everywhere), not the markers between them; these are ours.
+The paper names the data and where the loss falls (on the target side of ASR and TTS, else
+everywhere), not the markers between them; these are ours.
 
     text          text eos
     speech        begin_of_speech codes end_of_speech eos
@@ -9,7 +9,7 @@ side of ASR and TTS, else everywhere), not the markers between them; these are o
     tts           tts text | begin_of_speech codes end_of_speech eos
     voiced_tts    voice tts text | begin_of_speech codes end_of_speech eos
     interleaved   text begin_of_speech codes end_of_speech text ... eos
-    dialogue      user segments assistant | segments eos        (as many turns before `|` as there are)
+    dialogue      user segments assistant | segments eos     (any number of turns before `|`)
 
 What stands before `|` is `inputs` (no loss), what comes after is `targets`.
 """
@@ -67,17 +67,19 @@ class Writer:
         inputs = [self.vocab["tts"], *self.tokenizer.encode(text)]
         return _example(inputs, [*self.spoken(codes), self.vocab["eos"]])
 
-    def voiced_tts(self, codes: Sequence[int], text: str, speaker: str) -> Example:
+    def voiced_tts(self, codes: Codes, text: str, speaker: str) -> Example:
         """Text, then its speech by one of the vocabulary's voices."""
         plain = self.tts(codes, text)
-        return _example([self.vocab.voice_id(speaker), *plain.inputs.tolist()], plain.targets.tolist())
+        return _example(
+            [self.vocab.voice_id(speaker), *plain.inputs.tolist()], plain.targets.tolist()
+        )
 
     def interleaved(self, segments: Iterable[Mapping[str, Any]]) -> Example:
         """Segments {"text"} or {"codes", ...} in one sequence."""
         return _example([], [*self.segments(segments), self.vocab["eos"]])
 
     def dialogue(self, turns: Sequence[Mapping[str, Any]]) -> Example:
-        """Turns {"role", "segments"}; the last is the assistant's, and the loss falls on it alone."""
+        """Turns {"role", "segments"}; the last is the assistant's and has the loss alone."""
         if not turns or turns[-1]["role"] != "assistant":
             raise ValueError("a dialogue ends with a turn of the assistant")
         reply = self.segments(turns[-1]["segments"])

@@ -59,7 +59,7 @@ class PackCounts:
 
 
 class Packer:
-    """First fit over a window of open rows, in the order of the documents: no randomness, no threads.
+    """First fit over a window of open rows, in the order of the documents.
 
     A document goes into the oldest open row that has room. If none has and `open_rows` are open,
     the fullest is closed. A document longer than a row is cut into rows and a rest ("split": each

@@ -31,7 +31,7 @@ def mix(values: UInt[ndarray, " batch"]) -> UInt[ndarray, " batch"]:
 def permute(
     positions: Int[ndarray, " batch"], *, size: int, key: int, tweaks: Int[ndarray, " batch"]
 ) -> Int[ndarray, " batch"]:
-    """Where each of `positions` (0 .. size-1) goes; for each (key, tweak) a bijection of 0 .. size-1.
+    """Where each of `positions` goes: for each (key, tweak) a bijection of 0 .. size-1.
 
     A balanced Feistel network permutes a power of four that holds `size`; what falls outside is
     sent through again until it falls inside (Black and Rogaway, CT-RSA 2002, "cycle walking").

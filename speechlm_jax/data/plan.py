@@ -110,7 +110,8 @@ class MixturePlan:
                 )
             if phase.rows > MAX_PHASE_ROWS:
                 raise UserError(
-                    f"plan: phase {phase.name} has {phase.rows} rows; split it in phases of at most {MAX_PHASE_ROWS}"
+                    f"plan: phase {phase.name} has {phase.rows} rows; "
+                    f"split it in phases of at most {MAX_PHASE_ROWS}"
                 )
             for task, count in zip(self.tasks, phase.counts, strict=True):
                 if count and not task.rows:
@@ -220,7 +221,7 @@ def _deal(slots: Int[ndarray, " batch"], counts: Sequence[int]) -> tuple[np.ndar
 
 
 def _counts_before(slots: int, counts: Sequence[int]) -> list[int]:
-    """How many of the first `slots` slots of a phase belong to each task, by the rule of `_deal`."""
+    """How many of the first `slots` slots of a phase each task has, by the rule of `_deal`."""
     found, total = [], sum(counts)
     for count in counts:
         found.append(slots * count // total if total else 0)

@@ -32,7 +32,6 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
-
 _TFDS_ABSENT = "TFDS data set {} is not on disk; build it with TFDS first, and give its data_dir"
 
 
@@ -83,7 +82,7 @@ def prepare(
     """Prepares a mixture (or one task) and returns its file, which training reads.
 
     A task goes to `out/<task>-<fingerprint>/<split>/`. The fingerprint names its data, code,
-    vocabulary and config, so what has not changed is not prepared again, in this mixture or another.
+    vocabulary and config, so what has not changed is not prepared again.
 
     Args:
       name: a registered mixture or task.
@@ -165,7 +164,7 @@ def read_examples(
         )
         for row in dataset.as_numpy_iterator():
             yield Example(row.get("inputs", np.zeros(0, np.int32)), row["targets"])
-    except (tf.errors.OpError, ValueError, FileNotFoundError) as error:
+    except (tf.errors.OpError, ValueError, FileNotFoundError, NotImplementedError) as error:
         # TensorFlow wraps what Python code of a pipeline raises; its message holds ours.
         found = re.search(r"UserError: (.*)", str(error))
         line = found.group(1) if found else str(error).strip().splitlines()[0]
@@ -221,6 +220,8 @@ def import_module(name: str) -> ModuleType:
     path = Path(name)
     try:
         if path.suffix != ".py":
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))  # as `python -m` does; last, so it hides nothing
             return importlib.import_module(name)
         path = path.resolve(strict=True)
         # Two files of one name are two modules.
@@ -254,7 +255,7 @@ def _examples_to_rows(
 
 
 def _shuffle(examples: Iterable[Example], config: PrepareConfig, shard: int) -> Iterator[Example]:
-    """Shuffles within runs of `shuffle_documents`; what comes out depends on seed and shard alone."""
+    """Shuffles within runs of `shuffle_documents`, by seed and shard alone."""
     run: list[Example] = []
     number = 0
     for example in examples:

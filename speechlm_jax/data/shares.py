@@ -24,7 +24,7 @@ class Share:
     def __post_init__(self) -> None:
         if not self.amount > 0:
             raise UserError(
-                f"share {self.kind}: amount {self.amount} must be above 0; leave the task out instead"
+                f"share {self.kind}: {self.amount} must be above 0; leave the task out instead"
             )
         if self.kind == "fraction" and self.amount > 1:
             raise UserError(f"share fraction: {self.amount} is more than the whole")

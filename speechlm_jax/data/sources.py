@@ -1,4 +1,4 @@
-"""Where rows come from: text files, codes folders, interleaved folders -> rows of a split, as plain Python."""
+"""Text files, codes folders, interleaved folders -> rows of a split, in plain Python."""
 
 import dataclasses
 import functools
@@ -21,6 +21,7 @@ ROW_FILES = {  # by the manifest's kind
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
+ROLES = ("system", "user", "assistant")
 
 # A callable is asked when the data is read, so that registering needs no file.
 Place = str | Path | Callable[[], str | Path | Sequence[str | Path]]
@@ -79,7 +80,7 @@ class Rows:
     def examples(
         self, files: Sequence[Path], split: str, *, codebook_size: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The examples of `files` that belong to a split, in order; segments are JSON.
+        """The examples of `files` that belong to a split, in order; segments and turns are JSON.
 
         Raises:
           UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
@@ -102,13 +103,15 @@ class Rows:
         field = self.fields[name]
         value = row.get(field)
         if name == "text" and value is None and "segments" in row:
-            value = " ".join(segment["text"] for segment in row["segments"])
+            value = _segments_to_text(row["segments"])
         if value is None:
             raise _BadRow(f"has no field '{field}'")
         if name == "codes":
             return _to_codes(value, field, codebook_size)
         if name == "segments":
-            return _to_segments(value, field, codebook_size)
+            return json.dumps(_to_segments(value, field, codebook_size))
+        if name == "turns":
+            return json.dumps(_to_turns(value, field, codebook_size))
         if not isinstance(value, str):
             raise _BadRow(f"has no text in '{field}'")
         return value
@@ -155,7 +158,7 @@ def _to_codes(value: Any, field: str, codebook_size: int | None) -> np.ndarray:
     return codes
 
 
-def _to_segments(value: Any, field: str, codebook_size: int | None) -> str:
+def _to_segments(value: Any, field: str, codebook_size: int | None) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(segment, dict) for segment in value):
         raise _BadRow(f"has no list of segments in '{field}'")
     for segment in value:
@@ -163,7 +166,32 @@ def _to_segments(value: Any, field: str, codebook_size: int | None) -> str:
             _to_codes(segment["codes"], field, codebook_size)
         elif not isinstance(segment.get("text"), str):
             raise _BadRow(f"has a segment with neither codes nor text in '{field}'")
-    return json.dumps(value)
+    return value
+
+
+def _segments_to_text(segments: Any) -> str:
+    """What segments say; a segment of codes says its "text"."""
+    if not all(
+        isinstance(segment.get("text"), str) for segment in _to_segments(segments, "segments", None)
+    ):
+        raise _BadRow("has a segment without text in 'segments'")
+    return " ".join(segment["text"] for segment in segments)
+
+
+def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[str, Any]]:
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(turn, dict) for turn in value)
+    ):
+        raise _BadRow(f"has no list of turns in '{field}'")
+    for turn in value:
+        if turn.get("role") not in ROLES:
+            raise _BadRow(f"has a turn in '{field}' whose role is none of {', '.join(ROLES)}")
+        _to_segments(turn.get("segments"), field, codebook_size)
+    if value[-1]["role"] != "assistant":
+        raise _BadRow(f"has turns in '{field}' that do not end with the assistant's")
+    return value
 
 
 def _glob(place: Path) -> list[Path]:
@@ -201,7 +229,7 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file, or lines of any other as {"id", "text"}; each gets an id if it has none."""
+    """Rows of a .jsonl file, or lines of any other as {"id", "text"}; each has an id."""
     if file.suffix == ".jsonl":
         for number, row in enumerate(artifacts.read_jsonl(file), 1):
             yield row if "id" in row else row | {"id": f"{file.name}:{number}"}

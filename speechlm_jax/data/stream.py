@@ -154,5 +154,5 @@ def _check(plan: MixturePlan, shards: Mapping[str, RowShards]) -> None:
             )
     if len({(shards[name].length, shards[name].vocab.fingerprint) for name in wanted}) > 1:
         raise UserError(
-            "the plan's tasks were prepared with different lengths or vocabularies; prepare them alike"
+            "the plan's tasks have rows of different lengths or vocabularies; prepare them alike"
         )

@@ -226,7 +226,7 @@ def output_features() -> dict[str, seqio.Feature]:
 def write_examples(
     dataset: tf.data.Dataset, *, format: Format, field: str = "text"
 ) -> tf.data.Dataset:
-    """A preprocessor: examples with a format's `FIELDS` -> `inputs` (may be empty) and `targets`."""
+    """A preprocessor: examples with a format's `FIELDS` -> `targets` and (maybe empty) `inputs`."""
     names = [field if name == "text" else name for name in FIELDS[format]]
 
     def write(*values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +301,9 @@ class SpeechTextVocabulary(seqio.Vocabulary):
         return current_writer().ids_to_text(list(map(int, ids)))
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        encode = lambda data: np.array(self._encode(data.decode()), np.int32)  # noqa: E731
+        def encode(data: Any) -> np.ndarray:  # bytes in a graph, an array of bytes outside one
+            return np.array(self._encode(np.asarray(data).item().decode()), np.int32)
+
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.evals.formats import Codes, Formats
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.likelihood import Choice, LengthRule, Score, choose
@@ -20,7 +19,7 @@ from speechlm_jax.nn.inference import GenerateRequest
 from speechlm_jax.vocab import Modality
 
 Generate = Callable[[Sequence[GenerateRequest]], Sequence[Sequence[int]]]
-ReadCodes = Callable[[Sequence[Int[ndarray, " frames"]]], Sequence[str]]
+ReadCodes = Callable[[Sequence[Codes]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

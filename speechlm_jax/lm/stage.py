@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.losses import packed_loss
-from speechlm_jax.nn.attention import Layout
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 

@@ -50,7 +50,9 @@ def choose(
     logits = logits / sampling.temperature
     if sampling.top_p < 1:
         ranked = jnp.sort(logits, axis=-1, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(
+            ranked, axis=-1
+        )
         kept = jnp.sum(before < sampling.top_p, axis=-1)
         threshold = jnp.take_along_axis(ranked, kept[:, None] - 1, axis=-1)
         logits = jnp.where(logits < threshold, -jnp.inf, logits)

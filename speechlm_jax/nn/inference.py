@@ -70,12 +70,24 @@ class Inference:
 
         @partial(jax.jit, static_argnames=("max_new", "sampling"))
         def generate(
-            params: PyTree, prompts: Array, lengths: Array, seeds: Array, allowed: Array,
-            stops: Array, max_new: int, sampling: Sampling,
+            params: PyTree,
+            prompts: Array,
+            lengths: Array,
+            seeds: Array,
+            allowed: Array,
+            stops: Array,
+            max_new: int,
+            sampling: Sampling,
         ) -> Generated:
             return decode.generate(
-                model.bind(params), prompts, lengths, keys=jax.vmap(jax.random.key)(seeds),
-                allowed=allowed, stops=stops, max_new=max_new, sampling=sampling,
+                model.bind(params),
+                prompts,
+                lengths,
+                keys=jax.vmap(jax.random.key)(seeds),
+                allowed=allowed,
+                stops=stops,
+                max_new=max_new,
+                sampling=sampling,
             )
 
         @jax.jit
@@ -97,8 +109,14 @@ class Inference:
             allowed = np.stack([request.allowed for request in chosen])
             seeds = np.array([request.seed for request in chosen], np.uint32)
             made = self._generate(
-                self._params, prompts, lengths, seeds, allowed, stops,
-                max_new=chosen[0].max_new, sampling=sampling,
+                self._params,
+                prompts,
+                lengths,
+                seeds,
+                allowed,
+                stops,
+                max_new=chosen[0].max_new,
+                sampling=sampling,
             )
             return [
                 ids[:length].tolist()
@@ -130,6 +148,7 @@ class Inference:
         self, requests: Sequence, *, prompts: list[list[int]], alike: list[tuple], run: Callable
     ) -> list:
         """Runs `run(requests, ids, lengths)` over full padded batches of requests that are alike."""
+
         def padded(i: int) -> int:
             return -(-len(prompts[i]) // self._multiple) * self._multiple
 

@@ -41,12 +41,16 @@ class LanguageModel(nnx.Module):
         )
         self.transformer = Transformer(config.transformer, rngs=rngs)
         self.norm = RMSNorm(embed)
-        self.head = None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
+        self.head = (
+            None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
+        )
 
     def embed(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         """Rows of the table, scaled to unit variance."""
         table = self.embedding[...].astype(self.config.dtype)
-        return constrain(table[ids] * self.config.transformer.embed**0.5, "batch", "length", "embed")
+        return constrain(
+            table[ids] * self.config.transformer.embed**0.5, "batch", "length", "embed"
+        )
 
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output layer, in float32."""

@@ -17,7 +17,9 @@ def cross_entropy(
 
 
 def next_ids(
-    ids: Int[Array, "batch length"], segments: Int[Array, "batch length"], loss_mask: Float[Array, "batch length"]
+    ids: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    loss_mask: Float[Array, "batch length"],
 ) -> tuple[Int[Array, "batch length"], Float[Array, "batch length"]]:
     """What each position must predict, and with which weight.
 
@@ -46,15 +48,15 @@ class PackedLoss(NamedTuple):
         """Number of counted ids."""
         return jnp.sum(self.weights)
 
-    def over(self, chosen: Bool[Array, "batch #length"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def over(
+        self, chosen: Bool[Array, "batch #length"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Numerator and denominator of the mean loss over some of the targets."""
         weights = self.weights * chosen
         return jnp.sum(self.losses * weights), jnp.sum(weights)
 
 
-def packed_loss(
-    logits: Float[Array, "batch length vocab"], batch: dict[str, Array]
-) -> PackedLoss:
+def packed_loss(logits: Float[Array, "batch length vocab"], batch: dict[str, Array]) -> PackedLoss:
     """Next-id loss of packed rows (`ids`, `segments`, `loss_mask`), documents kept apart."""
     targets, weights = next_ids(batch["ids"], batch["segments"], batch["loss_mask"])
     return PackedLoss(cross_entropy(logits, targets), weights, targets)

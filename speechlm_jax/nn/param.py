@@ -57,7 +57,10 @@ class Functional:
     @property
     def axes(self) -> PyTree:
         """Logical axes of every parameter, in the tree of `init`'s parameters."""
-        flat = [(path, leaf.get_metadata("logical")) for path, leaf in nnx.to_flat_state(self._abstract[1])]
+        flat = [
+            (path, leaf.get_metadata("logical"))
+            for path, leaf in nnx.to_flat_state(self._abstract[1])
+        ]
         tree: dict[Any, Any] = {}
         for path, axes in flat:
             node = tree

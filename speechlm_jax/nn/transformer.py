@@ -82,7 +82,9 @@ class Attention(nnx.Module):
         self.q = Linear(embed, width, ("embed", "heads"), rngs=rngs)
         self.k = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
         self.v = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
-        self.o = Linear(width, embed, ("heads", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
+        self.o = Linear(
+            width, embed, ("heads", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+        )
         self.config = config
 
     def queries(
@@ -95,7 +97,8 @@ class Attention(nnx.Module):
     def keys_values(
         self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None
     ) -> tuple[
-        Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]
+        Float[Array, "batch length kv_heads head_dim"],
+        Float[Array, "batch length kv_heads head_dim"],
     ]:
         """Projected (rotated) keys, and values."""
         shape = (*x.shape[:2], self.config.kv_heads, self.config.head_dim)
@@ -125,7 +128,11 @@ class Mlp(nnx.Module):
         self.gate = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
         self.up = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
         self.down = Linear(
-            config.mlp, config.embed, ("mlp", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+            config.mlp,
+            config.embed,
+            ("mlp", "embed"),
+            rngs=rngs,
+            scale=(2 * config.num_layers) ** -0.5,
         )
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:

@@ -28,7 +28,8 @@ def main(config: str, workdir: str) -> int:
 
 def _end_with_parent() -> None:
     # The pipe closes when the parent is gone, however it died; two writers would harm a workdir.
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):
+        pass
     os._exit(EXIT_STOPPED)
 
 

@@ -19,8 +19,8 @@ VALIDATION_EVERY = 64  # one clip of so many gives the held-out loss
 def clips(world: World, voices: Voices, config: CorpusConfig, *, seed: int) -> list[CorpusClip]:
     """Everything that is spoken.
 
-    Kinds: `string`, `sentence` (split "train", training voices); `dialogue_question` (split
-    "dialogue", training voices); all others in split "evaluation", by held-out voices.
+    Kinds: `string`, `sentence` (split "train", training voices); `dialogue_question`,
+    `reply` (split "dialogue", training voices); all others in split "evaluation", by held-out voices.
     """
     rng = np.random.default_rng((seed, 0xC11B5))
     corpus = list(_corpus(world, voices.train, config, rng))
@@ -67,6 +67,7 @@ def unseen_texts(
 
 
 Spoken = tuple[str, Voice, dict[str, Any]]
+ASSISTANT = 0  # the training voice that speaks the chat's replies
 MAKERS = {"string": texts.random_string, "sentence": texts.random_sentence}
 
 
@@ -100,14 +101,26 @@ def _questions(
     world: World, voices: Voices, config: CorpusConfig, rng: np.random.Generator
 ) -> Iterator[Spoken]:
     tables = world.tables
-    asking = [voices.held_out[i] for i in rng.permutation(len(voices.held_out))[: config.question_voices]]
+    asking = [
+        voices.held_out[i] for i in rng.permutation(len(voices.held_out))[: config.question_voices]
+    ]
     for question in world.questions(world.facts):
         for voice in asking:
-            yield question.text, voice, {"kind": "question", "split": EVALUATION, "fact": question.fact.id}
+            yield (
+                question.text,
+                voice,
+                {"kind": "question", "split": EVALUATION, "fact": question.fact.id},
+            )
     for values in tables.attributes.values():
         for value in values:
             for voice in asking:
-                yield f"{tables.answer_lead} {value}", voice, {"kind": "answer", "split": EVALUATION}
+                yield (
+                    f"{tables.answer_lead} {value}",
+                    voice,
+                    {"kind": "answer", "split": EVALUATION},
+                )
+            extra = {"kind": "reply", "split": DIALOGUE}
+            yield f"{tables.answer_lead} {value}", voices.train[ASSISTANT], extra
     for question in world.questions(world.facts_of(people=told_people(world))):
         for i in rng.permutation(len(voices.train))[: config.dialogue_voices]:
             extra = {"kind": "dialogue_question", "split": DIALOGUE, "fact": question.fact.id}
@@ -122,7 +135,12 @@ def _stories(
         voice = _draw(voices, rng)
         parts = {"beginning": story.context, "right": story.right.text, "wrong": story.wrong}
         for part, text in parts.items():
-            extra = {"kind": "story", "split": EVALUATION, "story": f"story-{number:03d}", "part": part}
+            extra = {
+                "kind": "story",
+                "split": EVALUATION,
+                "story": f"story-{number:03d}",
+                "part": part,
+            }
             yield text, voice, extra
 
 

@@ -1,8 +1,8 @@
 """Rows of the quickstart: vocabularies, plain documents, sources of the tasks, prepared mixtures."""
 
+import os
 import subprocess
 import sys
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,13 @@ def write_rows(
     rows = list(rows)
     artifacts.write_jsonl(folder / name, rows)
     artifacts.write_manifest(
-        folder, kind, inputs=inputs, config=plain, counts={"rows": len(rows)}, files=[name], extra=extra
+        folder,
+        kind,
+        inputs=inputs,
+        config=plain,
+        counts={"rows": len(rows)},
+        files=[name],
+        extra=extra,
     )
 
 

@@ -72,7 +72,7 @@ _TALL = {
 
 def chain_picture(figures: Mapping[str, Figure]) -> str:
     """Two SVG drawings of the same chain: one for wide windows, one for phones."""
-    wide = _draw(_WIDE, size=(1008, 300), figures=figures, kind="wide")
+    wide = _draw(_WIDE, size=(1012, 300), figures=figures, kind="wide")
     tall = _draw(_TALL, size=(364, 612), figures=figures, kind="tall")
     return wide + tall
 

@@ -24,21 +24,47 @@ LABELS = {
     "qa/t2t": "Text → text",
     "qa/s2t_shuffled": "Speech → text, another question's codes",
     "qa/s2s_shuffled": "Speech → speech, another question's codes",
+    "qa/t2t_choice": "Text → text, by likelihood",
+    "qa/t2t_new_wording": "Text → text, new wording",
+    "qa/t2t_text_only": "Text → text, facts met as text alone",
+    "qa/s2s_new_wording": "Speech → speech, new wording",
+    "qa/s2s_text_only": "Speech → speech, facts met as text alone",
     "storycloze/s2s": "Story endings, speech → speech",
     "storycloze/s2t": "Story endings, speech → text",
     "storycloze/t2s": "Story endings, text → speech",
     "storycloze/t2t": "Story endings, text → text",
     "tokenizer/wer": "Tokenizer, word errors",
     "tokenizer/entity_wer": "Tokenizer, errors on names and values",
-    "tokenizer/wer_shuffled": "Tokenizer, another clip's codes",
+    "tokenizer/wer_shuffled": "Tokenizer, word errors",
     "tokenizer/codebook_usage": "Codebook entries in use",
-    "tokenizer/abx": "ABX errors on unheard words",
+    "tokenizer/wer_sentences": "Tokenizer, word errors on sentences",
+    "tokenizer/wer_questions": "Tokenizer, word errors on questions",
+    "tokenizer/abx_dtw": "ABX errors on unheard words",
+    "tokenizer/abx_edit": "ABX errors on unheard words, by edits",
     "text_to_token/wer": "Text-to-token, word errors",
     "speech_decoder/wer": "Speech decoder, word errors",
+    "speech_decoder/clipped_ratio": "Speech decoder, samples that clip",
     "chat/speech_only": "Chat, speech alone",
     "chat/text_guided": "Chat, text first",
-    "chat/text_guided_shuffled": "Chat, another question's codes",
+    "chat/speech_only_shuffled": "Chat, speech alone",
+    "chat/text_guided_shuffled": "Chat, text first",
 }
+
+
+HEADLINES = (  # the rest is folded
+    "qa/s2t",
+    "qa/s2t_new_wording",
+    "qa/s2t_choice",
+    "qa/s2t_new_wording_choice",
+    "qa/s2s",
+    "qa/s2s_choice",
+    "qa/s2t_text_only",
+    "qa/t2t",
+    "storycloze/s2s",
+    "storycloze/s2t",
+    "storycloze/t2s",
+    "storycloze/t2t",
+)
 
 
 def label(name: str) -> str:
@@ -56,22 +82,29 @@ def exact_percent(value: float) -> str:
     return f"{100 * value:.6g}%"
 
 
+def amount(figure: str, value: float) -> str:
+    """A measured value in its figure's unit: dB where the name ends in `_db`, else percent."""
+    return f"{value:+.1f} dB" if figure.endswith("_db") else percent(value)
+
+
 def arms_chart(figures: Mapping[str, Figure], chance: Mapping[str, float]) -> str:
     """The two arms side by side, one group a question kind: bars, intervals, the chance line."""
-    stems = [name.rpartition("/")[0] for name in figures if name.endswith(f"/{ARMS[0]}")]
-    groups = []
-    for stem in stems:
-        arms = [(arm, figures.get(f"{stem}/{arm}")) for arm in ARMS]
-        rows = "".join(
-            rate_row(figure, kind=arm, name=arm, chance=chance_of(stem, chance))
-            for arm, figure in arms
-            if figure is not None
-        )
-        margin = figures.get(f"{stem}/{MARGIN}")
-        groups.append(
-            f'<div class="duel"><h3>{escape(label(stem))}{_margin_chip(margin)}</h3>{rows}</div>'
-        )
-    return "".join(groups)
+    ends = tuple(f"/{arm}" for arm in ARMS)
+    stems = list(dict.fromkeys(n.rpartition("/")[0] for n in figures if n.endswith(ends)))
+    shown = "".join(_duel(stem, figures, chance) for stem in HEADLINES if stem in stems)
+    folded = "".join(_duel(stem, figures, chance) for stem in stems if stem not in HEADLINES)
+    more = f"<details><summary>Variants and controls</summary>{folded}</details>" if folded else ""
+    return shown + more
+
+
+def _duel(stem: str, figures: Mapping[str, Figure], chance: Mapping[str, float]) -> str:
+    rows = "".join(
+        rate_row(figures[name], kind=arm, name=arm, chance=chance_of(stem, chance))
+        for arm in ARMS
+        if (name := f"{stem}/{arm}") in figures
+    )
+    heading = f"{escape(label(stem))}{_margin_chip(figures.get(f'{stem}/{MARGIN}'))}"
+    return f'<div class="duel"><h3>{heading}</h3>{rows}</div>'
 
 
 def rate_row(

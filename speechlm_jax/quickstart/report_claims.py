@@ -36,9 +36,14 @@ CLAIMS = (
     Claim("Tokenizer: errors on names and values", "tokenizer/entity_wer", "at most", 0.25),
     Claim("Tokenizer: with another clip's codes", "tokenizer/wer_shuffled", "at least", 0.8),
     Claim("Codebook entries in use", "tokenizer/codebook_usage", "at least", 0.5),
-    Claim("ABX on unheard words beats chance", "tokenizer/abx", "below", 0.5, part="high"),
+    Claim("ABX on unheard words beats chance", "tokenizer/abx_dtw", "below", 0.5, part="high"),
     Claim("Text-to-token: word errors read back", "text_to_token/wer", "at most", 0.25),
     Claim("Speech decoder: word errors read back", "speech_decoder/wer", "at most", 0.5),
+    Claim("Speech decoder: samples that clip", "speech_decoder/clipped_ratio", "at most", 0.0),
+    Claim(
+        "Speech decoder: not much softer", "speech_decoder/level_difference_db", "at least", -3.0
+    ),
+    Claim("Speech decoder: not much louder", "speech_decoder/level_difference_db", "at most", 3.0),
     Claim("S→T, same wording", "qa/s2t/interleaved", "at least", 0.6),
     Claim("S→T, new wording", "qa/s2t_new_wording/interleaved", "at least", 0.4),
     *_margin("qa/s2t", "S→T"),

@@ -18,8 +18,8 @@ from speechlm_jax.quickstart.report_inputs import Provenance, ReportInputs, Trai
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 ANSWERED = ("qa/s2t_new_wording", "qa/s2t", "qa/s2s")  # answers shown side by side
-_ERRORS = ("wer", "entity_wer", "abx")
-_LESS, _MORE, _CONTROL = "Errors: less is better", "More is better", "With another clip's codes"
+_ERRORS = ("wer", "entity_wer", "abx", "clipped")  # how names of figures of errors begin
+_LESS, _MORE, _CONTROL = "Errors: less is better", "More is better", "With codes of another clip"
 
 
 def page(inputs: ReportInputs) -> str:
@@ -104,12 +104,18 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
         state = "not measured" if verdict.met is None else yes if verdict.met else no
         mark = "good" if verdict.met else "open" if claim.kind == "finding" else "bad"
         part = "" if claim.part == "value" else f"{claim.part} end "
-        measured = "–" if verdict.measured is None else part + charts.percent(verdict.measured)
+        measured = (
+            "–"
+            if verdict.measured is None
+            else part + charts.amount(claim.figure, verdict.measured)
+        )
+        decibels = claim.figure.endswith("_db")
+        bar = f"{claim.bar:g} dB" if decibels else charts.exact_percent(claim.bar)
         rows.append(
             f'<li><span class="state {mark}">{state}</span><span>{escape(claim.text)}<br>'
             f"<code>{escape(claim.figure)}</code></span>"
             f'<span class="num"><strong>{measured}</strong>'
-            f"<small>{escape(claim.rule)} {charts.exact_percent(claim.bar)}</small></span></li>"
+            f"<small>{escape(claim.rule)} {bar}</small></span></li>"
         )
     return f'<ul class="claims">{"".join(rows)}</ul>' if rows else ""
 
@@ -119,7 +125,8 @@ def _single_figures(inputs: ReportInputs) -> str:
     bars = {c.figure: c.bar for c in inputs.claims if c.part == "value"}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, figure in inputs.figures.items():
-        if name.rpartition("/")[2] in (*ARMS, MARGIN) or not 0 <= figure.value <= 1:
+        is_arm = name.rpartition("/")[2] in (*ARMS, MARGIN)
+        if is_arm or name.endswith("_db") or not 0 <= figure.value <= 1:
             continue
         group = _group(name)
         row = charts.rate_row(
@@ -138,7 +145,7 @@ def _single_figures(inputs: ReportInputs) -> str:
 
 def _group(name: str) -> str:
     last = name.rpartition("/")[2]
-    return _CONTROL if last.endswith("_shuffled") else _LESS if last in _ERRORS else _MORE
+    return _CONTROL if last.endswith("_shuffled") else _LESS if last.startswith(_ERRORS) else _MORE
 
 
 def _codebook(inputs: ReportInputs) -> str:

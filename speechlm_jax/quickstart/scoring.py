@@ -8,6 +8,7 @@ import numpy as np
 
 from speechlm_jax.audio.griffin_lim import mel_to_wav
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
+from speechlm_jax.audio.wav import level_db
 from speechlm_jax.chat.dialogue import Chat, Mode
 from speechlm_jax.evals import abx, codebook, spoken_qa, storycloze
 from speechlm_jax.evals.controls import exchange
@@ -29,7 +30,11 @@ def tokenizer_items(spoken: Spoken, read: ReadCodes, reader: Reader, *, seed: in
     entities = spoken.world.tables.entities
     strings = spoken.of_kind("eval_string")
     items = []
-    for name, kind in (("", "eval_string"), ("_sentences", "eval_sentence"), ("_questions", "question")):
+    for name, kind in (
+        ("", "eval_string"),
+        ("_sentences", "eval_sentence"),
+        ("_questions", "question"),
+    ):
         rows = spoken.of_kind(kind)
         readings = _readings(rows, read([row["codes"] for row in rows]))
         items += wer_items(f"tokenizer/wer{name}", readings)
@@ -42,7 +47,9 @@ def tokenizer_items(spoken: Spoken, read: ReadCodes, reader: Reader, *, seed: in
     words = spoken.unseen_words()
     for name in ("dtw", "edit"):
         distance = abx.make_distance(name, reader.codebook if name == "dtw" else None)
-        items += abx.abx_items(f"tokenizer/abx_{name}", words, distance=distance, limit=4000, seed=seed)
+        items += abx.abx_items(
+            f"tokenizer/abx_{name}", words, distance=distance, limit=4000, seed=seed
+        )
     return items
 
 
@@ -54,13 +61,19 @@ def codebook_counts(spoken: Spoken, reader: Reader) -> np.ndarray:
 
 
 def text_to_token_items(
-    texts: dict[str, Sequence[str]], model: TextToToken, read: ReadCodes, *, voices: Sequence[str], seed: int
+    texts: dict[str, Sequence[str]],
+    model: TextToToken,
+    read: ReadCodes,
+    *,
+    voices: Sequence[str],
+    seed: int,
 ) -> list[Item]:
     """Read-back WER on unseen texts by kind; what the model could not say counts as deleted."""
     items = []
     for name, lines in texts.items():
         requests = [
-            SpeechRequest(text, voice=voices[i % len(voices)], seed=seed + i) for i, text in enumerate(lines)
+            SpeechRequest(text, voice=voices[i % len(voices)], seed=seed + i)
+            for i, text in enumerate(lines)
         ]
         heard = read([codes.tolist() for codes in model.text_to_codes(requests)])
         readings = [
@@ -77,13 +90,21 @@ def lm_items(
     """Spoken questions (greedy and by likelihood), stories, and the shuffled control, of one arm."""
     questions = spoken.questions()
     items = []
-    for kind, suffix in (("interleaved", ""), ("new_wording", "_new_wording"), ("text_only", "_text_only")):
+    for kind, suffix in (
+        ("interleaved", ""),
+        ("new_wording", "_new_wording"),
+        ("text_only", "_text_only"),
+    ):
         asked = by_class(questions, kind)
         items += _question_items(asked, suffix, arm, inference, formats, read)
     heard = [question for question in questions if question.wording == "interleaved"]
     mixed = _exchange_codes(heard, seed=seed)
     items += spoken_qa.answer_in_text(
-        f"qa/s2t_shuffled/{arm}", mixed, asked_in="speech", generate=inference.generate, formats=formats
+        f"qa/s2t_shuffled/{arm}",
+        mixed,
+        asked_in="speech",
+        generate=inference.generate,
+        formats=formats,
     )
     items += spoken_qa.answer_in_speech(
         f"qa/s2s_shuffled/{arm}", mixed, generate=inference.generate, read_codes=read,
@@ -98,7 +119,12 @@ def lm_items(
 
 
 def _question_items(
-    asked: Sequence[Question], suffix: str, arm: str, inference: Inference, formats: Formats, read: ReadCodes
+    asked: Sequence[Question],
+    suffix: str,
+    arm: str,
+    inference: Inference,
+    formats: Formats,
+    read: ReadCodes,
 ) -> list[Item]:
     """One class of facts in every mode."""
     written = list({question.fact: question for question in asked}.values())
@@ -106,10 +132,18 @@ def _question_items(
     items = []
     for mode, modality, questions in (("s2t", "speech", asked), ("t2t", "text", written)):
         items += spoken_qa.answer_in_text(
-            f"qa/{mode}{suffix}/{arm}", questions, asked_in=modality, generate=generate, formats=formats
+            f"qa/{mode}{suffix}/{arm}",
+            questions,
+            asked_in=modality,
+            generate=generate,
+            formats=formats,
         )
         items += spoken_qa.choose_in_text(
-            f"qa/{mode}{suffix}_choice/{arm}", questions, asked_in=modality, score=score, formats=formats
+            f"qa/{mode}{suffix}_choice/{arm}",
+            questions,
+            asked_in=modality,
+            score=score,
+            formats=formats,
         )
     items += spoken_qa.answer_in_speech(
         f"qa/s2s{suffix}/{arm}", asked, generate=generate, read_codes=read, formats=formats,
@@ -129,10 +163,10 @@ def decoder_items(
     *,
     mel: MelConfig,
     seed: int,
-) -> tuple[list[Item], list[np.ndarray]]:
+) -> list[Item]:
     """WER of audio made from codes, read by the tokenizer's own ASR; level and clipping.
 
-    Returns the items and the audio. `speech_decoder/level_db` is the mean distance of levels.
+    `speech_decoder/level_difference_db` is the mean level of what was made, less its source's.
     """
     mels = decoder.codes_to_mel([np.array(row["codes"], np.int32) for row in rows], seed=seed)
     made = [mel_to_wav(one, mel, seed=seed) for one in mels]
@@ -143,9 +177,11 @@ def decoder_items(
         clipped = float(np.mean(np.abs(wav) >= 1.0))
         for figure, value in (("level_difference_db", difference), ("clipped_ratio", clipped)):
             items.append(
-                Item(f"speech_decoder/{figure}", row["speaker"], "", "", row["text"], "", value, 1.0)
+                Item(
+                    f"speech_decoder/{figure}", row["speaker"], "", "", row["text"], "", value, 1.0
+                )
             )
-    return items, made
+    return items
 
 
 def chat_items(
@@ -160,11 +196,6 @@ def chat_items(
             heard = read([reply.codes.tolist() for reply in replies])
             items += spoken_qa.reply_items(f"chat/{mode}{suffix}{name}", asked, heard)
     return items
-
-
-def level_db(wav: np.ndarray) -> float:
-    """Root-mean-square level of samples in dB of full scale."""
-    return float(10 * np.log10(np.mean(np.square(wav, dtype=np.float64)) + 1e-12))
 
 
 def _exchange_codes(questions: Sequence[Question], *, seed: int) -> list[Question]:

@@ -110,8 +110,12 @@ def _transformer(layers: int, embed: int, heads: int) -> TransformerConfig:
 FULL = QuickstartConfig(
     corpus=CorpusConfig(),
     buckets=BucketConfig(batch_size=16, edges=(160, 208, 352)),
-    tokenizer=SpeechTokenizerConfig(text_size=0, quantizer=QuantizerConfig(start_step=500)),
-    tokenizer_training=TrainingSize(steps=2000, batch_size=16),
+    tokenizer=SpeechTokenizerConfig(
+        text_size=0,
+        encoder=EncoderConfig(rope_theta=10_000.0),
+        quantizer=QuantizerConfig(start_step=400),
+    ),
+    tokenizer_training=TrainingSize(steps=1200, batch_size=16),
     row_length=512,
     text_to_token=LanguageModelConfig(0, _transformer(4, 128, 4)),
     text_to_token_training=TrainingSize(steps=1800, batch_size=4),
@@ -139,7 +143,9 @@ MICRO = dataclasses.replace(
     buckets=BucketConfig(batch_size=8, edges=(224, 416)),
     tokenizer=SpeechTokenizerConfig(
         text_size=0,
-        encoder=EncoderConfig(layers=1, embed=32, heads=2, mlp=64, latent_dim=16),
+        encoder=EncoderConfig(
+            layers=1, embed=32, heads=2, mlp=64, latent_dim=16, rope_theta=10_000.0
+        ),
         quantizer=QuantizerConfig(codebook_size=256, codebook_dim=16, start_step=4),
         late_layers=1,
         decoder_layers=1,

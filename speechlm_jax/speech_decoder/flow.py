@@ -70,20 +70,31 @@ class Flow(nnx.Module):
     def __init__(self, config: FlowConfig, *, rngs: nnx.Rngs):
         self.config = config
         embed, patch = config.embed, config.frames_per_patch * config.num_mels
-        self.codes = param.normal(rngs, (config.codebook_size, embed), ("vocab", "embed"), stddev=1.0)
-        self.voices = param.normal(rngs, (config.num_voices + 1, embed), (None, "embed"), stddev=1.0)
-        self.encoder = Transformer(config.stack(config.encoder_layers, positions_per_code=1), rngs=rngs)
+        self.codes = param.normal(
+            rngs, (config.codebook_size, embed), ("vocab", "embed"), stddev=1.0
+        )
+        self.voices = param.normal(
+            rngs, (config.num_voices + 1, embed), (None, "embed"), stddev=1.0
+        )
+        self.encoder = Transformer(
+            config.stack(config.encoder_layers, positions_per_code=1), rngs=rngs
+        )
         self.encoder_norm = RMSNorm(embed)
         self.patch_in = Linear(patch, embed, (None, "embed"), rngs=rngs)
         self.code_in = Linear(embed, embed * config.patches_per_code, ("embed", None), rngs=rngs)
         self.time_in = Linear(embed, embed, (None, "embed"), rngs=rngs)
-        estimator = config.stack(config.estimator_layers, positions_per_code=config.patches_per_code)
+        estimator = config.stack(
+            config.estimator_layers, positions_per_code=config.patches_per_code
+        )
         self.estimator = Transformer(estimator, rngs=rngs)
         self.out_norm = RMSNorm(embed)
         self.patch_out = Linear(embed, patch, ("embed", None), rngs=rngs, scale=0.1)
 
     def condition(
-        self, codes: Int[Array, "batch frames"], lengths: Int[Array, " batch"], voices: Int[Array, " batch"]
+        self,
+        codes: Int[Array, "batch frames"],
+        lengths: Int[Array, " batch"],
+        voices: Int[Array, " batch"],
     ) -> Float[Array, "batch patches embed"]:
         """What the estimator knows of the speech: encoded codes at the patch rate, and the voice."""
         x = self.encoder(self.codes[...][codes], whole(lengths, codes.shape[1]))

@@ -98,9 +98,7 @@ class Encoder(nnx.Module):
         return Carry(
             jnp.zeros((batch, CONV_KERNEL - 1, config.num_mels)),
             jnp.zeros((batch, CONV_KERNEL - 1, config.embed)),
-            Cache.empty(
-                config.transformer(), batch=batch, slots=-(-max_mel_frames // CONV_STRIDE)
-            ),
+            Cache.empty(config.transformer(), batch=batch, slots=-(-max_mel_frames // CONV_STRIDE)),
         )
 
     def states(
@@ -139,7 +137,9 @@ class Encoder(nnx.Module):
         batch, length, embed = states.shape
         frames = length // self.config.pool_factor
         groups = states[:, : frames * self.config.pool_factor]
-        return self.project(groups.reshape(batch, frames, self.config.pool_factor, embed).mean(axis=2))
+        return self.project(
+            groups.reshape(batch, frames, self.config.pool_factor, embed).mean(axis=2)
+        )
 
     def valid_frames(
         self, mel_lengths: Int[Array, " batch"], frames: int

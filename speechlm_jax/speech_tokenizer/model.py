@@ -117,7 +117,9 @@ class SpeechTokenizer(nnx.Module):
         return carry, self.quantizer.nearest(self.encoder.latents(states))
 
     def memory(
-        self, vectors: Float[Array, "batch frames codebook_dim"], frames: Bool[Array, "batch frames"]
+        self,
+        vectors: Float[Array, "batch frames codebook_dim"],
+        frames: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames embed"]:
         """The rest of the encoder, over code vectors."""
         layout = whole(jnp.sum(frames, axis=1), vectors.shape[1])
@@ -139,9 +141,7 @@ class SpeechTokenizer(nnx.Module):
         frames = self.encoder.valid_frames(mel_lengths, latents.shape[1])
         quantized = self.quantizer(latents)
         memory = self.memory(quantized.vectors, frames)
-        return Heard(
-            latents, quantized, frames, self.early_ctc(states), self.ctc(memory), memory
-        )
+        return Heard(latents, quantized, frames, self.early_ctc(states), self.ctc(memory), memory)
 
     def read(
         self,

@@ -71,9 +71,7 @@ class Quantizer(nnx.Module):
         active = self.updates[...] >= self.config.start_step
         error = jnp.mean((latents - jax.lax.stop_gradient(vectors)) ** 2, axis=-1)
         through = latents + jax.lax.stop_gradient(vectors - latents)
-        return Quantized(
-            codes, jnp.where(active, through, latents), jnp.where(active, error, 0.0)
-        )
+        return Quantized(codes, jnp.where(active, through, latents), jnp.where(active, error, 0.0))
 
     def updated(
         self,

@@ -19,7 +19,12 @@ class Reader:
     """
 
     def __init__(
-        self, config: SpeechTokenizerConfig, params: PyTree, variables: PyTree, *, batch_size: int = 64
+        self,
+        config: SpeechTokenizerConfig,
+        params: PyTree,
+        variables: PyTree,
+        *,
+        batch_size: int = 64,
     ):
         self.config = config
         self.codebook = np.asarray(variables["quantizer"]["codebook"])
@@ -43,7 +48,9 @@ class Reader:
     ) -> list[Int[ndarray, " frames"]]:
         """Codes of each clip, in order."""
         per_code = self.config.encoder.mel_frames_per_code
-        outputs = self._batched(mels, self._encode, multiple=8 * self.config.encoder.block_mel_frames)
+        outputs = self._batched(
+            mels, self._encode, multiple=8 * self.config.encoder.block_mel_frames
+        )
         return [codes[: len(mel) // per_code] for mel, codes in zip(mels, outputs, strict=True)]
 
     def codes_to_ids(self, codes: Sequence[Int[ndarray, " frames"]]) -> list[list[int]]:

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from speechlm_jax.arrays import Array, Float, Int, Key, PyTree
+from speechlm_jax.arrays import Array, Float, Int, PyTree
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
@@ -67,12 +66,18 @@ def make_stage(
         parts = {
             "decoder": _decoder_loss(tokenizer, heard, batch),
             "ctc": ctc_loss(
-                heard.ctc, jnp.sum(heard.frames, axis=1), batch["text_ids"], batch["text_lengths"],
+                heard.ctc,
+                jnp.sum(heard.frames, axis=1),
+                batch["text_ids"],
+                batch["text_lengths"],
                 blank=config.blank,
             ),
             "early_ctc": ctc_loss(
-                heard.early_ctc, -(-batch["mel_lengths"] // CONV_STRIDE), batch["bytes"],
-                batch["byte_lengths"], blank=NUM_BYTES,
+                heard.early_ctc,
+                -(-batch["mel_lengths"] // CONV_STRIDE),
+                batch["bytes"],
+                batch["byte_lengths"],
+                blank=NUM_BYTES,
             ),
             "commitment": _mean(heard.quantized.commitment, heard.frames),
         }

@@ -102,7 +102,9 @@ class CheckpointWriter:
         trees = (state.params, state.variables, state.opt_state)
         items = {name: _to_saved(tree) for name, tree in zip(ITEMS, trees, strict=True)}
         # Orbax refuses an item without arrays
-        response = ocp.save_checkpointables_async(folder, {k: v for k, v in items.items() if v})
+        response = ocp.save_checkpointables_async(
+            str(folder), {k: v for k, v in items.items() if v}
+        )
         self._pending = self._thread.submit(self._finish, response, folder, meta)
 
     def check(self) -> None:
@@ -209,7 +211,7 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
 
 
 def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
-    """Reads another run's parameters and variables onto the mesh of `abstract`; see `load_params`."""
+    """Reads another run's weights onto the mesh of `abstract`; `path` as in `load_params`."""
     folder = _find(path)
     loaded = _load(folder, {"params": abstract.params, "variables": abstract.variables})
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
@@ -234,7 +236,7 @@ def load_params(path: str | Path) -> Weights:
         for name in ("params", "variables")
         if name in saved
     }
-    loaded = ocp.load_checkpointables(folder, trees)
+    loaded = ocp.load_checkpointables(str(folder), trees)
     return Weights(
         params=_from_saved(loaded["params"]),
         variables=_from_saved(loaded.get("variables", {})),
@@ -292,7 +294,9 @@ def _load(folder: Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
     items = {name: _to_saved(tree) for name, tree in wanted.items()}
     for name, tree in items.items():
         _check_same(folder, name, saved.get(name, {}), tree)
-    loaded = ocp.load_checkpointables(folder, {name: tree for name, tree in items.items() if tree})
+    loaded = ocp.load_checkpointables(
+        str(folder), {name: tree for name, tree in items.items() if tree}
+    )
     return {
         name: jax.tree.unflatten(jax.tree.structure(tree), _leaves_like(tree, loaded.get(name, {})))
         for name, tree in wanted.items()
@@ -300,7 +304,9 @@ def _load(folder: Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _saved_shapes(folder: Path) -> dict[str, PyTree]:
-    return {k: v for k, v in ocp.checkpointables_metadata(folder).metadata.items() if k in ITEMS}
+    return {
+        k: v for k, v in ocp.checkpointables_metadata(str(folder)).metadata.items() if k in ITEMS
+    }
 
 
 def _check_same(folder: Path, item: str, saved: PyTree, wanted: PyTree) -> None:

@@ -1,4 +1,4 @@
-"""Scalars of a run: metrics.jsonl, TensorBoard event files (without TensorFlow), and the console."""
+"""Scalars of a run: metrics.jsonl, TensorBoard files (without TensorFlow), the console."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from speechlm_jax import artifacts
@@ -55,7 +55,7 @@ class ScalarLog:
 
 
 class _EventFile:
-    """A TensorBoard event file of scalars; `first_step` voids what older files say of it and later."""
+    """A TensorBoard event file; `first_step` voids what older files say of it and later."""
 
     def __init__(self, folder: Path, *, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ workdir/tensorboard/     the same figures as event files
 """
 
 import dataclasses
-import itertools
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +16,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from speechlm_jax import artifacts, config as configs
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, to_global
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
-from speechlm_jax.train.logs import ScalarLog, console_line, info
+from speechlm_jax.train.interval import Interval
+from speechlm_jax.train.logs import ScalarLog, info
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.signals import StopSignal
-from speechlm_jax.train.stage import EvalState, Metrics, Stage
+from speechlm_jax.train.stage import EvalState, Stage
 from speechlm_jax.train.state import StateLayout, TrainState, init_state, make_layout
 from speechlm_jax.train.step import make_train_step
 
@@ -36,10 +36,10 @@ CONFIG = "config.json"
 OPERATIONAL = frozenset(
     {"mesh", "log_every_steps", "save_every_steps", "keep_last", "keep_every_steps"}
 )
+# The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
+STEP_STREAM = 2**31
 # What weights cannot be used without: the meaning of the ids and of the codes.
 CARRIED_IDENTITY = ("vocabulary", "tokenizer")
-
-_log = logging.getLogger("speechlm.train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class _Run:
     def loop(
         self,
         state: TrainState,
-        step: int,
+        done: int,
         writer: CheckpointWriter,
         log: ScalarLog,
         stop: StopSignal,
@@ -169,10 +169,12 @@ class _Run:
         train_step = make_train_step(
             self.stage, self.optimizer, self.layout, num_microbatches=config.num_microbatches
         )
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 itself drew the weights
-        interval = _Interval(config, self.stage.name)
+        key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
+        interval = Interval(
+            config.total_steps, self.stage.name, max_skipped=config.max_skipped_steps
+        )
         with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches:
-            for step in range(step + 1, config.total_steps + 1):
+            for step in range(done + 1, config.total_steps + 1):
                 batch = self._next(batches, step)
                 state, metrics = train_step(state, to_global(batch, mesh=self.mesh), key)
                 rows = _rows(batch) * jax.process_count()
@@ -205,7 +207,7 @@ class _Run:
         if rows % parts:
             raise UserError(
                 f"{self.stage.name}: a batch of {rows} rows does not divide into "
-                f"{self.config.num_microbatches} micro batches over {shards} devices (replica x fsdp)"
+                f"{self.config.num_microbatches} parts over {shards} devices (replica x fsdp)"
             )
         return batch
 
@@ -259,70 +261,6 @@ class _Run:
                 raise UserError(
                     f"init_from={self.config.init_from}: has {name} {theirs}, this run has {mine}"
                 )
-
-
-class _Interval:
-    """Metrics since the last log line; they stay on the device until the line is written."""
-
-    def __init__(self, config: TrainConfig, name: str):
-        self._config, self._name = config, name
-        self._skipped_in_a_row = 0
-        self._restart()
-
-    def _restart(self) -> None:
-        self._pending: list[Metrics] = []
-        self._rows = 0
-        self._since = time.perf_counter()
-
-    def add(self, metrics: Metrics, rows: int) -> None:
-        """Takes one step's metrics; waits for nothing."""
-        self._pending.append(metrics)
-        self._rows += rows
-
-    def leave_out(self, seconds: float) -> None:
-        """Keeps the time of something else, such as an evaluation, out of the rates."""
-        self._since += seconds
-
-    def close(self, step: int) -> dict[str, float]:
-        """Waits for the device, returns the interval's figures and starts the next one."""
-        fetched: list[Mapping[str, tuple[Any, Any]]] = jax.device_get(self._pending)
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        figures = ratios(fetched)
-        figures["rows_per_second"] = self._rows / seconds
-        figures["seconds_per_step"] = seconds / len(fetched)
-        left = (self._config.total_steps - step) * figures["seconds_per_step"]
-        info(
-            "%s",
-            console_line(self._name, step, self._config.total_steps, figures, seconds_left=left),
-        )
-        self._count_skipped(step, [bool(metrics["skipped_steps"][0]) for metrics in fetched])
-        self._restart()
-        return figures
-
-    def _count_skipped(self, step: int, skipped: list[bool]) -> None:
-        if any(skipped):
-            _log.warning(
-                "%s %d: %d steps without a finite gradient", self._name, step, sum(skipped)
-            )
-        for one in skipped:
-            self._skipped_in_a_row = self._skipped_in_a_row + 1 if one else 0
-            if self._skipped_in_a_row >= self._config.max_skipped_steps:
-                raise UserError(
-                    f"{self._name}: {self._skipped_in_a_row} steps in a row up to step {step} had no "
-                    f"finite gradient; lower optimizer.peak or look for bad values in the data"
-                )
-
-
-def ratios(steps: list[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Sum of numerators over sum of denominators, by name; names without weight are left out."""
-    names = dict.fromkeys(itertools.chain.from_iterable(steps))
-    figures: dict[str, float] = {}
-    for name in names:
-        pairs = [metrics[name] for metrics in steps if name in metrics]
-        above, below = (sum(float(pair[i]) for pair in pairs) for i in (0, 1))
-        if below:
-            figures[name] = above / below
-    return figures
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:

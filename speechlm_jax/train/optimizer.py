@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from speechlm_jax.arrays import Array, Float, Int, PyTree
+from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 
 # Tables that are looked up rather than multiplied; decay would shrink rare rows to nothing.
@@ -58,7 +57,7 @@ class Optimizer:
     """
 
     transform: optax.GradientTransformation
-    learning_rate: Callable[[Int[Array, ""]], Float[Array, ""]]
+    learning_rate: optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = None) -> Optimizer:
@@ -85,10 +84,8 @@ def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = 
     return Optimizer(transform=transform, learning_rate=make_schedule(config, total_steps))
 
 
-def make_schedule(
-    config: OptimizerConfig, total_steps: int
-) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """The learning rate of update n (1 .. total_steps); update `total_steps` has exactly `final`."""
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate of update n = 1 .. total_steps; the last one has exactly `final`."""
     after = total_steps - config.warmup_steps
     decay = max(1, round(config.decay_fraction * total_steps))
     body = {
@@ -124,7 +121,7 @@ def decay_mask(params: PyTree, axes: PyTree = None, *, embeddings: bool = False)
 def _check(config: OptimizerConfig, total_steps: int) -> None:
     if not 0 <= config.warmup_steps <= total_steps:
         raise UserError(
-            f"optimizer.warmup_steps: {config.warmup_steps} is not within the run's {total_steps} steps"
+            f"optimizer.warmup_steps: {config.warmup_steps} exceeds the run's {total_steps} steps"
         )
     if config.peak <= 0 or config.final < 0:
         raise UserError(f"optimizer.peak: {config.peak} and final {config.final} must be positive")

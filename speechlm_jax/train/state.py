@@ -17,7 +17,7 @@ from speechlm_jax.train.stage import Stage
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree of arrays, or of their shapes or shardings; `step` (int32) counts finished updates."""
+    """A pytree of arrays, or of their shapes or shardings; `step` counts finished updates."""
 
     step: Any
     params: PyTree

@@ -27,9 +27,9 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles (state, batch, run key) to (state, metrics); the state that goes in is given up.
 
-    The batch's leading axis holds the rows of all hosts. Metrics are (numerator, denominator), those
-    of the stage and `loss`, `grad_norm`, `learning_rate`, `skipped_steps`. An update whose gradient
-    is not finite is skipped: the step counts, parameters, variables and moments stay.
+    The batch's leading axis holds the rows of all hosts. Metrics are (numerator, denominator): the
+    stage's own, and `loss`, `grad_norm`, `learning_rate`, `skipped_steps`. An update without a
+    finite gradient is skipped: the step counts; parameters, variables and moments stay.
     """
 
     def train_step(

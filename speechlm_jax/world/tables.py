@@ -69,7 +69,9 @@ def load_tables(path: str | Path | None = None) -> Tables:
     path = SHIPPED if path is None else Path(path)
     data = artifacts.read_json(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: is not a JSON object; lay it out as speechlm_jax/world/world.json")
+        raise UserError(
+            f"{path}: is not a JSON object; lay it out as speechlm_jax/world/world.json"
+        )
     try:
         tables = configs.from_json(Tables, data)
     except UserError as error:
@@ -116,7 +118,7 @@ def _word_fault(tables: Tables) -> str | None:
             if not re.fullmatch("[a-z]+", word):
                 return f"{field}: '{word}' is not one word of the letters a-z"
             if word in seen:
-                return f"{field}: '{word}' stands in {seen[word]} too; every name and value is its own word"
+                return f"{field}: '{word}' stands in {seen[word]} too; each must be its own word"
             seen[word] = field
     for word in tables.unseen_words:
         if word in tables.words:
@@ -138,7 +140,7 @@ def _sentence_fault(tables: Tables) -> str | None:
                 )
         told = {word for wording in tables.wordings(name) for word in wording.split()}
         if clash := told & set(tables.entities):
-            return f"statements.{name}: '{sorted(clash)[0]}' is a name or a value; it can't stand in a sentence"
+            return f"statements.{name}: '{sorted(clash)[0]}' is a name or a value; use another word"
         if len(set(tables.wordings(name))) < len(tables.wordings(name)):
             return f"statements.{name}: a sentence stands there twice"
     return None

@@ -94,7 +94,9 @@ def documents(
     Each pass over the facts tells every one once, in an order of its own.
     """
     if not facts:
-        raise UserError("documents: there are no facts of this kind to tell; give the world more people")
+        raise UserError(
+            "documents: there are no facts of this kind to tell; give the world more people"
+        )
     order: list[int] = []
     while True:
         sentences: list[Sentence] = []
@@ -116,7 +118,9 @@ def stories(world: World, rng: np.random.Generator, facts: Sequence[Fact]) -> It
         by_person.setdefault(fact.person, []).append(fact)
     people = [person for person, theirs in by_person.items() if len(theirs) > 1]
     if not people:
-        raise UserError("stories: nobody has two facts of this kind; give the world more attributes")
+        raise UserError(
+            "stories: nobody has two facts of this kind; give the world more attributes"
+        )
     while True:
         theirs = by_person[people[rng.integers(len(people))]]
         yield _story(world, rng, [theirs[i] for i in rng.permutation(len(theirs))])

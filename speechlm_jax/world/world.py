@@ -20,8 +20,8 @@ KINDS: tuple[Kind, ...] = ("text_only", "new_wording", "interleaved", "interleav
 class Fact:
     """What is true of a person, and how training meets it.
 
-    `text_only`: in text alone. `interleaved`: in speech and text. `new_wording`: in speech and text,
-    but never in the wording of the question.
+    `text_only`: in text alone. `interleaved`: in speech and text. `new_wording`: in both, but never
+    in the wording of the question.
     """
 
     person: str
@@ -73,7 +73,7 @@ class World:
             kinds = [KINDS[(place + turn) % len(KINDS)] for turn in range(len(people))]
             order = [values[i] for i in rng.permutation(len(values))]
             # Runs of one kind take the values in turn, so that each kind meets most values.
-            ranks = np.lexsort((rng.random(len(people)), [KINDS.index(kind) for kind in kinds]))
+            ranks = np.lexsort(np.stack([rng.random(len(people)), [KINDS.index(k) for k in kinds]]))
             for rank, turn in enumerate(ranks):
                 facts.append(Fact(people[turn], attribute, order[rank % len(order)], kinds[turn]))
         return cls(tables, seed, tuple(sorted(facts, key=lambda fact: fact.id)))
@@ -83,9 +83,7 @@ class World:
         """Identity of tables and assignment."""
         return configs.fingerprint({"tables": self.tables, "facts": self.facts})
 
-    def facts_of(
-        self, *kinds: Kind, people: Iterable[str] | None = None
-    ) -> tuple[Fact, ...]:
+    def facts_of(self, *kinds: Kind, people: Iterable[str] | None = None) -> tuple[Fact, ...]:
         """The facts of these kinds (all kinds if none is named), about these people (None: all)."""
         chosen = None if people is None else set(people)
         return tuple(
@@ -96,7 +94,7 @@ class World:
 
     @cached_property
     def dialogue_people(self) -> tuple[str, ...]:
-        """Half of the people, drawn from the seed: chat is tuned on them and scored on the others."""
+        """Half of the people, from the seed: chat is tuned on them and scored on the others."""
         people = np.random.default_rng((self.seed, 0xD1A)).permutation(self.tables.people)
         return tuple(sorted(map(str, people[: len(people) // 2])))
 

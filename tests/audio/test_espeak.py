@@ -27,7 +27,11 @@ def wavs(asked: list[Request], *, workers: int) -> list[np.ndarray]:
 def test_samples_depend_on_neither_order_nor_worker_count():
     asked = requests()
     one = wavs(asked, workers=1)
-    for other in (wavs(asked, workers=3), wavs(asked[::-1], workers=2)[::-1], wavs(asked, workers=1)):
+    for other in (
+        wavs(asked, workers=3),
+        wavs(asked[::-1], workers=2)[::-1],
+        wavs(asked, workers=1),
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -45,7 +49,11 @@ def test_words_are_those_of_the_text_in_order_and_inside_the_clip():
 
 def test_rate_and_pitch_and_voice_are_heard():
     voice = Voice("en", "m1", 50, 150)
-    slow, high, other = Voice("en", "m1", 50, 120), Voice("en", "m1", 80, 150), Voice("en", "f4", 50, 150)
+    slow, high, other = (
+        Voice("en", "m1", 50, 120),
+        Voice("en", "m1", 80, 150),
+        Voice("en", "f4", 50, 150),
+    )
     base, *changed = wavs([Request(TEXTS[0], v) for v in (voice, slow, high, other)], workers=1)
     assert len(changed[0]) > 1.1 * len(base)
     assert all(len(w) != len(base) or not np.allclose(w, base) for w in changed)
@@ -74,7 +82,10 @@ def test_a_voice_that_does_not_exist_is_named():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(espeak.importlib.util, "find_spec", lambda name: None)
+    def version(name):
+        raise espeak.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(espeak.importlib.metadata, "version", version)
     with pytest.raises(UserError, match=r"speechlm_jax\[espeak\]"):
         list(synthesize(requests(1)))
 
@@ -86,7 +97,8 @@ def test_a_reader_who_stops_early_leaves_no_process():
 
 
 def test_the_room_imports_no_jax():
-    rooms = "audio.espeak audio.espeak_worker audio.recordings audio.griffin_lim bulk.corpus bulk.features bulk.worker"
-    code = ";".join(f"import speechlm_jax.{name}" for name in rooms.split())
+    audio, bulk = "espeak espeak_worker recordings griffin_lim", "corpus features worker"
+    names = [f"audio.{name}" for name in audio.split()] + [f"bulk.{name}" for name in bulk.split()]
+    code = ";".join(f"import speechlm_jax.{name}" for name in names)
     code += ";import sys;sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

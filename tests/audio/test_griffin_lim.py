@@ -17,7 +17,8 @@ def vowel(rate: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "config", [MelConfig(), MelConfig(sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=256)]
+    "config",
+    [MelConfig(), MelConfig(sample_rate=22_050, n_fft=1024, win_length=1024, hop_length=256)],
 )
 def test_level_length_and_mel_frames_come_back(config):
     wav = vowel(config.sample_rate)

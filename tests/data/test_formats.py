@@ -8,7 +8,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 TOKENIZER = TextTokenizer.train(["anna lives in paris", "bob has a cat"], kind="word")
-VOCAB = Vocab(TOKENIZER.size, 64, 12.5, TOKENIZER.fingerprint, "tokenizer")
+VOCAB = Vocab(TOKENIZER.size, 64, 12.5, TOKENIZER.fingerprint, "tokenizer", voices=("anna", "bob"))
 WRITER = Writer(VOCAB, TOKENIZER)
 SPOKEN = "<begin_of_speech><3><3><63><end_of_speech>"
 
@@ -20,6 +20,21 @@ SPOKEN = "<begin_of_speech><3><3><63><end_of_speech>"
         (WRITER.speech([3, 3, 63]), "", f"{SPOKEN}<eos>"),
         (WRITER.asr([3, 3, 63], "bob"), f"<asr>{SPOKEN}", "bob <eos>"),
         (WRITER.tts([3, 3, 63], "bob"), "<tts> bob", f"{SPOKEN}<eos>"),
+        (
+            WRITER.voiced_tts(np.array([3, 3, 63]), "bob", "bob"),
+            f"<id {VOCAB.voice_offset + 1}><tts> bob",
+            f"{SPOKEN}<eos>",
+        ),
+        (
+            WRITER.dialogue(
+                [
+                    {"role": "user", "segments": [{"codes": [3, 3, 63]}]},
+                    {"role": "assistant", "segments": [{"text": "paris"}, {"codes": [3, 3, 63]}]},
+                ]
+            ),
+            f"<user>{SPOKEN}<assistant>",
+            f"paris {SPOKEN}<eos>",
+        ),
         (
             WRITER.interleaved([{"text": "anna"}, {"codes": [3, 3, 63]}, {"text": "in paris"}]),
             "",

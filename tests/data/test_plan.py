@@ -62,7 +62,9 @@ def test_progress_counts_what_was_dealt():
     for seen in (0, 1, 99, 201, 230, PLAN.num_rows):
         progress = PLAN.progress(seen)
         assert [p.rows for p in progress] == np.bincount(task[:seen], minlength=3).tolist()
-        assert [p.epochs for p in progress] == [p.rows / t.rows for p, t in zip(progress, TASKS)]
+        assert [p.epochs for p in progress] == [
+            p.rows / t.rows for p, t in zip(progress, TASKS, strict=True)
+        ]
     assert PLAN.progress(PLAN.num_rows)[0].tokens == 85 * 10
     assert (PLAN.phase_at(200), PLAN.phase_at(201)) == ("main", "anneal")
 
@@ -74,7 +76,7 @@ def test_json_and_fingerprint():
 
 
 def test_a_trillion_tokens():
-    """Section 4 of the GLM-4-Voice report at 512 tokens a row: two billion rows, no loop over them."""
+    """1T tokens at 512 a row: two billion rows, no loop over them."""
     counts = (600_000_000, 60_000_000, 1_340_000_000)
     tasks = tuple(
         TaskRows(n, r, 1, 1)
@@ -85,9 +87,11 @@ def test_a_trillion_tokens():
     numbers = np.concatenate([rng.integers(0, plan.num_rows, 20_000), [0, plan.num_rows - 1]])
     rows = plan.rows(numbers)
     # The rank that a row has among its task's rows is what was dealt before it.
-    for number, k in zip(numbers[-40:].tolist(), rows.task[-40:].tolist()):
+    for number, k in zip(numbers[-40:].tolist(), rows.task[-40:].tolist(), strict=True):
         before, after = plan.progress(number), plan.progress(number + 1)
-        assert [b.rows - a.rows for a, b in zip(before, after)] == [int(k == j) for j in range(3)]
+        assert [b.rows - a.rows for a, b in zip(before, after, strict=True)] == [
+            int(k == j) for j in range(3)
+        ]
     assert [p.rows for p in plan.progress(plan.num_rows)] == list(counts)
     assert (
         rows.index < np.array([t.rows for t in tasks])[rows.task]

@@ -1,5 +1,6 @@
 """Tasks from files, functions, codes, TFDS -> rows on disk (the file that imports TensorFlow)."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 with warnings.catch_warnings():  # TensorFlow's own deprecations are not ours to mend
     warnings.simplefilter("ignore")
     import seqio
-    import tensorflow_datasets as tfds
+    import tensorflow as tf
 
     from speechlm_jax.data import tasks
     from speechlm_jax.data.prepare import PrepareConfig, import_module, prepare
@@ -24,10 +25,29 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 WORDS = "anna lives in the city of paris and bob has a red cat".split()
 TOKENIZER = TextTokenizer.train([" ".join(WORDS)], kind="word")
-VOCAB = Vocab(TOKENIZER.size, 16, 12.5, TOKENIZER.fingerprint, "tokenizer-a")
+VOCAB = Vocab(TOKENIZER.size, 16, 12.5, TOKENIZER.fingerprint, "tokenizer-a", voices=("anna",))
 CODES_OF = {"tokenizer": "tokenizer-a", "frame_rate_hz": 12.5, "codebook_size": 16}
 QUICKSTART = Path(__file__).parents[2] / "tasks" / "quickstart.py"
 CONFIG = PrepareConfig(length=64)
+
+
+BUILDER = """
+import tensorflow_datasets as tfds
+
+class TinyStories(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"story": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, text in enumerate(TEXTS):
+            yield i, {"story": text}
+"""
 
 
 def sentences(count: int, seed: int, words: int = 12) -> list[str]:
@@ -44,10 +64,12 @@ def run(tmp_path, monkeypatch) -> Path:
         artifacts.write_jsonl(tmp_path / f"text/{part}.jsonl", rows)
     for name in ("speech", "pairs"):
         rows = [
-            {"id": f"c{i}", "codes": rng.integers(0, 16, rng.integers(4, 30)).tolist(), "text": text,
+            {"id": f"c{i}", "text": text,
+             "codes": rng.integers(0, 16, rng.integers(4, 30)).tolist(),
              "split": "validation" if i % 10 == 0 else "train"}
             for i, text in enumerate(sentences(40, 3))
         ]  # fmt: skip
+        rows = [row | {"speaker": "anna"} for row in rows]
         folder = tmp_path / "codes" / name
         artifacts.write_jsonl(folder / "codes.jsonl", rows)
         artifacts.write_manifest(
@@ -67,7 +89,21 @@ def run(tmp_path, monkeypatch) -> Path:
         files=["documents.jsonl"],
         extra=CODES_OF,
     )
+    asked, said = {"codes": [1, 2], "text": "city"}, {"codes": [5], "text": "paris"}
+    turns = [{"role": "user", "segments": [asked]}, {"role": "assistant", "segments": [said]}]
+    artifacts.write_jsonl(
+        tmp_path / "dialogues/dialogues.jsonl", [{"id": f"d{i}", "turns": turns} for i in range(5)]
+    )
+    artifacts.write_manifest(
+        tmp_path / "dialogues",
+        "dialogues",
+        inputs={},
+        config={},
+        files=["dialogues.jsonl"],
+        extra=CODES_OF,
+    )
     sources = {
+        "dialogues": ["dialogues"], "voiced": ["codes/pairs"],
         "text": ["text/*.jsonl"], "speech": ["codes/speech"], "pairs": ["codes/pairs"],
         "interleaved": ["interleaved"],
     }  # fmt: skip
@@ -130,6 +166,16 @@ def test_quickstart_mixtures_share_their_tasks(run):
     assert shards["q_interleaved"].counts["split_documents"] > 0
 
 
+def test_dialogues_and_voices(run):
+    modules = [str(QUICKSTART)]
+    chat = mixture.open_shards(prepare_here("quickstart_chat", run / "rows", modules=modules))
+    for document in row_documents(chat["quickstart_chat"]):
+        assert VOCAB.ids_to_codes(document.ids[document.loss_mask][1:2]) == [5]
+    voiced = mixture.open_shards(prepare_here("q_text_to_token", run / "rows", modules=modules))
+    for document in row_documents(voiced["q_text_to_token"]):
+        assert document.ids[0] == VOCAB.voice_id("anna") and not document.loss_mask[0]
+
+
 def test_text_rows_hold_every_document_once(run):
     tasks.text("all_text", str(run / "text/*.jsonl"), validation_ratio=0.25)
     for shards_made in (1, 2, 3):  # more shards than files: SeqIO deals examples instead
@@ -175,22 +221,12 @@ def test_a_change_of_data_or_vocabulary_prepares_anew(run):
 
 
 def test_a_tfds_data_set_built_offline(tmp_path):
-    class TinyStories(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict({"story": tfds.features.Text()})
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i, text in enumerate(sentences(30, 9)):
-                yield i, {"story": text}
-
-    TinyStories(data_dir=str(tmp_path / "tfds"), file_format="array_record").download_and_prepare()
+    # A module of its own: TFDS looks for the code of a builder that sits in a package by a library
+    # that it does not require.
+    (tmp_path / "tiny_stories.py").write_text(BUILDER)
+    module = import_module(str(tmp_path / "tiny_stories.py"))
+    module.TEXTS = sentences(30, 9)
+    module.TinyStories(data_dir=str(tmp_path / "tfds")).download_and_prepare()
     tasks.text_tfds(
         "stories", "tiny_stories:1.0.0", data_dir=tmp_path / "tfds", field="story",
         splits={"train": "train[10%:]", "validation": "train[:10%]"},
@@ -207,13 +243,35 @@ def test_a_tfds_data_set_built_offline(tmp_path):
 def test_a_users_module_outside_the_checkout(tmp_path):
     (tmp_path / "lab.py").write_text(
         "from speechlm_jax.data import tasks\n"
-        "tasks.text_function('lab_text', lambda split: ['a red cat'] * (20 if split == 'train' else 2))\n"
-        "tasks.mixture('lab_mix', {'lab_text': 2.0})\n"
+        "tasks.text_function('my_text', lambda split: ['a red cat'] * 20)\n"
+        "tasks.mixture('my_mix', {'my_text': 2.0})\n"
     )
-    path = prepare_here("lab_mix", tmp_path / "rows", modules=[str(tmp_path / "lab.py")])
-    assert mixture.read_mixture(path).rates == {"lab_text": 2.0}
-    assert as_text(row_documents(mixture.open_shards(path)["lab_text"])) == ["a red cat <eos>"] * 20
+    path = prepare_here("my_mix", tmp_path / "rows", modules=[str(tmp_path / "lab.py")])
+    assert mixture.read_mixture(path).rates == {"my_text": 2.0}
+    assert as_text(row_documents(mixture.open_shards(path)["my_text"])) == ["a red cat <eos>"] * 20
     assert import_module(str(tmp_path / "lab.py")) is import_module(str(tmp_path / "lab.py"))
+
+
+def test_the_file_in_the_readme_registers_a_mixture(tmp_path):
+    readme = (QUICKSTART.parent / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_lab.py").write_text(code)
+    import_module(str(tmp_path / "my_lab.py"))
+    assert {task.name for task in tasks.find("lab_mixture").tasks} >= {
+        "lab_text",
+        "lab_interleaved",
+    }
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories/one.txt").write_text("a red cat\n" * 30)
+    path = prepare_here("lab_text", tmp_path / "rows")
+    assert set(as_text(row_documents(mixture.open_shards(path)["lab_text"]))) == {"a red cat <eos>"}
+
+
+def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
+    (tmp_path / "beside_me.py").write_text("NUMBER = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    assert import_module("beside_me").NUMBER == 3
 
 
 def test_tasks_are_real_seqio_tasks(run):
@@ -223,8 +281,10 @@ def test_tasks_are_real_seqio_tasks(run):
     vocabulary = provider.output_features["targets"].vocabulary
     assert vocabulary.vocab_size == VOCAB.size
     assert vocabulary.decode(vocabulary.encode("a red cat")) == "a red cat"
-    assert vocabulary.encode_tf("a red cat").numpy().tolist() == vocabulary.encode("a red cat")
-    dataset = provider.get_dataset(lengths, split="train", shuffle=True, seed=0, num_epochs=None)
+    assert vocabulary.encode_tf(tf.constant("a red cat")).numpy().tolist() == vocabulary.encode(
+        "a red cat"
+    )
+    dataset = provider.get_dataset(lengths, split="train", shuffle=False, num_epochs=None)
     examples = list(dataset.take(40).as_numpy_iterator())
     assert all(e["targets"].dtype == np.int32 and len(e["targets"]) > 1 for e in examples)
     assert {bool(len(e["inputs"])) for e in examples} == {True, False}
@@ -270,7 +330,7 @@ def test_mistakes_are_named(tmp_path, run, monkeypatch):
         tasks.text_function("empty", lambda split: [])
         prepare_here("empty", run / "rows")
     tasks.text_tfds("absent", "no_such_data_set:1.0.0", data_dir=tmp_path)
-    with pytest.raises(UserError, match="no_such_data_set is not on disk"):
+    with pytest.raises(UserError, match="no_such_data_set:1.0.0 is not on disk"):
         prepare_here("absent", run / "rows")
     monkeypatch.delenv("SPEECHLM_RUN")
     with pytest.raises(UserError, match="SPEECHLM_RUN"):

@@ -24,7 +24,7 @@ PAPER = {"text": fraction(0.3), "speech": epochs(1), "pairs": epochs(1), "interl
 
 
 def test_the_papers_mixture():
-    """30% text, one epoch of both kinds of speech, the rest interleaved: a millionth of 1T tokens."""
+    """30% text, one epoch of both kinds of speech, the rest interleaved."""
     plan = make_plan(TASKS, [PhaseSpec("pre-training", PAPER, tokens=100_000)])
     text, speech, pairs, interleaved = plan.progress(plan.num_rows)
     assert text.tokens == 30_000 and speech.epochs == pairs.epochs == 1
@@ -36,7 +36,7 @@ def test_the_papers_mixture():
 def test_a_budget_of_rows_is_met_exactly(rows):
     shares = {"text": fraction(1 / 3), "pairs": rest(2), "interleaved": rest(1)}
     plan = make_plan(TASKS, [PhaseSpec("p", shares, rows=rows)])
-    counts = dict(zip([task.name for task in TASKS], plan.phases[0].counts))
+    counts = dict(zip([task.name for task in TASKS], plan.phases[0].counts, strict=True))
     assert plan.num_rows == rows and abs(counts["text"] - rows / 3) < 1
     assert abs(counts["pairs"] - 2 * counts["interleaved"]) <= 2
 

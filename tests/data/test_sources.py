@@ -99,6 +99,22 @@ def test_bad_segments_are_named(tmp_path, segments):
         list(source.examples(source.files(), "train", codebook_size=16))
 
 
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "no list of turns"),
+        ([{"role": "bot", "segments": []}], "role is none of system, user, assistant"),
+        ([{"role": "user", "segments": [{"text": "a"}]}], "do not end with the assistant's"),
+        ([{"role": "assistant", "segments": [{"codes": [99]}]}], "codes outside"),
+    ],
+)
+def test_bad_turns_are_named(tmp_path, turns, message):
+    artifacts.write_jsonl(tmp_path / "a.jsonl", [{"id": "d3", "turns": turns}])
+    source = Rows((tmp_path / "a.jsonl",), False, {"turns": "turns"}, validation_ratio=0.0)
+    with pytest.raises(UserError, match=message):
+        list(source.examples(source.files(), "train", codebook_size=16))
+
+
 def test_missing_or_wrong_places_are_named(tmp_path):
     with pytest.raises(UserError, match="no such text file"):
         text_rows(tmp_path / "*.jsonl").files()

@@ -130,7 +130,8 @@ def test_a_broken_mixture_file_is_named(tmp_path, prepared):
 
 def test_training_path_imports_no_tensorflow():
     code = (
-        "import sys; import speechlm_jax.data.stream, speechlm_jax.data.shares, speechlm_jax.data.mixture\n"
+        "import sys\n"
+        "from speechlm_jax.data import mixture, shares, stream\n"
         "bad = {'tensorflow', 'seqio', 'tensorflow_datasets', 'torch'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

@@ -45,7 +45,9 @@ def test_words_keep_their_order_and_counts_are_right(tmp_path):
         assert " ".join(s["text"] for s in made["segments"]) == row["text"]
         assert made["speaker"] == row["speaker"] and "text" not in made
         kinds = ["codes" in segment for segment in made["segments"]]
-        assert all(a != b for a, b in zip(kinds, kinds[1:])), "the modalities take turns"
+        assert all(a != b for a, b in zip(kinds, kinds[1:], strict=False)), (
+            "the modalities take turns"
+        )
         for segment in made["segments"]:
             words = segment["text"].split()
             total += len(words)

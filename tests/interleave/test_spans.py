@@ -31,7 +31,7 @@ def test_the_ratio_is_met_on_average(num_words, ratio):
 
 
 def test_lengths_are_poisson():
-    """Mean and variance of the paper's Poisson(10), on documents long enough for the last not to matter."""
+    """Mean and variance are 10 on documents so long that the last span does not matter."""
     lengths = [len(span) for spans in draw(2000, 100) for span in spans]
     assert abs(np.mean(lengths) - 10) < 0.2 and abs(np.var(lengths) - 10) < 0.8
 

@@ -24,7 +24,10 @@ def meta(step):
     return Meta("toy", step, 8 * step, {"vocabulary": "v1"}, {"a": [1, None]}, "f" * 16, timing)
 
 
-def layout(mesh_config=MeshConfig(fsdp=2, tensor=2), stage=None):
+FOUR = MeshConfig(fsdp=2, tensor=2)
+
+
+def layout(mesh_config=FOUR, stage=None):
     return make_layout(stage or make_stage(), OPTIMIZER, mesh=make_mesh(mesh_config))
 
 

@@ -173,7 +173,7 @@ def test_init_from_takes_the_weights_and_nothing_else(whole, tmp_path):
     ("batches", "message"),
     [
         (lambda rows_seen: iter([batch_of(0)]), "ended before step 2 of 24"),
-        (lambda rows_seen: iter([{"x": np.zeros((6, 8))}]), "6 rows does not divide into 1 micro"),
+        (lambda rows_seen: iter([{"x": np.zeros((6, 8))}]), "6 rows does not divide into 1 part"),
     ],
 )
 def test_batches_that_do_not_fit_are_named(tmp_path, batches, message):

@@ -17,7 +17,7 @@ FOUR = MeshConfig(fsdp=2, tensor=2)
 
 
 class Trained(NamedTuple):
-    """The last state on its devices, all states (the fresh one first) and all metrics on the host."""
+    """The last state on its devices; all states (a fresh one first) and metrics on the host."""
 
     state: TrainState
     states: list[TrainState]

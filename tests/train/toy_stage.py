@@ -1,4 +1,4 @@
-"""A small stage for the tests of the loop; run as a script it trains in a workdir: toy_stage.py DIR."""
+"""A small stage for the tests of the loop; as a script, `toy_stage.py WORKDIR`, it trains."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ CONFIG = TrainConfig(
 
 
 def init(key):
-    """Waves whose phase is the key's: random numbers would take most of the tests' time to compile."""
+    """Waves whose phase is the key's: random numbers take most of the time to compile."""
     phase = jax.random.key_data(key)[-1].astype(jnp.float32)
 
     def waves(*shape):

@@ -1,0 +1,225 @@
+"""The steps that make data and models, from the world's audio to the fine-tuned chat."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.espeak import make_voices
+from speechlm_jax.bulk.corpus import corpus
+from speechlm_jax.bulk.features import write_features
+from speechlm_jax.experiment import (
+    ClipsData,
+    LanguageModelExperiment,
+    RowsData,
+    SpeechDecoderExperiment,
+    SpeechTokenizerExperiment,
+    load_reader,
+)
+from speechlm_jax.interleave.build import SpanRequest, document_to_interleaved
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.quickstart import corpora, data
+from speechlm_jax.quickstart.run import ARMS, Quickstart
+from speechlm_jax.quickstart.sizes import TrainingSize
+from speechlm_jax.quickstart.training import Run, train_all
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text_to_token.synthesize import SpeechRequest
+from speechlm_jax.vocab import Vocab
+
+SPOKEN_KINDS = {
+    "strings": ("string",),
+    "sentences": ("sentence",),
+    "dialogues": ("dialogue_question", "reply"),
+    "evaluation": ("eval_string", "eval_sentence", "unseen_word", "question", "answer", "story"),
+}
+_log = logging.getLogger("speechlm.quickstart")
+
+
+def speak(q: Quickstart) -> None:
+    """World, clips of real eSpeak audio, log-mel frames and the text vocabulary."""
+    tables = q.world.tables
+    facts = [dataclasses.asdict(fact) for fact in q.world.facts]
+    artifacts.write_json(q.folders.world, {"seed": q.seed, "facts": facts})
+    voices = make_voices(q.seed)
+    corpus(corpora.clips(q.world, voices, q.config.corpus, seed=q.seed), q.folders.clips)
+    write_features(q.folders.clips, q.folders.features)
+    TextTokenizer.train([" ".join(tables.words)], kind="word").save(q.folders.text_model)
+
+
+def train_tokenizer(q: Quickstart) -> None:
+    """Speech tokenizer on the TTS corpus."""
+    size = q.config.tokenizer_training
+    buckets = dataclasses.replace(q.config.buckets, batch_size=size.batch_size, seed=q.seed)
+    experiment = SpeechTokenizerExperiment(
+        ClipsData(str(q.folders.features), str(q.folders.text_model), buckets=buckets),
+        q.config.tokenizer,
+        size.config(seed=q.seed),
+    )
+    inputs = {"features": q.features.fingerprint}
+    train_all([Run("tokenizer", experiment, q.folders.tokenizer, inputs)], threads=2)
+
+
+def encode(q: Quickstart) -> None:
+    """Codes of every clip."""
+    reader, _, fingerprint = load_reader(q.folders.tokenizer)
+    with tqdm(total=len(q.features), desc="codes", unit="clip") as bar:
+        for name, kinds in SPOKEN_KINDS.items():
+            features_to_codes(
+                q.features, reader, q.codes(name), tokenizer=fingerprint,
+                keep=lambda row, kinds=kinds: row["kind"] in kinds, progress=bar.update,
+            )  # fmt: skip
+    data.add_sources(
+        q.folders.sources,
+        {
+            "speech": ["codes/strings"],
+            "pairs": ["codes/strings"],
+            "voiced": ["codes/strings", "codes/sentences"],
+        },
+    )
+
+
+def train_from_codes(q: Quickstart) -> None:
+    """Text-to-token model and speech decoder, side by side."""
+    q.folders.prepared.mkdir(exist_ok=True)
+    mixture = _prepare(q, "q_text_to_token", q.voiced_vocab)
+    size, buckets = q.config.speech_decoder_training, q.config.buckets
+    buckets = dataclasses.replace(buckets, batch_size=size.batch_size, seed=q.seed)
+    clips = ClipsData(
+        str(q.folders.features), codes=str(q.codes("strings")), kinds=("string",), buckets=buckets
+    )
+    decoder = SpeechDecoderExperiment(clips, q.config.speech_decoder, size.config(seed=q.seed))
+    inputs = {"codes": q.fingerprint(q.codes("strings"))}
+    text_to_token = _rows_experiment(
+        q, mixture, q.config.text_to_token, q.config.text_to_token_training, kind="text_to_token"
+    )
+    train_all(
+        [
+            Run("text_to_token", text_to_token, q.folders.text_to_token, _mixture_inputs(mixture)),
+            Run("speech_decoder", decoder, q.folders.speech_decoder, inputs),
+        ],
+        threads=1,
+    )
+
+
+def interleave(q: Quickstart) -> None:
+    """Documents of facts, and spans of them turned into codes."""
+    size = q.config.corpus
+    for name, kinds, number in (
+        ("interleaved", ("interleaved", "new_wording"), size.documents),
+        ("text", ("text_only",), size.text_documents),
+    ):
+        rows = corpora.documents(
+            q.world, kinds, number, words=size.document_words, seed=q.seed, name=name
+        )
+        spoken = ({**row, "speaker": q.voices[i % len(q.voices)]} for i, row in enumerate(rows))
+        data.write_rows(
+            q.folders.documents / name, "documents", "documents.jsonl", spoken,
+            inputs={"world": q.world.fingerprint}, config=[number, size.document_words],
+        )  # fmt: skip
+    documents = q.folders.documents / "interleaved" / "documents.jsonl"
+    with tqdm(total=size.documents, desc="interleave", unit="document") as bar:
+        manifest = document_to_interleaved(
+            artifacts.read_jsonl(documents),
+            lambda requests: _spans_to_codes(q, requests),
+            out=q.folders.interleaved,
+            config=dataclasses.replace(q.config.interleave, seed=q.seed),
+            inputs={
+                "documents": q.fingerprint(q.folders.documents / "interleaved"),
+                "text_to_token": q.fingerprint(q.folders.text_to_token),
+                "synthesis": configs.fingerprint(q.config.synthesis),
+            },
+            tokenizer=artifacts.read_manifest(q.codes("strings")).extra,
+            progress=bar.update,
+        )
+    _log.info("span corruption ratio that came out: %.3f", manifest.counts["ratio"])
+    data.add_sources(
+        q.folders.sources,
+        {"text": ["documents/text/documents.jsonl"], "interleaved": ["interleaved"]},
+    )
+
+
+def pretrain(q: Quickstart) -> None:
+    """The two arms, side by side: same weights, settings and budget; only rows differ."""
+    runs = []
+    for arm in ARMS:
+        mixture = _prepare(q, f"quickstart_{arm}", q.vocab)
+        experiment = _rows_experiment(q, mixture, q.config.lm, q.config.lm_training)
+        runs.append(
+            Run(f"lm_{arm}", experiment, getattr(q.folders, f"lm_{arm}"), _mixture_inputs(mixture))
+        )
+    train_all(runs, threads=1)
+
+
+def fine_tune(q: Quickstart) -> None:
+    """The interleaved arm on spoken dialogues about half of the people."""
+    data.write_rows(
+        q.folders.dialogues, "dialogues", "dialogues.jsonl", _dialogues(q),
+        inputs={"spoken": q.fingerprint(q.codes("dialogues")), "world": q.world.fingerprint},
+        config=[],
+        extra=artifacts.read_manifest(q.codes("dialogues")).extra,
+    )  # fmt: skip
+    data.add_sources(q.folders.sources, {"dialogues": ["dialogues"]})
+    mixture = _prepare(q, "quickstart_chat", q.vocab)
+    experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
+    train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
+    inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}
+    run = Run("chat", dataclasses.replace(experiment, train=train), q.folders.chat, inputs)
+    train_all([run], threads=2)
+
+
+def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
+    """Each spoken question with both replies: speech alone, and text and then speech."""
+    facts = {fact.id: fact for fact in q.world.facts}
+    rows = list(artifacts.read_jsonl(q.codes("dialogues") / CODES))
+    spoken = {row["text"]: row["codes"] for row in rows if row["kind"] == "reply"}
+    for row in rows:
+        if row["kind"] != "dialogue_question":
+            continue
+        text = f"{q.world.tables.answer_lead} {facts[row['fact']].value}"
+        said = {"codes": spoken[text], "text": text}
+        asked = {"codes": row["codes"], "text": row["text"]}
+        for mode, reply in (("speech_only", [said]), ("text_guided", [{"text": text}, said])):
+            turns = [
+                {"role": "user", "segments": [asked]},
+                {"role": "assistant", "segments": reply},
+            ]
+            yield {"id": f"{row['id']}-{mode}", "turns": turns}
+
+
+def _spans_to_codes(q: Quickstart, requests: list[SpanRequest]) -> list[list[int]]:
+    spoken = [
+        SpeechRequest(
+            r.text, r.speaker, seed=int(configs.fingerprint([r.document, r.number])[:8], 16)
+        )
+        for r in requests
+    ]
+    return [codes.tolist() for codes in q.text_to_token.text_to_codes(spoken)]
+
+
+def _prepare(q: Quickstart, name: str, vocab: Vocab) -> Path:
+    return data.prepare(
+        name, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
+        text_model=q.folders.text_model, length=q.config.row_length, seed=q.seed,
+    )  # fmt: skip
+
+
+def _rows_experiment(
+    q: Quickstart,
+    mixture: Path,
+    model: LanguageModelConfig,
+    size: TrainingSize,
+    *,
+    kind: str = "lm",
+) -> LanguageModelExperiment:
+    rows = RowsData(str(mixture), batch_size=size.batch_size, seed=q.seed)
+    return LanguageModelExperiment(rows, model, size.config(seed=q.seed), kind=kind)
+
+
+def _mixture_inputs(mixture: Path) -> dict[str, str]:
+    return {"mixture": artifacts.sha256_file(mixture)}

@@ -1,0 +1,134 @@
+"""A finished run -> its report: figures, claims, exposure, timing, and what to show."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.mel import MelConfig, wav_to_mel
+from speechlm_jax.audio.recordings import BAD
+from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.evals.codebook import perplexity_figure
+from speechlm_jax.evals.exposure import Exposure, count_exposure, statement_finder
+from speechlm_jax.evals.items import Item, figures_from_items, read_items
+from speechlm_jax.quickstart import clock, samples
+from speechlm_jax.quickstart.report import write_report
+from speechlm_jax.quickstart.report_claims import CHANCE, CLAIMS
+from speechlm_jax.quickstart.report_inputs import (
+    Audio,
+    Examples,
+    MelPair,
+    Provenance,
+    ReportInputs,
+    StepTime,
+    Training,
+)
+from speechlm_jax.quickstart.run import ARMS, Quickstart
+from speechlm_jax.quickstart.scoring import codebook_counts
+from speechlm_jax.quickstart.sizes import FULL
+
+PACKAGES = ("speechlm_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "numpy")
+TRAININGS = (
+    ("Speech tokenizer", "tokenizer", "tokenizer"),
+    ("Text-to-token model", "text_to_token", "text_to_token"),
+    ("Pre-training", "interleaved", "lm_interleaved"),
+    ("Pre-training", "baseline", "lm_baseline"),
+    ("Speech decoder", "speech_decoder", "speech_decoder"),
+    ("Chat", "chat", "chat"),
+)
+
+
+def write(q: Quickstart) -> None:
+    """Writes report.json and report.html into the run's folder."""
+    items = all_items(q)
+    counts = codebook_counts(q.spoken, q.reader)
+    figures = figures_from_items(items, seed=q.seed)
+    figures["tokenizer/codebook_perplexity"] = perplexity_figure(counts, seed=q.seed)
+    is_full = q.config == FULL
+    write_report(
+        q.folders.run,
+        ReportInputs(
+            title="Quickstart",
+            note=f"{'Full' if is_full else 'Micro'} size, world {q.world.fingerprint}, seed {q.seed}.",
+            figures=figures,
+            provenance=_provenance(q),
+            claims=CLAIMS if is_full else (),
+            chance=CHANCE,
+            trainings=tuple(
+                Training(panel, series, getattr(q.folders, name))
+                for panel, series, name in TRAININGS
+            ),
+            codebook_counts=counts,
+            exposure=_exposure(q),
+            bad_recordings=tuple(artifacts.read_jsonl(q.folders.features / BAD)),
+            examples=_examples(q, items),
+        ),
+    )
+
+
+def all_items(q: Quickstart) -> list[Item]:
+    """Every scored item of the run."""
+    folders = sorted(folder for folder in q.folders.items.iterdir() if folder.is_dir())
+    return [item for folder in folders for item in read_items(folder)]
+
+
+def _provenance(q: Quickstart) -> Provenance:
+    times = clock.totals(q.folders.timing)
+    stages = ("clips", "features", "tokenizer", "text_to_token", "interleaved", "speech_decoder",
+              "lm_interleaved", "lm_baseline", "chat")  # fmt: skip
+    return Provenance(
+        timing={
+            name: StepTime(time["wall_seconds"], time["cpu_seconds"])
+            for name, time in times.items()
+        },
+        seeds={"run": q.seed, "world": q.world.seed},
+        versions={"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        fingerprints={
+            "config": configs.fingerprint(q.config),
+            "world": q.world.fingerprint,
+            **{name: q.fingerprint(getattr(q.folders, name)) for name in stages},
+        },
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
+    """How often each class of facts was met in each arm's documents, in one pass over them."""
+    statements = {
+        wording.format(person=fact.person, value=fact.value): fact.id
+        for fact in q.world.facts
+        for wording in q.world.tables.wordings(fact.attribute)
+    }
+    find = statement_finder(statements)
+    classes = {fact.id: fact.kind for fact in q.world.facts}
+    text = list(artifacts.read_jsonl(q.folders.documents / "text" / "documents.jsonl"))
+    told = list(artifacts.read_jsonl(q.folders.interleaved / "documents.jsonl"))
+    plain = [{"text": " ".join(segment["text"] for segment in row["segments"])} for row in told]
+    rows: dict[str, list[dict[str, Any]]] = {ARMS[0]: [*text, *told], ARMS[1]: [*text, *plain]}
+    return {arm: count_exposure(rows[arm], find=find, classes=classes) for arm in ARMS}
+
+
+def _examples(q: Quickstart, items: list[Item]) -> Examples:
+    listed = samples.read_samples(q.folders.audio)
+    audio = [Audio(s.group, s.title, q.folders.audio / s.file, s.text) for s in listed]
+    return Examples(
+        mel_pairs=_mel_pairs(q),
+        documents=tuple(artifacts.read_jsonl(q.folders.interleaved / "documents.jsonl"))[:4],
+        audio=tuple(audio),
+        items=tuple(items),
+    )
+
+
+def _mel_pairs(q: Quickstart) -> tuple[MelPair, ...]:
+    """The originals and reconstructions that can be listened to, as spectrograms."""
+    listed = [s for s in samples.read_samples(q.folders.audio) if s.group == "Reconstructions"]
+    mels = [wav_to_mel(read_wav(q.folders.audio / s.file), MelConfig()) for s in listed]
+    pairs = zip(listed[::2], mels[::2], mels[1::2], strict=False)
+    return tuple(MelPair(sample.text, first, second) for sample, first, second in pairs)

@@ -1,0 +1,84 @@
+"""Figures between two log lines: kept on the device, fetched once, divided once."""
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.train.logs import console_line, info
+from speechlm_jax.train.stage import Metrics
+
+_log = logging.getLogger("speechlm.train")
+
+
+class Interval:
+    """Metrics since the last log line; they stay on the device until the line is written."""
+
+    def __init__(self, total_steps: int, name: str, *, max_skipped: int):
+        """Starts the clock; `max_skipped` skipped updates in a row end the run."""
+        self._total_steps, self._name, self._max_skipped = total_steps, name, max_skipped
+        self._skipped_in_a_row = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._pending: list[Metrics] = []
+        self._rows = 0
+        self._since = time.perf_counter()
+
+    def add(self, metrics: Metrics, rows: int) -> None:
+        """Takes one step's metrics; waits for nothing."""
+        self._pending.append(metrics)
+        self._rows += rows
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps the time of something else, such as an evaluation, out of the rates."""
+        self._since += seconds
+
+    def close(self, step: int) -> dict[str, float]:
+        """Waits for the device, returns the interval's figures and starts the next interval.
+
+        Raises:
+          UserError: too many updates in a row were skipped.
+        """
+        fetched: list[Mapping[str, tuple[Any, Any]]] = jax.device_get(self._pending)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        figures = ratios(fetched)
+        figures["rows_per_second"] = self._rows / seconds
+        figures["seconds_per_step"] = seconds / len(fetched)
+        left = (self._total_steps - step) * figures["seconds_per_step"]
+        info(
+            "%s",
+            console_line(self._name, step, self._total_steps, figures, seconds_left=left),
+        )
+        self._count_skipped(step, [bool(metrics["skipped_steps"][0]) for metrics in fetched])
+        self._restart()
+        return figures
+
+    def _count_skipped(self, step: int, skipped: list[bool]) -> None:
+        if any(skipped):
+            _log.warning(
+                "%s %d: %d steps without a finite gradient", self._name, step, sum(skipped)
+            )
+        for one in skipped:
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if one else 0
+            if self._skipped_in_a_row >= self._max_skipped:
+                raise UserError(
+                    f"{self._name}: {self._skipped_in_a_row} steps in a row up to step {step} had "
+                    f"no finite gradient; lower optimizer.peak or look for bad values in the data"
+                )
+
+
+def ratios(steps: list[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Sum of numerators over sum of denominators, by name; names without weight are left out."""
+    names = dict.fromkeys(itertools.chain.from_iterable(steps))
+    figures: dict[str, float] = {}
+    for name in names:
+        pairs = [metrics[name] for metrics in steps if name in metrics]
+        above, below = (sum(float(pair[i]) for pair in pairs) for i in (0, 1))
+        if below:
+            figures[name] = above / below
+    return figures
