@@ -50,9 +50,13 @@ def attend(
     groups = k.shape[2]
     q = q.reshape(batch, queries, groups, heads // groups, head_dim)
     scores = jnp.einsum("bqghd,bkgd->bghqk", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bghqk,bkgd->bqghd", weights, v).reshape(batch, queries, heads, head_dim)
+    scores = scores * head_dim**-0.5 + jnp.where(mask, 0.0, -1e30)[:, None, None]
+    # Weights are divided after they are summed over values: one pass less over the scores.
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    out = jnp.einsum("bghqk,bkgd->bqghd", weights.astype(v.dtype), v)
+    total = jnp.sum(weights, axis=-1).transpose(0, 3, 1, 2)[..., None]
+    return (out / total.astype(out.dtype)).reshape(batch, queries, heads, head_dim)
 
 
 def rotate(

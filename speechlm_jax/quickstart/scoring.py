@@ -42,7 +42,7 @@ def tokenizer_items(spoken: Spoken, read: ReadCodes, reader: Reader, *, seed: in
             items += entity_wer_items("tokenizer/entity_wer", readings, entities)
     shuffled = exchange([r["codes"] for r in strings], [r["text"] for r in strings], seed=seed)
     items += wer_items("tokenizer/wer_shuffled", _readings(strings, read(shuffled)))
-    counts = codebook_counts(spoken, reader)
+    counts = codebook.code_counts(held_out_codes(spoken), codebook_size=len(reader.codebook))
     items += codebook.usage_items("tokenizer/codebook_usage", counts)
     words = spoken.unseen_words()
     for name in ("dtw", "edit"):
@@ -53,11 +53,10 @@ def tokenizer_items(spoken: Spoken, read: ReadCodes, reader: Reader, *, seed: in
     return items
 
 
-def codebook_counts(spoken: Spoken, reader: Reader) -> np.ndarray:
-    """How often each entry is met on held-out clips."""
+def held_out_codes(spoken: Spoken) -> list[list[int]]:
+    """The codes of held-out strings, sentences and questions."""
     kinds = ("eval_string", "eval_sentence", "question")
-    codes = [row["codes"] for kind in kinds for row in spoken.of_kind(kind)]
-    return codebook.code_counts(codes, codebook_size=reader.config.quantizer.codebook_size)
+    return [row["codes"] for kind in kinds for row in spoken.of_kind(kind)]
 
 
 def text_to_token_items(

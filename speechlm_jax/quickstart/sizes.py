@@ -116,16 +116,16 @@ FULL = QuickstartConfig(
         quantizer=QuantizerConfig(start_step=400),
     ),
     tokenizer_training=TrainingSize(steps=1200, batch_size=16),
-    row_length=512,
+    row_length=256,
     text_to_token=LanguageModelConfig(0, _transformer(4, 128, 4)),
-    text_to_token_training=TrainingSize(steps=1800, batch_size=4),
+    text_to_token_training=TrainingSize(steps=1800, batch_size=8),
     synthesis=SynthesisConfig(),
     interleave=InterleaveConfig(),
     lm=LanguageModelConfig(0, _transformer(4, 128, 4)),
-    lm_training=TrainingSize(steps=2200, batch_size=4),
+    lm_training=TrainingSize(steps=2200, batch_size=8),
     speech_decoder=FlowConfig(0, 0),
     speech_decoder_training=TrainingSize(steps=1500, batch_size=16, peak=2e-3),
-    chat_training=TrainingSize(steps=200, batch_size=4, peak=1e-3, final=0.0),
+    chat_training=TrainingSize(steps=200, batch_size=8, peak=1e-3, final=0.0),
 )
 
 _SMALL = _transformer(1, 32, 2)

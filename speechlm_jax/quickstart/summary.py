@@ -9,7 +9,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import BAD
 from speechlm_jax.audio.wav import read_wav
-from speechlm_jax.evals.codebook import perplexity_figure
+from speechlm_jax.evals.codebook import code_counts, perplexity_figure
 from speechlm_jax.evals.exposure import Exposure, count_exposure, statement_finder
 from speechlm_jax.evals.items import Item, figures_from_items, read_items
 from speechlm_jax.quickstart import clock, samples
@@ -25,7 +25,7 @@ from speechlm_jax.quickstart.report_inputs import (
     Training,
 )
 from speechlm_jax.quickstart.run import ARMS, Quickstart
-from speechlm_jax.quickstart.scoring import codebook_counts
+from speechlm_jax.quickstart.scoring import held_out_codes
 from speechlm_jax.quickstart.sizes import FULL
 
 PACKAGES = ("speechlm_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "numpy")
@@ -42,9 +42,12 @@ TRAININGS = (
 def write(q: Quickstart) -> None:
     """Writes report.json and report.html into the run's folder."""
     items = all_items(q)
-    counts = codebook_counts(q.spoken, q.reader)
+    codes = held_out_codes(q.spoken)
+    counts = code_counts(codes, codebook_size=len(q.reader.codebook))
     figures = figures_from_items(items, seed=q.seed)
-    figures["tokenizer/codebook_perplexity"] = perplexity_figure(counts, seed=q.seed)
+    figures["tokenizer/codebook_perplexity"] = perplexity_figure(
+        codes, codebook_size=len(counts), seed=q.seed
+    )
     is_full = q.config == FULL
     write_report(
         q.folders.run,

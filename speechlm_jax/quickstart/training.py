@@ -134,13 +134,15 @@ def _watch(runs: Sequence[Run], children: Sequence[subprocess.Popen[bytes]]) -> 
         tqdm(total=run.experiment.train.total_steps, desc=run.name, unit="step", position=i)
         for i, run in enumerate(runs)
     ]
+    stopping = False
     try:
         while any(child.poll() is None for child in children):
             time.sleep(POLL_SECONDS)
             for run, bar in zip(runs, bars, strict=True):
                 _advance(bar, run.workdir / "metrics.jsonl")
-            # If one fails the others stop too: their step could not be finished without it.
-            if any(child.poll() not in (None, 0) for child in children):
+            # If one fails the others save and stop: their step could not be finished without it.
+            if not stopping and any(child.poll() not in (None, 0) for child in children):
+                stopping = True
                 for child in children:
                     if child.poll() is None:
                         child.send_signal(signal.SIGTERM)

@@ -49,7 +49,7 @@ class Reader:
         """Codes of each clip, in order."""
         per_code = self.config.encoder.mel_frames_per_code
         outputs = self._batched(
-            mels, self._encode, multiple=8 * self.config.encoder.block_mel_frames
+            mels, self._encode, multiple=2 * self.config.encoder.block_mel_frames
         )
         return [codes[: len(mel) // per_code] for mel, codes in zip(mels, outputs, strict=True)]
 
