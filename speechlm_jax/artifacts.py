@@ -131,7 +131,7 @@ def write_manifest(
     files: Iterable[str | Path] = (),
     extra: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Hashes `files` (paths inside `folder`) and writes the folder's manifest: the stage is done."""
+    """Hashes `files` (paths inside `folder`) and writes the manifest: the stage is done."""
     folder = Path(folder)
     names = [
         str(Path(file).relative_to(folder) if Path(file).is_absolute() else file) for file in files
@@ -168,7 +168,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def is_current(
     folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0
 ) -> bool:
-    """Whether `folder` holds the finished output of this stage with these inputs and this config."""
+    """Whether `folder` holds this stage's finished output of these inputs and this config."""
     if not (Path(folder) / MANIFEST).is_file():
         return False
     found = read_manifest(folder)
@@ -177,7 +177,7 @@ def is_current(
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Names the files of a finished stage that are missing or changed since; empty when all is well."""
+    """Names the files of a finished stage that are missing or changed since; empty if none is."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     return [

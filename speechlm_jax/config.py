@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses <-> JSON, strict dotted overrides, fingerprints, and files loaded by path."""
+"""Configs: frozen dataclasses <-> JSON, dotted overrides, fingerprints, files loaded by path."""
 
 import dataclasses
 import difflib
@@ -137,7 +137,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return tuple(_typed(t, v, path) for t, v in zip(arguments, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {key: _typed(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _typed_dataclass(hint, value, path)
     if hint is float and type(value) is int:
         return float(value)

@@ -5,7 +5,8 @@ class, and `load_*` reads back from a run's folder what its checkpoint was train
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
@@ -21,6 +23,7 @@ from speechlm_jax.data.shares import PhaseSpec, Share, make_plan, rates_to_share
 from speechlm_jax.data.stream import make_batches, read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.lm import stage as lm_stage
+from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.speech_decoder import stage as decoder_stage
@@ -38,6 +41,8 @@ from speechlm_jax.train.loop import TrainConfig, fit
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.vocab import Vocab
 
+ROWS_PER_CALL = 8  # of held-out rows
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipsData:
@@ -50,6 +55,7 @@ class ClipsData:
       split: clips whose manifest row has this `split` (rows without one belong to "train").
       kinds: if given, only clips of these `kind`s.
       not_speakers: speakers left out.
+      augment: how a speech tokenizer's clips are varied; None takes them as they are.
     """
 
     features: str
@@ -59,6 +65,7 @@ class ClipsData:
     kinds: tuple[str, ...] = ()
     not_speakers: tuple[str, ...] = ()
     buckets: BucketConfig = BucketConfig()
+    augment: AugmentConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,16 +172,51 @@ def load_reader(run: str | Path) -> tuple[Reader, SpeechTokenizerExperiment, str
     return reader, experiment, weights_fingerprint(weights)
 
 
-def load_inference(run: str | Path) -> tuple[Inference, LanguageModelExperiment]:
-    """A trained language or text-to-token model."""
+def load_inference(
+    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None
+) -> tuple[Inference, LanguageModelExperiment]:
+    """A trained language or text-to-token model, from its run or one of its checkpoints.
+
+    Raises:
+      UserError: it is not of this `kind`, or was trained with another vocabulary than `vocab`.
+    """
     weights, experiment = _load(run, LanguageModelExperiment)
+    if kind is not None and experiment.kind != kind:
+        raise UserError(f"{run}: is a model of kind {experiment.kind}; give one of kind {kind}")
+    if vocab is not None:
+        tokenizer = vocab.tokenizer_fingerprint
+        _require(weights, run, {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer})
     return Inference(experiment.model, weights.params), experiment
 
 
-def load_speech_decoder(run: str | Path) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
-    """A trained speech decoder."""
+def load_speech_decoder(
+    run: str | Path, *, tokenizer: str | None = None
+) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
+    """A trained speech decoder; UserError if it speaks codes of another `tokenizer`."""
     weights, experiment = _load(run, SpeechDecoderExperiment)
+    if tokenizer is not None:
+        _require(weights, run, {"tokenizer": tokenizer})
     return SpeechDecoder(experiment.model, weights.params), experiment
+
+
+def held_out_losses(
+    run: str | Path, *, mixture: str | Path | None = None, most_rows: int = 64
+) -> dict[str, list[RowLoss]]:
+    """What a language model loses on held-out rows, by task.
+
+    Args:
+      run: a run's folder, or one of its checkpoints.
+      mixture: prepared rows; by default those that the model was trained on.
+      most_rows: of a task.
+    """
+    weights, experiment = _load(run, LanguageModelExperiment)
+    losses = {}
+    for task, rows in open_shards(mixture or experiment.data.mixture, split="validation").items():
+        _require(weights, run, {"vocabulary": rows.vocab.fingerprint})
+        batches = read_batches(rows, batch_size=ROWS_PER_CALL)
+        found = rows_to_losses(experiment.model, weights.params, batches)
+        losses[task] = list(islice(found, min(most_rows, len(rows))))
+    return losses
 
 
 def weights_fingerprint(weights: checkpoints.Weights) -> str:
@@ -189,6 +231,17 @@ def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
     return weights, experiment
+
+
+def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:
+    """UserError that names both sides where weights were trained with something else."""
+    for name, value in wanted.items():
+        found = weights.meta.identity.get(name)
+        if found != value:
+            raise UserError(
+                f"{run}: was trained with {name} {found}, the data and models beside it have "
+                f"{value}; use a checkpoint and a run that belong together"
+            )
 
 
 def _hosts() -> dict[str, int]:
@@ -206,6 +259,16 @@ def _chosen(data: ClipsData, features: Features) -> list[int]:
     ]
 
 
+def _clip_to_row(
+    config: AugmentConfig | None, features: Features, chosen: list[int]
+) -> Callable[..., Varied]:
+    """What turns a chosen clip into a row; without a config, the clip as it is."""
+    if config is None:
+        return lambda number, *, row, limit: Varied((number,), features.mel(chosen[number]))
+    speakers = [features.rows[i]["speaker"] for i in chosen]
+    return Augmenter(config, features.mel_config, lambda n: features.mel(chosen[n]), speakers)
+
+
 def _speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerExperiment, Stage]:
     data = given.data
     features = Features(data.features)
@@ -214,15 +277,24 @@ def _speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizer
     resolved = dataclasses.replace(given, model=model)
     chosen = _chosen(data, features)
     ids = [np.array(text.encode(features.rows[i]["text"]), np.int32) for i in chosen]
-    raw = [np.frombuffer(features.rows[i]["text"].encode(), np.uint8) for i in chosen]
+    raw = [features.rows[i]["text"].encode() for i in chosen]
     lengths = features.lengths
     clips = BucketedClips([lengths[i] for i in chosen], data.buckets)
-    longest = [max(map(len, rows)) for rows in (ids, raw)]
+    vary = _clip_to_row(data.augment, features, chosen)
+    joined = data.augment.max_joined if data.augment else 1
+    most_ids, most_bytes = joined * max(map(len, ids)), joined * (max(map(len, raw)) + 1) - 1
 
-    def collate(edge: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        mel, mel_lengths = pad_rows([features.mel(chosen[n]) for n in numbers], edge, np.float32)
-        text_ids, text_lengths = pad_rows([ids[n] for n in numbers], longest[0])
-        spelled, byte_lengths = pad_rows([raw[n] for n in numbers], longest[1])
+    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        varied = [
+            vary(int(n), row=int(row), limit=edge) for n, row in zip(numbers, rows, strict=True)
+        ]
+        said = [np.concatenate([ids[n] for n in v.numbers]) for v in varied]
+        written = [b" ".join(raw[n] for n in v.numbers) for v in varied]
+        mel, mel_lengths = pad_rows([v.mel for v in varied], edge, np.float32)
+        text_ids, text_lengths = pad_rows(said, most_ids)
+        spelled, byte_lengths = pad_rows(
+            [np.frombuffer(line, np.uint8) for line in written], most_bytes
+        )
         return {
             "mel": mel,
             "mel_lengths": mel_lengths,
@@ -293,7 +365,7 @@ def _speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperi
     )
     clips = BucketedClips([len(row) * per_code for row in codes], data.buckets)
 
-    def collate(edge: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         padded, lengths = pad_rows([codes[n] for n in numbers], edge // per_code)
         mels = [features.mel(chosen[n])[: len(codes[n]) * per_code] for n in numbers]
         return {

@@ -58,7 +58,8 @@ class Vocab:
         for name, id_ in self.mapped:
             if name not in SPECIALS or not 0 <= id_ < self.text_size:
                 raise UserError(
-                    f"mapped special ({name!r}, {id_}): not a special with an id of the text vocabulary"
+                    f"mapped special ({name!r}, {id_}): is not a special with an id of the text "
+                    "vocabulary"
                 )
 
     @cached_property
@@ -144,8 +145,9 @@ class Vocab:
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine != theirs:
                 raise UserError(
-                    f"vocabularies differ in {field.name}: {here} has {mine!r}, {there} has {theirs!r}; "
-                    "prepare the data again with this vocabulary, or use the checkpoint made with it"
+                    f"vocabularies differ in {field.name}: {here} has {mine!r}, {there} has "
+                    f"{theirs!r}; prepare the data again with this vocabulary, or use the "
+                    "checkpoint made with it"
                 )
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 
 import jax
+import numpy as np
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -22,3 +24,26 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # a plugin of pytest may have imported JAX already, which then has not seen the environment
     jax.config.update("jax_compilation_cache_dir", _cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """draw(functional, seed=0): a module's parameters, from numpy.
+
+    JAX would draw them from the same kind of distribution, after seconds of compiling.
+    """
+
+    def leaf(random, path, shape):
+        if path[-1].key in ("scale", "bias"):
+            return (path[-1].key == "scale") + 0.1 * random.normal(size=shape.shape)
+        fan_in = shape.shape[-2 if path[-1].key == "kernel" else -1]
+        return random.normal(size=shape.shape) * fan_in**-0.5
+
+    def params(functional, seed=0):
+        random = np.random.default_rng(seed)
+        shapes = jax.eval_shape(functional.init, jax.random.key(0))[0]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, shape: jax.numpy.asarray(leaf(random, path, shape), shape.dtype), shapes
+        )
+
+    return params

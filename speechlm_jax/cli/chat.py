@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import chat
 
 DETAILS = """\
 Two modes, as in the paper: text_guided (the reply's text first, then its speech) and speech_only
@@ -33,7 +33,5 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the reply's audio and text, and prints them."""
     return options.show(
-        experiment.chat(
-            args.audio, run=args.run_folder, out=args.out, mode=args.mode, seed=args.seed
-        )
+        chat.chat(args.audio, run=args.run_folder, out=args.out, mode=args.mode, seed=args.seed)
     )

@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import evaluate
 
 DETAILS = """\
 Every figure comes with its item count and a bootstrap 95% interval; the scored items are written
 beside them, so that anyone can recount."""
 EXAMPLE = """\
-speechlm evaluate runs/quickstart/interleaved --run runs/quickstart --out runs/figures"""
+speechlm evaluate runs/quickstart/lm_interleaved --run runs/quickstart --out runs/figures"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,5 +28,5 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the checkpoint and prints its figures."""
     return options.show(
-        experiment.evaluate(args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed)
+        evaluate.evaluate(args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed)
     )

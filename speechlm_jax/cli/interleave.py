@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import interleave
 
 DETAILS = """\
-FILE holds a document a line: plain text, or JSON objects with "text" (and "id"). Spans of words are
-turned into codes by the text-to-token model of the run; the ratio that came out is printed."""
+FILE holds a document a line: plain text, or JSON objects with "text" (and "id"). Case and
+punctuation are dropped. Spans of words are turned into codes by the text-to-token model of the run;
+the ratio that came out is printed."""
 EXAMPLE = """\
 speechlm interleave my_text.txt --out runs/my_documents"""
 
@@ -44,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes documents.jsonl and prints its counts and the ratio that came out."""
     return options.show(
-        experiment.interleave(
+        interleave.interleave(
             args.file,
             run=args.run_folder,
             out=args.out,

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import prepare
 
 DETAILS = """\
 Shards are made per task, so another mixture of the same tasks prepares nothing anew. Training reads
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepares what is not yet prepared and prints the counts."""
     return options.show(
-        experiment.prepare(
+        prepare.prepare(
             args.mixture,
             run=args.run_folder,
             out=args.out,

@@ -9,7 +9,8 @@ from speechlm_jax.quickstart import steps
 
 DETAILS = """\
 Each step is skipped when its output is already there; stop it at any time and run the same command
-again. Without --speech and --text it makes its own world, and its audio with eSpeak NG."""
+again. Without --speech and --text it makes its own world, and its audio with eSpeak NG. With them
+it holds out a tenth of your recordings (whole speakers if there are five) and claims nothing."""
 EXAMPLE = """\
 speechlm quickstart
 speechlm quickstart --size micro --out runs/micro
@@ -34,7 +35,12 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help="your recordings: a folder with manifest.jsonl (audio, text, speaker)",
     )
-    parser.add_argument("--text", metavar="FILE", type=Path, help="your plain text, UTF-8")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        help='your text, UTF-8: .txt or .jsonl (rows with "text"), or either gzipped',
+    )
     options.add_out(parser, str(options.DEFAULT_RUN), "everything that is made")
     options.add_seed(parser)
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import speak
 
 DETAILS = """\
 Codes are numbers in one argument, or a codes.jsonl file; anything else is text, which the
@@ -35,7 +35,5 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes audio and prints its path and seconds."""
     return options.show(
-        experiment.speak(
-            args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed
-        )
+        speak.speak(args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed)
     )

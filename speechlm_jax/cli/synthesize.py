@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import synthesize
 
-DETAILS = "`speechlm speak` turns the codes into audio."
+DETAILS = "Case and punctuation are dropped. `speechlm speak` turns the codes into audio."
 EXAMPLE = """\
 speechlm synthesize "tom lives in paris"
 speechlm synthesize "tom lives in paris" "anna has a dog" --temperature 0.5 --seed 1"""
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
     return options.show(
-        experiment.synthesize(
+        synthesize.synthesize(
             args.text,
             run=args.run_folder,
             out=args.out,

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment
 from speechlm_jax.cli import options
+from speechlm_jax.verbs import tokenize
 
 DETAILS = """\
 Any rate, mono or stereo; wav, flac, ogg, mp3. A folder with manifest.jsonl is read whole. A
@@ -27,4 +27,4 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
     audio = [Path(name) for name in args.audio]
-    return options.show(experiment.tokenize(audio, run=args.run_folder, out=args.out))
+    return options.show(tokenize.tokenize(audio, run=args.run_folder, out=args.out))

@@ -24,7 +24,7 @@ class BucketConfig:
     """
 
     batch_size: int = 16
-    edges: tuple[int, ...] = (160, 224, 384)
+    edges: tuple[int, ...] = (192, 240, 384)
     seed: int = 0
 
 
@@ -63,14 +63,15 @@ class BucketedClips:
 
 def clip_batches(
     clips: BucketedClips,
-    collate: Callable[[int, np.ndarray], dict[str, np.ndarray]],
+    collate: Callable[[int, np.ndarray, np.ndarray], dict[str, np.ndarray]],
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
     """A stage's `batches`: from the rows seen on, each host's part of each batch.
 
-    `collate(edge, clip numbers)` makes the arrays, padded to the bucket's edge.
+    `collate(edge, clip numbers, rows)` makes the arrays, padded to the bucket's edge; `rows` are
+    the rows' numbers in the stream, from which anything random must be drawn.
     """
     size = clips.config.batch_size
     part = size // process_count
@@ -80,7 +81,7 @@ def clip_batches(
         number = rows_seen // size
         while True:
             edge, chosen = clips[number]
-            yield collate(edge, chosen[mine])
+            yield collate(edge, chosen[mine], number * size + np.arange(size)[mine])
             number += 1
 
     return batches

@@ -5,14 +5,9 @@ made in any order, and their rows do not depend on how many are made at once.
 """
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.data import formats, mixture, rows
 from speechlm_jax.data import tasks as data_tasks
@@ -72,7 +67,7 @@ class ShardJob:
 def prepare(
     name: str,
     *,
-    modules: Sequence[str],
+    modules: Sequence[str] = (),
     vocab: Vocab,
     tokenizer: TextTokenizer,
     out: str | Path,
@@ -86,7 +81,7 @@ def prepare(
 
     Args:
       name: a registered mixture or task.
-      modules: what registers it: dotted modules or .py files.
+      modules: what registers it, if it is not imported yet: dotted modules or .py files.
       vocab: ids of the rows.
       tokenizer: text to ids.
       out: folder of all prepared tasks.
@@ -98,7 +93,7 @@ def prepare(
     """
     data_tasks.use_vocab(vocab, tokenizer)
     for module in modules:
-        import_module(module)
+        shipped.import_module(module)
     provider = data_tasks.find(name)
     its_tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
     folders = {
@@ -213,35 +208,6 @@ def task_identity(task: seqio.Task) -> str:
     return configs.fingerprint(
         [task.name, data, [code_identity(step) for step in task.preprocessors]]
     )
-
-
-def import_module(name: str) -> ModuleType:
-    """Imports a dotted module or a .py file, once; UserError if it is not there or fails."""
-    path = Path(name)
-    try:
-        if path.suffix != ".py":
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.append(str(Path.cwd()))  # as `python -m` does; last, so it hides nothing
-            return importlib.import_module(name)
-        path = path.resolve(strict=True)
-        # Two files of one name are two modules.
-        unique = f"_speechlm_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        if unique not in sys.modules:
-            spec = importlib.util.spec_from_file_location(unique, path)
-            assert spec is not None and spec.loader is not None
-            module = sys.modules[unique] = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[unique]
-                raise
-        return sys.modules[unique]
-    except FileNotFoundError:
-        raise UserError(
-            f"{name}: no such file; --module takes a dotted module or a .py file"
-        ) from None
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"--module {name}: cannot be imported ({error})") from error
 
 
 def _examples_to_rows(

@@ -86,7 +86,7 @@ class Rows:
           UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
         """
         for file in files:
-            for row in _read(file):
+            for row in read_rows(file):
                 if self._split_of(row) == split and (self.keep is None or self.keep(row)):
                     try:
                         yield {name: self._value(row, name, codebook_size) for name in self.fields}
@@ -228,7 +228,7 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
             )
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl file, or lines of any other as {"id", "text"}; each has an id."""
     if file.suffix == ".jsonl":
         for number, row in enumerate(artifacts.read_jsonl(file), 1):

@@ -1,10 +1,11 @@
-"""Pre-training and fine-tuning of the language model on packed rows; losses by modality and task."""
+"""Pre-training and fine-tuning of the language model on packed rows; losses by kind of data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -31,9 +32,11 @@ def make_stage(
     """
     model = functional(config)
 
-    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
-        lm = model.bind(params, variables)
-        logits = lm(batch["ids"], Layout(batch["segments"], batch["positions"]))
+    def loss(
+        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> LossOutput:
+        layout = Layout(batch["segments"], batch["positions"])
+        logits = ids_to_logits(batch["ids"], model=model, params=params, layout=layout)
         lost = packed_loss(logits, batch)
         is_speech = (lost.targets >= vocab.speech_offset) & (
             lost.targets < vocab.speech_offset + vocab.codebook_size

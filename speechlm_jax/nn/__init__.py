@@ -1,1 +1,1 @@
-"""Layers of every model, in Flax NNX used functionally: parameters, attention, transformer, decoding."""
+"""Layers of every model, in Flax NNX used functionally: attention, transformer, decoding."""

@@ -46,15 +46,30 @@ def attend(
 
     A query that sees nothing (padding) gets finite values, which no loss counts.
     """
+    return _attend(q, k, v, mask, "bkgd")
+
+
+def attend_cached(
+    q: Float[Array, "batch queries heads head_dim"],
+    k: Float[Array, "batch kv_heads keys head_dim"],
+    v: Float[Array, "batch kv_heads keys head_dim"],
+    mask: Bool[Array, "batch queries keys"],
+) -> Float[Array, "batch queries heads head_dim"]:
+    """The same over a cache's keys and values, heads first."""
+    return _attend(q, k, v, mask, "bgkd")
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array, order: str) -> Array:
+    """Attention over keys in the order of axes `order`: batch, keys, groups (KV heads), head_dim."""
     batch, queries, heads, head_dim = q.shape
-    groups = k.shape[2]
+    groups = k.shape[order.index("g")]
     q = q.reshape(batch, queries, groups, heads // groups, head_dim)
-    scores = jnp.einsum("bqghd,bkgd->bghqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(f"bqghd,{order}->bghqk", q, k, preferred_element_type=jnp.float32)
     scores = scores * head_dim**-0.5 + jnp.where(mask, 0.0, -1e30)[:, None, None]
     # Weights are divided after they are summed over values: one pass less over the scores.
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    out = jnp.einsum("bghqk,bkgd->bqghd", weights.astype(v.dtype), v)
+    out = jnp.einsum(f"bghqk,{order}->bqghd", weights.astype(v.dtype), v)
     total = jnp.sum(weights, axis=-1).transpose(0, 3, 1, 2)[..., None]
     return (out / total.astype(out.dtype)).reshape(batch, queries, heads, head_dim)
 

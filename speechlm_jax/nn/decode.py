@@ -21,6 +21,9 @@ class Sampling:
     top_p: float = 1.0
 
 
+GREEDY = Sampling()
+
+
 class Generated(NamedTuple):
     """Generated ids, right-padded with zeros, and how many of them count (the stop id does not)."""
 
@@ -68,9 +71,9 @@ def generate(
     allowed: Bool[Array, "batch vocab"],
     stops: Bool[Array, " vocab"],
     max_new: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
 ) -> Generated:
-    """Continues right-padded prompts until a stop id or `max_new` ids; jit it with static `max_new`.
+    """Continues right-padded prompts until a stop id or `max_new` ids (static under jit).
 
     Every request is as if it were alone: padding is segment 0 in the cache, positions count the
     request's own ids, and its key is folded with its own step.
@@ -115,7 +118,7 @@ def score(
     lengths: Int[Array, " batch"],
     counted: Bool[Array, "batch length"],
 ) -> Float[Array, " batch"]:
-    """Log-probability (nats) of the `counted` ids of right-padded sequences, given all before them."""
+    """Log-probability (nats) of the `counted` ids of right-padded rows, given all before them."""
     logits = model(ids, whole(lengths, ids.shape[1]))[:, :-1]
     logprobs = -cross_entropy(logits, ids[:, 1:])
     return jnp.sum(jnp.where(counted[:, 1:], logprobs, 0.0), axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from speechlm_jax.arrays import Array, Bool, PyTree, ndarray
 from speechlm_jax.nn import decode
-from speechlm_jax.nn.decode import Generated, Sampling
+from speechlm_jax.nn.decode import GREEDY, Generated, Sampling
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig
 from speechlm_jax.nn.param import Functional
 
@@ -60,7 +60,7 @@ class Inference:
         params: PyTree,
         *,
         batch_size: int = 64,
-        multiple: int = 64,
+        multiple: int = 16,
     ):
         self.config = config
         self._params = params
@@ -99,7 +99,7 @@ class Inference:
         self._generate, self._score = generate, score
 
     def generate(
-        self, requests: Sequence[GenerateRequest], *, sampling: Sampling = Sampling()
+        self, requests: Sequence[GenerateRequest], *, sampling: Sampling = GREEDY
     ) -> list[list[int]]:
         """The reply to each request, stop id left out."""
 
@@ -147,7 +147,7 @@ class Inference:
     def _batched(
         self, requests: Sequence, *, prompts: list[list[int]], alike: list[tuple], run: Callable
     ) -> list:
-        """Runs `run(requests, ids, lengths)` over full padded batches of requests that are alike."""
+        """Runs `run(requests, ids, lengths)` over full padded batches of like requests."""
 
         def padded(i: int) -> int:
             return -(-len(prompts[i]) // self._multiple) * self._multiple

@@ -1,5 +1,6 @@
 """Losses as sums, so that devices and accumulation steps divide once."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -49,14 +50,16 @@ class PackedLoss(NamedTuple):
         return jnp.sum(self.weights)
 
     def over(
-        self, chosen: Bool[Array, "batch #length"]
+        self, chosen: Bool[Array, " batch #length"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Numerator and denominator of the mean loss over some of the targets."""
         weights = self.weights * chosen
         return jnp.sum(self.losses * weights), jnp.sum(weights)
 
 
-def packed_loss(logits: Float[Array, "batch length vocab"], batch: dict[str, Array]) -> PackedLoss:
+def packed_loss(
+    logits: Float[Array, "batch length vocab"], batch: Mapping[str, Array]
+) -> PackedLoss:
     """Next-id loss of packed rows (`ids`, `segments`, `loss_mask`), documents kept apart."""
     targets, weights = next_ids(batch["ids"], batch["segments"], batch["loss_mask"])
     return PackedLoss(cross_entropy(logits, targets), weights, targets)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 from speechlm_jax.arrays import Array, Key, PyTree
 
 Axes: TypeAlias = tuple[str | None, ...]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Buffer(nnx.Variable):
@@ -28,7 +29,7 @@ def constant(shape: tuple[int, ...], axes: Axes, *, value: float) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), logical=axes)
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack(make: Callable[[nnx.Rngs], Module], num_layers: int, rngs: nnx.Rngs) -> Module:
     """`num_layers` modules of one kind as one module whose parameters have a leading layer axis."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     keys = jax.random.split(rngs.params(), num_layers)
@@ -52,7 +53,9 @@ class Functional:
 
     @cached_property
     def _abstract(self) -> tuple[Any, nnx.State, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))), nnx.Param, ...)
+        module = nnx.eval_shape(lambda: self.make(nnx.Rngs(0)))
+        graphdef, params, variables = nnx.split(module, nnx.Param, ...)
+        return graphdef, params, variables
 
     @property
     def axes(self) -> PyTree:

@@ -1,6 +1,8 @@
 """One training run in a process of its own, which ends when the quickstart that started it does.
 
-Usage: python -m speechlm_jax.quickstart.child CONFIG.json WORKDIR   (standard input: the parent's pipe)
+Usage: python -m speechlm_jax.quickstart.child CONFIG.json WORKDIR
+
+Its standard input is the parent's pipe.
 """
 
 import logging

@@ -20,7 +20,8 @@ def clips(world: World, voices: Voices, config: CorpusConfig, *, seed: int) -> l
     """Everything that is spoken.
 
     Kinds: `string`, `sentence` (split "train", training voices); `dialogue_question`,
-    `reply` (split "dialogue", training voices); all others in split "evaluation", by held-out voices.
+    `reply` (split "dialogue", training voices); all others in split "evaluation", by held-out
+    voices.
     """
     rng = np.random.default_rng((seed, 0xC11B5))
     corpus = list(_corpus(world, voices.train, config, rng))

@@ -1,9 +1,9 @@
-"""Rows of the quickstart: vocabularies, plain documents, sources of the tasks, prepared mixtures."""
+"""Rows of the quickstart: vocabularies, documents, sources of the tasks, prepared mixtures."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,26 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 TASKS = "tasks/quickstart.py"
+TEXT_TO_TOKEN = "q_text_to_token"  # the task that the text-to-token model learns
 
 
-def make_vocab(text: TextTokenizer, codes: Path, *, voices: Sequence[str] = ()) -> Vocab:
-    """The vocabulary that joins a text vocabulary and the codes of a folder."""
-    extra = artifacts.read_manifest(codes).extra
+def make_vocab(
+    text: TextTokenizer, codes: Mapping[str, Any], *, voices: Sequence[str] = ()
+) -> Vocab:
+    """The vocabulary that joins a text vocabulary and codes (their `encode_corpus.identity`)."""
     return Vocab(
         text_size=text.size,
-        codebook_size=extra["codebook_size"],
-        frame_rate_hz=extra["frame_rate_hz"],
+        codebook_size=codes["codebook_size"],
+        frame_rate_hz=codes["frame_rate_hz"],
         text_fingerprint=text.fingerprint,
-        tokenizer_fingerprint=extra["tokenizer"],
+        tokenizer_fingerprint=codes["tokenizer"],
         voices=tuple(voices),
     )
+
+
+def vocab_path(prepared: Path, name: str) -> Path:
+    """Where `prepare` keeps the vocabulary of a mixture."""
+    return prepared / f"{name}.vocab.json"
 
 
 def write_rows(
@@ -60,10 +67,10 @@ def prepare(
     name: str, *, run: Path, out: Path, vocab: Vocab, text_model: Path, length: int, seed: int
 ) -> Path:
     """Prepares a mixture in a process of its own, so that TensorFlow's memory is given back."""
-    vocab_path = out / f"{name}.vocab.json"
-    artifacts.write_json(vocab_path, vocab.to_json())
+    vocab_file = vocab_path(out, name)
+    artifacts.write_json(vocab_file, vocab.to_json())
     command = [
-        sys.executable, "-m", "speechlm_jax.quickstart.prepare_child", name, str(vocab_path),
+        sys.executable, "-m", "speechlm_jax.quickstart.prepare_child", name, str(vocab_file),
         str(text_model), str(out), str(length), str(seed), str(shipped.find(TASKS)),
     ]  # fmt: skip
     environment = {**os.environ, "SPEECHLM_RUN": str(run.resolve()), "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -1,8 +1,10 @@
 """The steps that score what was trained: every figure as items that anyone can recount."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,35 +14,46 @@ from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item, write_items
-from speechlm_jax.experiment import load_inference, load_speech_decoder
 from speechlm_jax.quickstart import corpora, scoring
-from speechlm_jax.quickstart.run import ARMS, Quickstart
+from speechlm_jax.quickstart.models import Models
+from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
+from speechlm_jax.quickstart.spoken import Spoken
 
 _log = logging.getLogger("speechlm.quickstart")
 
 
 def score(q: Quickstart) -> None:
     """Every figure, as scored items."""
-    _score(q, "tokenizer", [q.folders.tokenizer], lambda: scoring.tokenizer_items(
+    score_group(q, "tokenizer", q.folders.tokenizer, lambda: scoring.tokenizer_items(
         q.spoken, q.read, q.reader, seed=q.seed))  # fmt: skip
-    _score(q, "text_to_token", [q.folders.text_to_token], lambda: _text_to_token_items(q))
-    _score(q, "speech_decoder", [q.folders.speech_decoder], lambda: _decoder_items(q))
+    score_group(q, "text_to_token", q.folders.text_to_token, lambda: _text_to_token_items(q))
+    score_group(q, "speech_decoder", q.folders.speech_decoder, lambda: decoder_items(
+        q, q.spoken.of_kind("eval_string")))  # fmt: skip
     for arm in ARMS:
         folder = getattr(q.folders, f"lm_{arm}")
-        _score(q, f"lm_{arm}", [folder], lambda arm=arm, folder=folder: scoring.lm_items(
-            arm, q.spoken, load_inference(folder)[0], Formats(q.vocab, q.text), q.read, seed=q.seed))  # fmt: skip
-    _score(q, "chat", [q.folders.chat], lambda: _chat_items(q))
+        make = partial(lm_items, q, folder, arm, spoken=q.spoken, seed=q.seed)
+        score_group(q, f"lm_{arm}", folder, make)
+    score_group(q, "chat", q.folders.chat, lambda: _chat_items(q))
 
 
-def _score(q: Quickstart, name: str, models: list[Path], make: Callable[[], list[Item]]) -> None:
-    """Scores a group unless it is scored; its items replace those of an earlier model."""
+def score_group(
+    q: Chain, name: str, model: Path, make: Callable[[], list[Item]], *, codes: str = "evaluation"
+) -> None:
+    """Scores a group unless it is scored; its items replace those of an earlier model.
+
+    Args:
+      q: the run.
+      name: of the group, a folder of items.
+      model: what is scored.
+      make: scores it.
+      codes: codes folder of the held-out clips.
+    """
     folder = q.folders.items / name
-    inputs = {model.name: q.fingerprint(model) for model in models}
-    inputs["evaluation"] = q.fingerprint(q.codes("evaluation"))
+    inputs = {model.name: q.fingerprint(model), "evaluation": q.fingerprint(q.codes(codes))}
     if artifacts.is_current(folder, "items", inputs=inputs, config={}, seed=q.seed):
         return
     _log.info("scoring %s", name)
-    files = write_items(folder, make())
+    files = [path.name for path in write_items(folder, make())]
     artifacts.write_manifest(folder, "items", inputs=inputs, config={}, seed=q.seed, files=files)
 
 
@@ -55,20 +68,26 @@ def _text_to_token_items(q: Quickstart) -> list[Item]:
     return scoring.text_to_token_items(texts, q.text_to_token, q.read, voices=q.voices, seed=q.seed)
 
 
-def _decoder_items(q: Quickstart) -> list[Item]:
-    rows = q.spoken.of_kind("eval_string")
+def lm_items(q: Models, checkpoint: Path, arm: str, *, spoken: Spoken, seed: int) -> list[Item]:
+    """Every figure of a language model of a world's run, under the name `arm`."""
+    formats = Formats(q.vocab, q.text)
+    return scoring.lm_items(arm, spoken, q.language_model(checkpoint), formats, q.read, seed=seed)
+
+
+def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
+    """Clips (rows of a codes folder) through codes and back, read by the tokenizer's own ASR."""
     wavs = [read_wav(q.folders.clips / row["audio"]) for row in rows]
-    decoder, _ = load_speech_decoder(q.folders.speech_decoder)
 
     def mels_to_text(mels: list[np.ndarray]) -> list[str]:
         return q.read(q.reader.mels_to_codes(mels))
 
-    return scoring.decoder_items(rows, wavs, decoder, mels_to_text, mel=MelConfig(), seed=q.seed)
+    return scoring.decoder_items(
+        rows, wavs, q.speech_decoder, mels_to_text, mel=MelConfig(), seed=q.seed
+    )
 
 
 def _chat_items(q: Quickstart) -> list[Item]:
-    inference, _ = load_inference(q.folders.chat)
-    chat = Chat(inference, q.writer)
+    chat = Chat(q.language_model(q.folders.chat), q.writer)
     told = corpora.told_people(q.world)
     asked = [x for x in q.spoken.questions() if x.fact.split("/")[0] not in told]
     return scoring.chat_items(asked, chat, q.read, seed=q.seed)

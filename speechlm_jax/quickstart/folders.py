@@ -18,6 +18,7 @@ class Folders:
 
 NAMES = {
     "world": "world.json",
+    "own": "own.json",
     "clips": "clips",
     "features": "features",
     "text_model": "text.model",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from speechlm_jax.experiment import (
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
-    load_reader,
 )
-from speechlm_jax.interleave.build import SpanRequest, document_to_interleaved
+from speechlm_jax.interleave.build import DOCUMENTS, document_to_interleaved
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.quickstart import corpora, data
-from speechlm_jax.quickstart.run import ARMS, Quickstart
+from speechlm_jax.quickstart.models import spans_to_codes
+from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.sizes import TrainingSize
 from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.text_to_token.synthesize import SpeechRequest
 from speechlm_jax.vocab import Vocab
 
 SPOKEN_KINDS = {
@@ -44,36 +43,29 @@ _log = logging.getLogger("speechlm.quickstart")
 def speak(q: Quickstart) -> None:
     """World, clips of real eSpeak audio, log-mel frames and the text vocabulary."""
     tables = q.world.tables
-    facts = [dataclasses.asdict(fact) for fact in q.world.facts]
-    artifacts.write_json(q.folders.world, {"seed": q.seed, "facts": facts})
+    artifacts.write_json(q.folders.world, configs.to_json(q.world))
     voices = make_voices(q.seed)
     corpus(corpora.clips(q.world, voices, q.config.corpus, seed=q.seed), q.folders.clips)
     write_features(q.folders.clips, q.folders.features)
     TextTokenizer.train([" ".join(tables.words)], kind="word").save(q.folders.text_model)
 
 
-def train_tokenizer(q: Quickstart) -> None:
-    """Speech tokenizer on the TTS corpus."""
+def train_tokenizer(q: Chain) -> None:
+    """Speech tokenizer on the training clips."""
     size = q.config.tokenizer_training
-    buckets = dataclasses.replace(q.config.buckets, batch_size=size.batch_size, seed=q.seed)
+    buckets = dataclasses.replace(q.buckets, batch_size=size.batch_size, seed=q.seed)
     experiment = SpeechTokenizerExperiment(
         ClipsData(str(q.folders.features), str(q.folders.text_model), buckets=buckets),
         q.config.tokenizer,
         size.config(seed=q.seed),
     )
-    inputs = {"features": q.features.fingerprint}
-    train_all([Run("tokenizer", experiment, q.folders.tokenizer, inputs)], threads=2)
+    run = Run("tokenizer", experiment, q.folders.tokenizer, q.tokenizer_inputs())
+    train_all([run], threads=2)
 
 
 def encode(q: Quickstart) -> None:
     """Codes of every clip."""
-    reader, _, fingerprint = load_reader(q.folders.tokenizer)
-    with tqdm(total=len(q.features), desc="codes", unit="clip") as bar:
-        for name, kinds in SPOKEN_KINDS.items():
-            features_to_codes(
-                q.features, reader, q.codes(name), tokenizer=fingerprint,
-                keep=lambda row, kinds=kinds: row["kind"] in kinds, progress=bar.update,
-            )  # fmt: skip
+    encode_groups(q, "kind", SPOKEN_KINDS)
     data.add_sources(
         q.folders.sources,
         {
@@ -84,17 +76,28 @@ def encode(q: Quickstart) -> None:
     )
 
 
-def train_from_codes(q: Quickstart) -> None:
+def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -> None:
+    """A codes folder for each group of clips: those whose `field` is one of the group's values."""
+    with tqdm(total=len(q.features), desc="codes", unit="clip") as bar:
+        for name, values in groups.items():
+            features_to_codes(
+                q.features, q.reader, q.codes(name), tokenizer=q.codes_identity["tokenizer"],
+                keep=lambda row, values=values: row[field] in values, progress=bar.update,
+            )  # fmt: skip
+
+
+def train_from_codes(q: Chain) -> None:
     """Text-to-token model and speech decoder, side by side."""
     q.folders.prepared.mkdir(exist_ok=True)
-    mixture = _prepare(q, "q_text_to_token", q.voiced_vocab)
-    size, buckets = q.config.speech_decoder_training, q.config.buckets
-    buckets = dataclasses.replace(buckets, batch_size=size.batch_size, seed=q.seed)
+    mixture = _prepare(q, data.TEXT_TO_TOKEN, q.voiced_vocab)
+    codes = q.codes(q.pairs)
+    size = q.config.speech_decoder_training
+    buckets = dataclasses.replace(q.buckets, batch_size=size.batch_size, seed=q.seed)
     clips = ClipsData(
-        str(q.folders.features), codes=str(q.codes("strings")), kinds=("string",), buckets=buckets
+        str(q.folders.features), codes=str(codes), kinds=q.pair_kinds, buckets=buckets
     )
     decoder = SpeechDecoderExperiment(clips, q.config.speech_decoder, size.config(seed=q.seed))
-    inputs = {"codes": q.fingerprint(q.codes("strings"))}
+    inputs = {"codes": q.fingerprint(codes)}
     text_to_token = _rows_experiment(
         q, mixture, q.config.text_to_token, q.config.text_to_token_training, kind="text_to_token"
     )
@@ -119,14 +122,19 @@ def interleave(q: Quickstart) -> None:
         )
         spoken = ({**row, "speaker": q.voices[i % len(q.voices)]} for i, row in enumerate(rows))
         data.write_rows(
-            q.folders.documents / name, "documents", "documents.jsonl", spoken,
+            q.folders.documents / name, "documents", DOCUMENTS, spoken,
             inputs={"world": q.world.fingerprint}, config=[number, size.document_words],
         )  # fmt: skip
-    documents = q.folders.documents / "interleaved" / "documents.jsonl"
-    with tqdm(total=size.documents, desc="interleave", unit="document") as bar:
+    rows = artifacts.read_jsonl(q.folders.documents / "interleaved" / DOCUMENTS)
+    interleave_documents(q, rows, number=size.documents)
+
+
+def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, number: int) -> None:
+    """Spans of `number` documents to codes; text and interleaved documents become sources."""
+    with tqdm(total=number, desc="interleave", unit="document") as bar:
         manifest = document_to_interleaved(
-            artifacts.read_jsonl(documents),
-            lambda requests: _spans_to_codes(q, requests),
+            documents,
+            lambda requests: spans_to_codes(q.text_to_token, requests),
             out=q.folders.interleaved,
             config=dataclasses.replace(q.config.interleave, seed=q.seed),
             inputs={
@@ -134,7 +142,7 @@ def interleave(q: Quickstart) -> None:
                 "text_to_token": q.fingerprint(q.folders.text_to_token),
                 "synthesis": configs.fingerprint(q.config.synthesis),
             },
-            tokenizer=artifacts.read_manifest(q.codes("strings")).extra,
+            tokenizer=q.codes_identity,
             progress=bar.update,
         )
     _log.info("span corruption ratio that came out: %.3f", manifest.counts["ratio"])
@@ -144,16 +152,16 @@ def interleave(q: Quickstart) -> None:
     )
 
 
-def pretrain(q: Quickstart) -> None:
-    """The two arms, side by side: same weights, settings and budget; only rows differ."""
+def pretrain(q: Chain) -> None:
+    """The run's arms, side by side: same weights, settings and budget; only rows differ."""
     runs = []
-    for arm in ARMS:
+    for arm in q.arms:
         mixture = _prepare(q, f"quickstart_{arm}", q.vocab)
         experiment = _rows_experiment(q, mixture, q.config.lm, q.config.lm_training)
         runs.append(
             Run(f"lm_{arm}", experiment, getattr(q.folders, f"lm_{arm}"), _mixture_inputs(mixture))
         )
-    train_all(runs, threads=1)
+    train_all(runs, threads=2 // len(runs))
 
 
 def fine_tune(q: Quickstart) -> None:
@@ -192,17 +200,7 @@ def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
             yield {"id": f"{row['id']}-{mode}", "turns": turns}
 
 
-def _spans_to_codes(q: Quickstart, requests: list[SpanRequest]) -> list[list[int]]:
-    spoken = [
-        SpeechRequest(
-            r.text, r.speaker, seed=int(configs.fingerprint([r.document, r.number])[:8], 16)
-        )
-        for r in requests
-    ]
-    return [codes.tolist() for codes in q.text_to_token.text_to_codes(spoken)]
-
-
-def _prepare(q: Quickstart, name: str, vocab: Vocab) -> Path:
+def _prepare(q: Chain, name: str, vocab: Vocab) -> Path:
     return data.prepare(
         name, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
         text_model=q.folders.text_model, length=q.config.row_length, seed=q.seed,
@@ -210,7 +208,7 @@ def _prepare(q: Quickstart, name: str, vocab: Vocab) -> Path:
 
 
 def _rows_experiment(
-    q: Quickstart,
+    q: Chain,
     mixture: Path,
     model: LanguageModelConfig,
     size: TrainingSize,

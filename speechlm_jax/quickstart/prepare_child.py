@@ -1,6 +1,7 @@
 """`data.prepare.prepare` in a process of its own.
 
-Usage: python -m speechlm_jax.quickstart.prepare_child NAME VOCAB.json TEXT.model OUT LENGTH SEED MODULE...
+Usage: python -m speechlm_jax.quickstart.prepare_child NAME VOCAB.json TEXT.model OUT LENGTH SEED
+       MODULE...
 """
 
 import sys

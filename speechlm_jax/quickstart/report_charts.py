@@ -38,6 +38,7 @@ LABELS = {
     "tokenizer/wer_shuffled": "Tokenizer, word errors",
     "tokenizer/codebook_usage": "Codebook entries in use",
     "tokenizer/wer_sentences": "Tokenizer, word errors on sentences",
+    "tokenizer/wer_train": "Tokenizer, word errors on clips that it was trained on",
     "tokenizer/wer_questions": "Tokenizer, word errors on questions",
     "tokenizer/abx_dtw": "ABX errors on unheard words",
     "tokenizer/abx_edit": "ABX errors on unheard words, by edits",

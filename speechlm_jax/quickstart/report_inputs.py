@@ -9,6 +9,8 @@ from speechlm_jax.arrays import Float, Integer, ndarray
 from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
 
+LOSSES = "held_out_loss/"  # how figures in nats begin; a task's name follows
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:

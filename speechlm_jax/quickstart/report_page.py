@@ -14,7 +14,7 @@ from speechlm_jax.quickstart import report_charts as charts
 from speechlm_jax.quickstart import report_examples as examples
 from speechlm_jax.quickstart.report_chain import chain_picture
 from speechlm_jax.quickstart.report_claims import Verdict, chance_of, judge
-from speechlm_jax.quickstart.report_inputs import Provenance, ReportInputs, Training
+from speechlm_jax.quickstart.report_inputs import LOSSES, Provenance, ReportInputs, Training
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 ANSWERED = ("qa/s2t_new_wording", "qa/s2t", "qa/s2s")  # answers shown side by side
@@ -126,7 +126,8 @@ def _single_figures(inputs: ReportInputs) -> str:
     groups: dict[str, list[str]] = defaultdict(list)
     for name, figure in inputs.figures.items():
         is_arm = name.rpartition("/")[2] in (*ARMS, MARGIN)
-        if is_arm or name.endswith("_db") or not 0 <= figure.value <= 1:
+        is_fraction = 0 <= figure.value <= 1 and not name.startswith(LOSSES)
+        if is_arm or name.endswith("_db") or not is_fraction:
             continue
         group = _group(name)
         row = charts.rate_row(

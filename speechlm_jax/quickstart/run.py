@@ -1,43 +1,39 @@
-"""One quickstart run: its folders, its numbers, and what its steps have made so far."""
+"""A run of the chain: its folders, its numbers, and what its steps have made so far."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-
-import numpy as np
+from typing import ClassVar
 
 from speechlm_jax import artifacts
-from speechlm_jax.arrays import Integer, ndarray
 from speechlm_jax.audio.recordings import Features
-from speechlm_jax.data.formats import Writer
-from speechlm_jax.experiment import load_inference, load_reader
-from speechlm_jax.quickstart import corpora, data
-from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.sizes import QuickstartConfig
 from speechlm_jax.quickstart.spoken import Spoken
-from speechlm_jax.speech_tokenizer.reading import Reader
-from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import TextToToken
-from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.world import World
 
 ARMS = ("interleaved", "baseline")
+TRAIN = "train"
 
 
 @dataclasses.dataclass
-class Quickstart:
-    """One run: its folders, its numbers, and what its steps made so far."""
+class Chain(Models):
+    """A run, whatever it is trained on: what the steps of both kinds of quickstart read.
 
-    folders: Folders
+    Attributes:
+      config: every number of the chain.
+      seed: of everything random.
+      arms: language models that are pre-trained side by side.
+      pairs: codes folder that the text-to-token model and the speech decoder learn from.
+      pair_kinds: `kind` of its clips in the feature folder; () takes all training clips.
+    """
+
     config: QuickstartConfig
-    world: World
     seed: int
-
-    @cached_property
-    def text(self) -> TextTokenizer:
-        """The text vocabulary: the world's words."""
-        return TextTokenizer.load(self.folders.text_model)
+    arms: ClassVar[tuple[str, ...]]
+    pairs: ClassVar[str]
+    pair_kinds: ClassVar[tuple[str, ...]]
 
     @cached_property
     def features(self) -> Features:
@@ -45,51 +41,47 @@ class Quickstart:
         return Features(self.folders.features)
 
     @cached_property
-    def reader(self) -> Reader:
-        """The trained speech tokenizer."""
-        return load_reader(self.folders.tokenizer)[0]
-
-    @cached_property
     def voices(self) -> tuple[str, ...]:
         """Names of the training voices."""
         rows = self.features.rows
-        return tuple(sorted({row["speaker"] for row in rows if row["split"] == corpora.TRAIN}))
-
-    @cached_property
-    def vocab(self) -> Vocab:
-        """The language model's vocabulary."""
-        return data.make_vocab(self.text, self.codes("strings"))
-
-    @cached_property
-    def voiced_vocab(self) -> Vocab:
-        """The text-to-token model's vocabulary: with an id for each training voice."""
-        return data.make_vocab(self.text, self.codes("strings"), voices=self.voices)
+        return tuple(sorted({row["speaker"] for row in rows if row["split"] == TRAIN}))
 
     @property
-    def writer(self) -> Writer:
-        """Text and codes to the language model's ids."""
-        return Writer(self.vocab, self.text)
+    def buckets(self) -> BucketConfig:
+        """Lengths in which clips are batched."""
+        return self.config.buckets
 
     @cached_property
     def text_to_token(self) -> TextToToken:
-        """The trained text-to-token model."""
-        inference, _ = load_inference(self.folders.text_to_token)
-        return TextToToken(inference, self.voiced_vocab, self.text, self.config.synthesis)
+        """The trained text-to-token model, as the interleaved data samples it."""
+        return self.make_text_to_token(self.config.synthesis)
+
+    def tokenizer_inputs(self) -> dict[str, str]:
+        """Fingerprints of what the speech tokenizer is trained on."""
+        return {"features": self.features.fingerprint}
+
+    def stage_fingerprints(self) -> dict[str, str]:
+        """Identity of every finished step's output, for the report."""
+        names = ("clips", "features", "tokenizer", "text_to_token", "interleaved",
+                 "speech_decoder", *(f"lm_{arm}" for arm in self.arms), "chat")  # fmt: skip
+        folders = {name: getattr(self.folders, name) for name in names}
+        return {
+            name: self.fingerprint(folder)
+            for name, folder in folders.items()
+            if (folder / artifacts.MANIFEST).is_file()
+        }
+
+
+@dataclasses.dataclass
+class Quickstart(Chain):
+    """A run on a closed world and its eSpeak audio."""
+
+    world: World
+    arms = ARMS
+    pairs = "strings"
+    pair_kinds = ("string",)
 
     @cached_property
     def spoken(self) -> Spoken:
         """The evaluation clips as codes."""
         return Spoken(self.codes("evaluation"), self.world)
-
-    def codes(self, name: str) -> Path:
-        """A codes folder."""
-        return self.folders.codes / name
-
-    def read(self, codes: Sequence[Integer[ndarray, " frames"] | Sequence[int]]) -> list[str]:
-        """What codes say, by the tokenizer's own reader."""
-        clips = [np.asarray(clip, np.int32) for clip in codes]
-        return [self.text.decode(ids) for ids in self.reader.codes_to_ids(clips)]
-
-    def fingerprint(self, folder: Path) -> str:
-        """Identity of a step's output."""
-        return artifacts.read_manifest(folder).fingerprint

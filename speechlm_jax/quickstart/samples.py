@@ -1,8 +1,9 @@
 """Audio to listen to: reconstructions, spoken answers, and a dialogue, as WAV files."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +15,15 @@ from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.spoken_qa import Question
-from speechlm_jax.experiment import load_inference, load_speech_decoder
 from speechlm_jax.nn.inference import GenerateRequest
 from speechlm_jax.quickstart import corpora
-from speechlm_jax.quickstart.run import Quickstart
+from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.scoring import MAX_ANSWER_CODES
 
 KIND = "audio"
 SAMPLES = "samples.jsonl"
 NUM_RECONSTRUCTIONS, NUM_ANSWERS = 3, 3
+MODELS = ("speech_decoder", "lm_interleaved", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,21 @@ class Sample:
 
 
 def write_samples(q: Quickstart) -> None:
-    """Writes the WAV files and their list; finished ones of the same models are kept."""
+    """Reconstructions, spoken answers and a dialogue of a world's run."""
+    told = q.spoken.of_kind("eval_sentence")
+    keep_samples(q, MODELS, lambda: [*reconstructions(q, told), *_answers(q), *_dialogue(q)])
+
+
+def keep_samples(q: Chain, models: Sequence[str], make: Callable[[], list[Sample]]) -> None:
+    """Makes the WAV files and writes their list; finished ones of the same models are kept."""
     out = q.folders.audio
-    models = {name: q.fingerprint(getattr(q.folders, name)) for name in MODELS}
-    if artifacts.is_current(out, KIND, inputs=models, config={}, seed=q.seed):
+    inputs = {name: q.fingerprint(getattr(q.folders, name)) for name in models}
+    if artifacts.is_current(out, KIND, inputs=inputs, config={}, seed=q.seed):
         return
-    made = [*_reconstructions(q), *_answers(q), *_dialogue(q)]
+    made = make()
     artifacts.write_jsonl(out / SAMPLES, (dataclasses.asdict(sample) for sample in made))
     files = [SAMPLES, *(sample.file for sample in made)]
-    artifacts.write_manifest(out, KIND, inputs=models, config={}, seed=q.seed, files=files)
-
-
-MODELS = ("speech_decoder", "lm_interleaved", "chat")
+    artifacts.write_manifest(out, KIND, inputs=inputs, config={}, seed=q.seed, files=files)
 
 
 def read_samples(folder: Path) -> list[Sample]:
@@ -55,16 +59,15 @@ def read_samples(folder: Path) -> list[Sample]:
     return [Sample(**row) for row in artifacts.read_jsonl(folder / SAMPLES)]
 
 
-def _reconstructions(q: Quickstart) -> list[Sample]:
-    """Held-out clips, and the same through codes and back."""
+def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+    """The first few clips (rows of a codes folder), and the same through codes and back."""
     samples = []
-    rows = q.spoken.of_kind("eval_sentence")[:NUM_RECONSTRUCTIONS]
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows[:NUM_RECONSTRUCTIONS]):
         original = f"original-{number}.wav"
         write_wav(q.folders.audio / original, read_wav(q.folders.clips / row["audio"]))
         samples.append(Sample("Reconstructions", f"original {number + 1}", row["text"], original))
         samples.append(
-            _speak(
+            speak(
                 q, row["codes"], "Reconstructions", f"through the codes {number + 1}", row["text"]
             )
         )
@@ -75,7 +78,7 @@ def _answers(q: Quickstart) -> list[Sample]:
     """Spoken answers of the interleaved arm, greedily, to spoken questions of held-out voices."""
     formats = Formats(q.vocab, q.text)
     asked = [x for x in q.spoken.questions() if x.wording == "interleaved"][:NUM_ANSWERS]
-    inference, _ = load_inference(q.folders.lm_interleaved)
+    inference = q.language_model(q.folders.lm_interleaved)
     replies = inference.generate(
         [
             GenerateRequest(
@@ -99,7 +102,7 @@ def _dialogue(q: Quickstart) -> list[Sample]:
     """One dialogue in both modes, about somebody whom the fine-tuning did not name."""
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
-    chat = Chat(load_inference(q.folders.chat)[0], q.writer)
+    chat = Chat(q.language_model(q.folders.chat), q.writer)
     samples = [_asked(q, question)]
     for mode in ("speech_only", "text_guided"):
         reply = chat.reply([np.asarray(question.codes)], mode=mode, seed=q.seed)[0]
@@ -126,18 +129,18 @@ def _spoken(
     """What the codes say, as audio; nothing if the model said nothing."""
     if not len(codes):
         return []
-    return [_speak(q, codes, group, title, q.read([codes])[0])]
+    return [speak(q, codes, group, title, q.read([codes])[0])]
 
 
-def _speak(
-    q: Quickstart,
+def speak(
+    q: Chain,
     codes: Sequence[int] | Integer[ndarray, " frames"],
     group: str,
     title: str,
     text: str,
 ) -> Sample:
-    decoder, _ = load_speech_decoder(q.folders.speech_decoder)
-    mel = decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
+    """Writes codes as audio."""
+    mel = q.speech_decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
     slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
     write_wav(q.folders.audio / f"{slug}.wav", mel_to_wav(mel, MelConfig(), seed=q.seed))
     return Sample(group, title, text, f"{slug}.wav")

@@ -1,7 +1,7 @@
 """Trained models and evaluation clips -> scored items, one group of figures a function."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.spoken_qa import Question, ReadCodes
 from speechlm_jax.evals.wer import Reading, entity_wer_items, wer_items
+from speechlm_jax.lm.row_losses import RowLoss
 from speechlm_jax.nn.inference import Inference
+from speechlm_jax.quickstart.report_inputs import LOSSES
 from speechlm_jax.quickstart.spoken import Spoken, by_class
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.reading import Reader
@@ -36,12 +38,12 @@ def tokenizer_items(spoken: Spoken, read: ReadCodes, reader: Reader, *, seed: in
         ("_questions", "question"),
     ):
         rows = spoken.of_kind(kind)
-        readings = _readings(rows, read([row["codes"] for row in rows]))
-        items += wer_items(f"tokenizer/wer{name}", readings)
+        heard = readings(rows, read([row["codes"] for row in rows]))
+        items += wer_items(f"tokenizer/wer{name}", heard)
         if kind == "eval_string":
-            items += entity_wer_items("tokenizer/entity_wer", readings, entities)
+            items += entity_wer_items("tokenizer/entity_wer", heard, entities)
     shuffled = exchange([r["codes"] for r in strings], [r["text"] for r in strings], seed=seed)
-    items += wer_items("tokenizer/wer_shuffled", _readings(strings, read(shuffled)))
+    items += wer_items("tokenizer/wer_shuffled", readings(strings, read(shuffled)))
     counts = codebook.code_counts(held_out_codes(spoken), codebook_size=len(reader.codebook))
     items += codebook.usage_items("tokenizer/codebook_usage", counts)
     words = spoken.unseen_words()
@@ -75,18 +77,18 @@ def text_to_token_items(
             for i, text in enumerate(lines)
         ]
         heard = read([codes.tolist() for codes in model.text_to_codes(requests)])
-        readings = [
+        pairs = [
             Reading(request.text, hypothesis, voice=request.voice)
             for request, hypothesis in zip(requests, heard, strict=True)
         ]
-        items += wer_items(name, readings)
+        items += wer_items(name, pairs)
     return items
 
 
 def lm_items(
     arm: str, spoken: Spoken, inference: Inference, formats: Formats, read: ReadCodes, *, seed: int
 ) -> list[Item]:
-    """Spoken questions (greedy and by likelihood), stories, and the shuffled control, of one arm."""
+    """Spoken questions (greedy and by likelihood), stories, and the shuffled control of an arm."""
     questions = spoken.questions()
     items = []
     for kind, suffix in (
@@ -170,7 +172,7 @@ def decoder_items(
     mels = decoder.codes_to_mel([np.array(row["codes"], np.int32) for row in rows], seed=seed)
     made = [mel_to_wav(one, mel, seed=seed) for one in mels]
     heard = mels_to_text([wav_to_mel(wav, mel) for wav in made])
-    items = wer_items("speech_decoder/wer", _readings(rows, heard))
+    items = wer_items("speech_decoder/wer", readings(rows, heard))
     for row, source, wav in zip(rows, wavs, made, strict=True):
         difference = level_db(wav) - level_db(source)
         clipped = float(np.mean(np.abs(wav) >= 1.0))
@@ -197,13 +199,24 @@ def chat_items(
     return items
 
 
+def loss_items(losses: Mapping[str, Sequence[RowLoss]]) -> list[Item]:
+    """Held-out loss in nats an id: one item a row of each task."""
+    return [
+        Item(f"{LOSSES}{task}", "", "", "", f"row {number}", "", row.loss_sum, row.num_ids)
+        for task, rows in losses.items()
+        for number, row in enumerate(rows)
+        if row.num_ids
+    ]
+
+
 def _exchange_codes(questions: Sequence[Question], *, seed: int) -> list[Question]:
     """Each question with the codes of a question about another fact."""
     codes = exchange([q.codes for q in questions], [q.fact for q in questions], seed=seed)
     return [dataclasses.replace(q, codes=c) for q, c in zip(questions, codes, strict=True)]
 
 
-def _readings(rows: Sequence[dict[str, Any]], heard: Sequence[str]) -> list[Reading]:
+def readings(rows: Sequence[dict[str, Any]], heard: Sequence[str]) -> list[Reading]:
+    """Clips (rows of a codes folder) and what was heard in each."""
     return [
         Reading(row["text"], text, voice=row["speaker"], fact=row.get("fact", ""))
         for row, text in zip(rows, heard, strict=True)

@@ -102,14 +102,13 @@ def make_config(size: Size) -> QuickstartConfig:
 
 
 def _transformer(layers: int, embed: int, heads: int) -> TransformerConfig:
-    return TransformerConfig(
-        layers, embed, heads, heads, embed // heads, mlp=embed * 8 // 3 // 16 * 16
-    )
+    mlp = embed * 8 // 3 // 16 * 16
+    return TransformerConfig(layers, embed, heads, heads, embed // heads, mlp, unroll=layers)
 
 
 FULL = QuickstartConfig(
     corpus=CorpusConfig(),
-    buckets=BucketConfig(batch_size=16, edges=(160, 208, 352)),
+    buckets=BucketConfig(batch_size=16, edges=(192, 240, 384)),
     tokenizer=SpeechTokenizerConfig(
         text_size=0,
         encoder=EncoderConfig(rope_theta=10_000.0),

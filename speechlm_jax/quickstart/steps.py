@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart import clock, evaluate, making, samples, summary
+from speechlm_jax.quickstart import (
+    clock,
+    evaluate,
+    making,
+    own_data,
+    own_results,
+    samples,
+    summary,
+)
 from speechlm_jax.quickstart.folders import Folders
-from speechlm_jax.quickstart.run import Quickstart
+from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.sizes import Size, make_config
 from speechlm_jax.world.tables import load_tables
 from speechlm_jax.world.world import World
 
-STEPS: tuple[tuple[str, Callable[[Quickstart], None]], ...] = (
+Steps = tuple[tuple[str, Callable[[Any], None]], ...]
+STEPS: Steps = (
     ("corpora", making.speak),
     ("tokenizer", making.train_tokenizer),
     ("codes", making.encode),
@@ -25,6 +34,16 @@ STEPS: tuple[tuple[str, Callable[[Quickstart], None]], ...] = (
     ("chat", making.fine_tune),
     ("evaluate", evaluate.score),
     ("audio", samples.write_samples),
+)
+OWN_STEPS: Steps = (
+    ("recordings", own_data.read_own),
+    ("tokenizer", making.train_tokenizer),
+    ("codes", own_data.encode),
+    ("text_to_token_and_decoder", making.train_from_codes),
+    ("interleave", own_data.interleave),
+    ("pretrain", making.pretrain),
+    ("evaluate", own_results.score),
+    ("audio", own_results.write_samples),
 )
 _log = logging.getLogger("speechlm.quickstart")
 
@@ -38,26 +57,51 @@ def quickstart(
     text: str | Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Runs every step in `out` and returns where the report lies and what it says in short.
+    """Runs every step in `out` and returns where the report lies.
+
+    Without `speech` and `text` it makes a world of its own, else it uses those recordings and that
+    text (see `own_data`).
 
     Raises:
       UserError: something in the inputs; what was made stays.
       Stopped: SIGINT or SIGTERM; the same command goes on.
     """
-    if speech is not None or text is not None:
-        raise UserError("--speech and --text: give both or neither")
     run = Path(out)
+    folders = Folders(run)
+    if speech is not None and text is not None:
+        if world is not None:
+            raise UserError("--world: your own recordings need none; leave it out")
+        own = own_data.make_own(folders, Path(speech), Path(text), size=size, seed=seed)
+        _refuse(folders.world, "the world that it makes itself")
+    elif speech is not None or text is not None:
+        raise UserError("--speech and --text: give both or neither")
+    else:
+        own = None
+        _refuse(folders.own, "your own recordings")
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run):
-        made = Quickstart(
-            Folders(run), make_config(size), World.make(load_tables(world), seed), seed
-        )
-        for number, (name, step) in enumerate(STEPS, 1):
-            _log.info("step %d of %d: %s", number, len(STEPS), name.replace("_", " "))
-            with clock.timed(made.folders.timing, name):
-                step(made)
-        summary.write(made)
+        if own is not None:
+            _take_steps(own, OWN_STEPS)
+            own_results.write(own)
+        else:
+            made = World.make(load_tables(world), seed)
+            q = Quickstart(folders, config=make_config(size), seed=seed, world=made)
+            _take_steps(q, STEPS)
+            summary.write(q)
     return {"report": str(run / "report.html"), "figures": str(run / "report.json")}
+
+
+def _take_steps(q: Chain, steps: Steps) -> None:
+    for number, (name, step) in enumerate(steps, 1):
+        _log.info("step %d of %d: %s", number, len(steps), name.replace("_", " "))
+        with clock.timed(q.folders.timing, name):
+            step(q)
+
+
+def _refuse(mark: Path, other: str) -> None:
+    """Two kinds of run in one folder would undo each other's steps."""
+    if mark.is_file():
+        raise UserError(f"{mark.parent}: holds a run on {other}; give another --out")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speechlm_jax import artifacts
@@ -24,7 +25,7 @@ from speechlm_jax.quickstart.report_inputs import (
     StepTime,
     Training,
 )
-from speechlm_jax.quickstart.run import ARMS, Quickstart
+from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
 from speechlm_jax.quickstart.scoring import held_out_codes
 from speechlm_jax.quickstart.sizes import FULL
 
@@ -49,48 +50,54 @@ def write(q: Quickstart) -> None:
         codes, codebook_size=len(counts), seed=q.seed
     )
     is_full = q.config == FULL
+    note = f"{'Full' if is_full else 'Micro'} size, world {q.world.fingerprint}, seed {q.seed}."
     write_report(
         q.folders.run,
         ReportInputs(
             title="Quickstart",
-            note=f"{'Full' if is_full else 'Micro'} size, world {q.world.fingerprint}, seed {q.seed}.",
+            note=note,
             figures=figures,
-            provenance=_provenance(q),
+            provenance=provenance(q, {"world": q.world.fingerprint}, seeds={"world": q.world.seed}),
             claims=CLAIMS if is_full else (),
             chance=CHANCE,
-            trainings=tuple(
-                Training(panel, series, getattr(q.folders, name))
-                for panel, series, name in TRAININGS
-            ),
+            trainings=trainings(q, TRAININGS),
             codebook_counts=counts,
             exposure=_exposure(q),
             bad_recordings=tuple(artifacts.read_jsonl(q.folders.features / BAD)),
-            examples=_examples(q, items),
+            examples=examples(q, items),
         ),
     )
 
 
-def all_items(q: Quickstart) -> list[Item]:
+def all_items(q: Chain) -> list[Item]:
     """Every scored item of the run."""
     folders = sorted(folder for folder in q.folders.items.iterdir() if folder.is_dir())
     return [item for folder in folders for item in read_items(folder)]
 
 
-def _provenance(q: Quickstart) -> Provenance:
+def trainings(q: Chain, panels: Sequence[tuple[str, str, str]]) -> tuple[Training, ...]:
+    """Loss curves: (panel, series, name of the folder) of each training."""
+    return tuple(
+        Training(panel, series, getattr(q.folders, folder)) for panel, series, folder in panels
+    )
+
+
+def provenance(
+    q: Chain, made_from: Mapping[str, str], *, seeds: Mapping[str, int] | None = None
+) -> Provenance:
+    """Timing, seeds, versions and fingerprints of a run; `made_from` names what it started with."""
     times = clock.totals(q.folders.timing)
-    stages = ("clips", "features", "tokenizer", "text_to_token", "interleaved", "speech_decoder",
-              "lm_interleaved", "lm_baseline", "chat")  # fmt: skip
     return Provenance(
         timing={
             name: StepTime(time["wall_seconds"], time["cpu_seconds"])
             for name, time in times.items()
         },
-        seeds={"run": q.seed, "world": q.world.seed},
+        seeds={"run": q.seed, **(seeds or {})},
         versions={"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         fingerprints={
             "config": configs.fingerprint(q.config),
-            "world": q.world.fingerprint,
-            **{name: q.fingerprint(getattr(q.folders, name)) for name in stages},
+            **made_from,
+            **q.stage_fingerprints(),
         },
     )
 
@@ -118,7 +125,8 @@ def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
     return {arm: count_exposure(rows[arm], find=find, classes=classes) for arm in ARMS}
 
 
-def _examples(q: Quickstart, items: list[Item]) -> Examples:
+def examples(q: Chain, items: list[Item]) -> Examples:
+    """What is shown and played."""
     listed = samples.read_samples(q.folders.audio)
     audio = [Audio(s.group, s.title, q.folders.audio / s.file, s.text) for s in listed]
     return Examples(
@@ -129,7 +137,7 @@ def _examples(q: Quickstart, items: list[Item]) -> Examples:
     )
 
 
-def _mel_pairs(q: Quickstart) -> tuple[MelPair, ...]:
+def _mel_pairs(q: Chain) -> tuple[MelPair, ...]:
     """The originals and reconstructions that can be listened to, as spectrograms."""
     listed = [s for s in samples.read_samples(q.folders.audio) if s.group == "Reconstructions"]
     mels = [wav_to_mel(read_wav(q.folders.audio / s.file), MelConfig()) for s in listed]

@@ -1,6 +1,6 @@
 """Training of the flow: regress the velocity of straight paths from noise to mel frames."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,14 @@ def make_stage(
 ) -> Stage:
     """What the loop needs to train a flow.
 
-    Batches hold `mel` [batch, mel_frames, mels], `codes` [batch, frames] with `mel_frames = frames *
-    mel_frames_per_code`, `code_lengths` [batch] and `voices` [batch] in 1 .. num_voices.
+    Batches hold `mel` [batch, mel_frames, mels], `codes` [batch, frames] with `mel_frames =
+    frames * mel_frames_per_code`, `code_lengths` [batch] and `voices` [batch] in 1 .. num_voices.
     """
     model = functional(config)
 
-    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+    def loss(
+        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> LossOutput:
         flow = model.bind(params, variables)
         target = flow.patches(batch["mel"].astype(jnp.float32))
         noise_key, time_key, voice_key = jax.random.split(key, 3)

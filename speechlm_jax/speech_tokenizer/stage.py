@@ -1,7 +1,7 @@
 """Training of the speech tokenizer: ASR losses, commitment, and the codebook's moving averages."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,7 +59,9 @@ def make_stage(
     """
     model = functional(config)
 
-    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+    def loss(
+        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> LossOutput:
         tokenizer = model.bind(params, variables)
         heard = tokenizer.hear(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
         real = (batch["text_lengths"] > 0).astype(jnp.float32)
@@ -104,7 +106,7 @@ def make_stage(
 
 
 def _decoder_loss(
-    tokenizer: SpeechTokenizer, heard: Heard, batch: dict[str, Array]
+    tokenizer: SpeechTokenizer, heard: Heard, batch: Mapping[str, Array]
 ) -> Float[Array, " batch"]:
     """Cross-entropy a text id of the attention decoder, which says `start` at the end."""
     start = tokenizer.config.start

@@ -4,7 +4,7 @@ Paper section 2.2: a decoder-only model trained on TTS pairs tokenised with the 
 the loss is on the speech side alone (the task's `inputs` carry no loss).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,9 @@ def make_stage(
     """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`)."""
     model = functional(config)
 
-    def loss(params: PyTree, variables: PyTree, batch: dict[str, Array], key: Array) -> LossOutput:
+    def loss(
+        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> LossOutput:
         logits = model.bind(params)(batch["ids"], Layout(batch["segments"], batch["positions"]))
         lost = packed_loss(logits, batch)
         right = (jnp.argmax(logits, axis=-1) == lost.targets) * lost.weights

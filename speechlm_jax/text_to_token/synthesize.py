@@ -24,7 +24,7 @@ class SynthesisConfig:
     temperature: float = 0.5
     top_p: float = 1.0
     min_frames_per_word: float = 1.0
-    max_frames_per_word: float = 16.0
+    max_frames_per_word: float = 9.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TextToToken:
                     allowed=self._allowed,
                     stops=(vocab["end_of_speech"],),
                     # Few distinct limits, so that few programs are compiled.
-                    max_new=int(-(-(bound * number + 1) // 64) * 64),
+                    max_new=int(-(-(bound * number + 1) // 32) * 32),
                     seed=request.seed,
                 )
                 for request, number in zip(requests, words, strict=True)

@@ -1,0 +1,56 @@
+"""Wav -> reply wav: the whole chain, its models handed over as functions."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from speechlm_jax.arrays import Float, Integer, ndarray
+from speechlm_jax.audio.griffin_lim import mel_to_wav
+from speechlm_jax.audio.mel import WHISPER, MelConfig, wav_to_mel
+from speechlm_jax.chat.dialogue import Chat, Mode
+from speechlm_jax.errors import UserError
+
+MelToCodes = Callable[[Float[ndarray, "mel_frames mels"]], Integer[ndarray, " frames"]]
+CodesToMel = Callable[[Integer[ndarray, " frames"]], Float[ndarray, "mel_frames mels"]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpokenReply:
+    """A reply as `text` (empty in `speech_only` mode), codes and samples; silence has neither."""
+
+    text: str
+    codes: Integer[ndarray, " frames"]
+    wav: Float[ndarray, " samples"]
+
+
+def wav_to_reply(
+    wav: Float[ndarray, " samples"],
+    *,
+    mel_to_codes: MelToCodes,
+    chat: Chat,
+    codes_to_mel: CodesToMel,
+    mode: Mode = "text_guided",
+    mel: MelConfig = WHISPER,
+    seed: int = 0,
+) -> SpokenReply:
+    """Answers a spoken question (GLM-4-Voice report, figure 1: tokenizer, model, decoder).
+
+    Args:
+      wav: float32 in [-1, 1] at `mel.sample_rate`; the reply has the same rate.
+      mel_to_codes, codes_to_mel: the speech tokenizer and the speech decoder, for one clip.
+
+    Raises:
+      UserError: the question is too short for a single code.
+    """
+    shortest = max(mel.hop_length, mel.n_fft // 2 + 1)
+    heard = mel_to_codes(wav_to_mel(wav, mel)) if len(wav) >= shortest else np.zeros(0, np.int32)
+    if not len(heard):
+        seconds = len(wav) / mel.sample_rate
+        raise UserError(f"the question: {seconds:.3f} s hold no code; give a longer recording")
+    reply = chat.reply([heard], mode=mode, seed=seed)[0]
+    if not len(reply.codes):
+        return SpokenReply(reply.text, reply.codes, np.zeros(0, np.float32))
+    return SpokenReply(
+        reply.text, reply.codes, mel_to_wav(codes_to_mel(reply.codes), mel, seed=seed)
+    )

@@ -1,0 +1,39 @@
+"""Packed rows -> what a language model loses on each of them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.losses import packed_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLoss:
+    """Summed loss (nats) of a row's counted ids, and how many they are (0 in a row of padding)."""
+
+    loss_sum: float
+    num_ids: float
+
+
+def rows_to_losses(
+    config: LanguageModelConfig, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[RowLoss]:
+    """The loss of each row of some batches, in order (see `data/rows.py` for their fields)."""
+    model = functional(config)
+
+    @jax.jit
+    def sums(params: PyTree, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        logits = model.bind(params)(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(logits, dict(batch))
+        return jnp.sum(lost.losses * lost.weights, axis=1), jnp.sum(lost.weights, axis=1)
+
+    for batch in batches:
+        losses, ids = (np.asarray(part) for part in sums(params, batch))
+        yield from (RowLoss(float(a), float(b)) for a, b in zip(losses, ids, strict=True))

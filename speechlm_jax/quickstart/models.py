@@ -1,0 +1,117 @@
+"""A run's folder -> what was trained in it, each thing loaded when it is first asked for."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.arrays import Integer, ndarray
+from speechlm_jax.data.formats import Writer
+from speechlm_jax.experiment import load_inference, load_reader, load_speech_decoder
+from speechlm_jax.interleave.build import SpanRequest
+from speechlm_jax.nn.inference import Inference
+from speechlm_jax.quickstart import data
+from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
+from speechlm_jax.speech_tokenizer.encode_corpus import identity
+from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig, TextToToken
+from speechlm_jax.vocab import Vocab
+
+
+@dataclasses.dataclass
+class Models:
+    """The models of a run.
+
+    Raises:
+      UserError: what is asked for is not trained yet, or belongs to another vocabulary.
+    """
+
+    folders: Folders
+
+    @cached_property
+    def text(self) -> TextTokenizer:
+        """The text vocabulary."""
+        return TextTokenizer.load(self.folders.text_model)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The speech tokenizer."""
+        return self._reader[0]
+
+    @cached_property
+    def codes_identity(self) -> dict[str, Any]:
+        """Whose codes the run's are: tokenizer, frame rate, codebook size."""
+        return identity(*self._reader)
+
+    @cached_property
+    def vocab(self) -> Vocab:
+        """The language model's vocabulary."""
+        return data.make_vocab(self.text, self.codes_identity)
+
+    @cached_property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices that the text-to-token model knows."""
+        path = data.vocab_path(self.folders.prepared, data.TEXT_TO_TOKEN)
+        return Vocab.from_json(artifacts.read_json(path)).voices
+
+    @cached_property
+    def voiced_vocab(self) -> Vocab:
+        """The text-to-token model's vocabulary: with an id for each voice."""
+        return data.make_vocab(self.text, self.codes_identity, voices=self.voices)
+
+    @property
+    def writer(self) -> Writer:
+        """Text and codes to the language model's ids."""
+        return Writer(self.vocab, self.text)
+
+    @cached_property
+    def speech_decoder(self) -> SpeechDecoder:
+        """The speech decoder."""
+        tokenizer = self.codes_identity["tokenizer"]
+        return load_speech_decoder(self.folders.speech_decoder, tokenizer=tokenizer)[0]
+
+    def make_text_to_token(self, config: SynthesisConfig) -> TextToToken:
+        """The text-to-token model, to be sampled as `config` says."""
+        folder = self.folders.text_to_token
+        inference, _ = load_inference(folder, kind="text_to_token", vocab=self.voiced_vocab)
+        return TextToToken(inference, self.voiced_vocab, self.text, config)
+
+    def language_model(self, checkpoint: str | Path) -> Inference:
+        """A language model of this run's vocabulary, from its folder or one of its steps."""
+        return load_inference(checkpoint, kind="lm", vocab=self.vocab)[0]
+
+    def read(self, codes: Sequence[Integer[ndarray, " frames"] | Sequence[int]]) -> list[str]:
+        """What codes say, by the tokenizer's own reader."""
+        clips = [np.asarray(clip, np.int32) for clip in codes]
+        return [self.text.decode(ids) for ids in self.reader.codes_to_ids(clips)]
+
+    def codes(self, name: str) -> Path:
+        """A codes folder."""
+        return self.folders.codes / name
+
+    def fingerprint(self, folder: Path) -> str:
+        """Identity of a step's output."""
+        return artifacts.read_manifest(folder).fingerprint
+
+    @cached_property
+    def _reader(self) -> tuple[Reader, str]:
+        reader, _, fingerprint = load_reader(self.folders.tokenizer)
+        return reader, fingerprint
+
+
+def spans_to_codes(model: TextToToken, requests: Sequence[SpanRequest]) -> list[list[int]]:
+    """Codes of spans of documents; each span is sampled from a seed of its own."""
+    spoken = [
+        SpeechRequest(
+            r.text, r.speaker, seed=int(configs.fingerprint([r.document, r.number])[:8], 16)
+        )
+        for r in requests
+    ]
+    return [codes.tolist() for codes in model.text_to_codes(spoken)]

@@ -1,0 +1,266 @@
+"""A user's recordings and text -> what the chain trains on: clips with splits, documents, codes.
+
+A tenth of the recordings is held out: whole speakers where there are enough, so that the figures
+tell of voices that were not heard in training, else clips. Transcripts and text are written alike
+(`evals.text_norm`), so that they share one vocabulary whatever their capitals.
+"""
+
+import dataclasses
+import gzip
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.audio.recordings import BAD, CLIPS, Clips, read_clips
+from speechlm_jax.bulk.features import write_features
+from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.errors import UserError
+from speechlm_jax.evals.text_norm import normalize, to_words
+from speechlm_jax.interleave.build import DOCUMENTS
+from speechlm_jax.quickstart import data, making
+from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.quickstart.run import TRAIN, Chain
+from speechlm_jax.quickstart.sizes import Size, make_config
+from speechlm_jax.quickstart.sizes import TrainingSize as Training
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES
+from speechlm_jax.text import TextTokenizer
+
+HELD_OUT = "validation"
+HELD_OUT_RATIO = 0.1
+MIN_SPEAKERS = 5  # from here on whole speakers are held out
+MIN_CLIPS = 4
+MIN_WORDS = 80  # of the text
+EDGE_MULTIPLE = 32  # mel frames; lengths of batches are rounded up to it
+SPLITS = {"train": (TRAIN,), "held_out": (HELD_OUT,)}
+_log = logging.getLogger("speechlm.quickstart")
+
+
+@dataclasses.dataclass
+class OwnData(Chain):
+    """A run on a user's own data.
+
+    Attributes:
+      speech: a clip folder (see `audio.recordings`).
+      text_file: plain text, or .jsonl rows with "text"; either may be gzipped.
+      text_size: entries of the text vocabulary at most.
+    """
+
+    speech: Path
+    text_file: Path
+    text_size: int
+    arms = ("interleaved",)
+    pairs = "train"
+    pair_kinds = ()
+
+    @cached_property
+    def buckets(self) -> BucketConfig:
+        """Lengths of batches from the quantiles of the clips' own; the longest clip fits."""
+        number = len(self.config.buckets.edges)
+        ranks = np.linspace(0, 1, number + 1)[1:]
+        found = np.ceil(np.quantile(self.features.lengths, ranks) / EDGE_MULTIPLE) * EDGE_MULTIPLE
+        edges = tuple(sorted({int(edge) for edge in found}))
+        return dataclasses.replace(self.config.buckets, edges=edges)
+
+    @cached_property
+    def held_out(self) -> list[dict[str, Any]]:
+        """Rows of the held-out clips with their codes, as many as are scored."""
+        rows = [row for row in artifacts.read_jsonl(self.codes("held_out") / CODES) if row["codes"]]
+        return rows[: self.config.corpus.eval_clips]
+
+    def tokenizer_inputs(self) -> dict[str, str]:
+        """Fingerprints of what the speech tokenizer is trained on."""
+        return {**super().tokenizer_inputs(), "text": self.text.fingerprint}
+
+
+def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, seed: int) -> OwnData:
+    """A run on these recordings and this text; UserError if one of them is not there."""
+    if not (speech / CLIPS).is_file():
+        raise UserError(
+            f"{speech}: has no {CLIPS}; give --speech a folder with one (audio, text, speaker)"
+        )
+    if not text_file.is_file():
+        raise UserError(f"{text_file}: no such text file; give --text a file of plain text")
+    base = make_config(size)
+    # Clips last up to 30 s: 375 codes and their transcript must fit a row.
+    config = dataclasses.replace(base, row_length=512)
+    if size == "full":
+        config = dataclasses.replace(
+            config,
+            corpus=dataclasses.replace(
+                base.corpus, eval_clips=48, documents=1500, text_documents=1500
+            ),
+            tokenizer_training=Training(steps=1000, batch_size=8),
+            text_to_token_training=Training(steps=1500, batch_size=4),
+            lm_training=Training(steps=1800, batch_size=4),
+            speech_decoder_training=Training(steps=1000, batch_size=6, peak=2e-3),
+        )
+    return OwnData(
+        folders, config=config, seed=seed, speech=speech, text_file=text_file,
+        text_size=1000 if size == "full" else 320,
+    )  # fmt: skip
+
+
+def read_own(q: OwnData) -> None:
+    """Clips with their splits, log-mel frames, documents, and the text vocabulary of both."""
+    marks = {"speech": str(q.speech.resolve()), "text": str(q.text_file.resolve()), "seed": q.seed}
+    artifacts.write_json(q.folders.own, marks)
+    _write_documents(q)
+    clips = read_clips(q.speech)
+    rows, wordless = _normalised(clips)
+    rows = _with_splits(q, rows)
+    artifacts.write_jsonl(q.folders.clips / CLIPS, rows)
+    artifacts.write_jsonl(q.folders.clips / BAD, [*clips.bad, *wordless])
+    features = write_features(q.folders.clips, q.folders.features)
+    _check_splits(q, features.rows)
+    lines = [row["text"] for row in features.rows if row["split"] == TRAIN]
+    for name in ("interleaved", "text"):
+        rows_of = artifacts.read_jsonl(q.folders.documents / name / DOCUMENTS)
+        lines += [row["text"] for row in rows_of if row["split"] == TRAIN]
+    TextTokenizer.train(lines, kind="bpe", size=q.text_size).save(q.folders.text_model)
+    for row in bad_recordings(q):
+        _log.warning("set aside: %s", row["reason"])
+
+
+def encode(q: OwnData) -> None:
+    """Codes of all clips; voices are learnt from the training clips alone."""
+    making.encode_groups(q, "split", SPLITS)
+    both = [f"codes/{name}" for name in SPLITS]
+    sources = {"speech": both, "pairs": both, "voiced": ["codes/train"]}
+    data.add_sources(q.folders.sources, sources)
+
+
+def interleave(q: OwnData) -> None:
+    """Spans of the documents to codes, each document in one of the voices."""
+    folder = q.folders.documents / "interleaved"
+    rows = list(artifacts.read_jsonl(folder / DOCUMENTS))
+    voiced = ({**row, "speaker": q.voices[i % len(q.voices)]} for i, row in enumerate(rows))
+    making.interleave_documents(q, voiced, number=len(rows))
+
+
+def bad_recordings(q: OwnData) -> list[dict[str, Any]]:
+    """Rows set aside, each with a `reason`."""
+    folders = (q.folders.clips, q.folders.features)
+    return [row for folder in folders for row in artifacts.read_jsonl(folder / BAD)]
+
+
+def choose_held_out(speakers: Sequence[str], *, seed: int) -> set[int]:
+    """Numbers of the clips to hold out, given each clip's speaker.
+
+    Of five speakers or more, as many whole speakers as make a tenth of the clips; else a tenth of
+    the clips, and at least two.
+    """
+    rng = np.random.default_rng((seed, 0x0E1D))
+    counts = Counter(speakers)
+    wanted = HELD_OUT_RATIO * len(speakers)
+    if len(counts) < MIN_SPEAKERS:
+        number = max(2, round(wanted))
+        return {int(i) for i in rng.permutation(len(speakers))[:number]}
+    chosen: set[str] = set()
+    for speaker in rng.permutation(sorted(counts)):
+        if sum(counts[name] for name in chosen) < wanted and len(chosen) < len(counts) // 2:
+            chosen.add(str(speaker))
+    return {i for i, speaker in enumerate(speakers) if speaker in chosen}
+
+
+def text_to_documents(path: Path, *, words: int) -> list[str]:
+    """A text file (or each "text" of a .jsonl file) cut into documents of about `words` words.
+
+    Raises:
+      UserError: the file is not UTF-8, not what its name says, or holds too little.
+    """
+    documents = []
+    for text in _texts(path):
+        said = to_words(text)
+        pieces = max(1, round(len(said) / words))
+        documents += [" ".join(piece) for piece in np.array_split(said, pieces) if len(piece)]
+    return documents
+
+
+def _write_documents(q: OwnData) -> None:
+    """Documents to interleave, and documents that stay text; a tenth of each is held out."""
+    size = q.config.corpus
+    inputs = {"text": artifacts.sha256_file(q.text_file)}
+    groups = {"interleaved": size.documents, "text": size.text_documents}
+    config = [*groups.values(), size.document_words]
+    if all(
+        artifacts.is_current(
+            q.folders.documents / name, "documents", inputs=inputs, config={"config": config}
+        )
+        for name in groups
+    ):
+        return
+    documents = text_to_documents(q.text_file, words=size.document_words)
+    words = sum(len(document.split()) for document in documents)
+    if words < MIN_WORDS:
+        raise UserError(f"{q.text_file}: holds {words} words; give at least {MIN_WORDS}")
+    if len(documents) < 8:  # a short text in shorter documents, so that each group has some
+        documents = text_to_documents(q.text_file, words=max(1, words // 8))
+    most = sum(groups.values())
+    if len(documents) > most:  # spread over the whole file
+        documents = [documents[i] for i in np.linspace(0, len(documents) - 1, most).astype(int)]
+    parts = {name: documents[start::2] for start, name in enumerate(groups)}
+    for name, part in parts.items():
+        last = min(9, len(part) - 1)
+        rows = [
+            {"id": f"{name}-{i:05d}", "text": text, "split": HELD_OUT if i % 10 == last else TRAIN}
+            for i, text in enumerate(part)
+        ]
+        folder = q.folders.documents / name
+        data.write_rows(folder, "documents", DOCUMENTS, rows, inputs=inputs, config=config)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+    except (gzip.BadGzipFile, EOFError):
+        raise UserError(f"{path}: is not a whole gzip file; copy it again") from None
+    if ".jsonl" not in path.suffixes:
+        yield text
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else {"text": ""}
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise UserError(f'{path}:{number}: has no "text"; give rows with one, or a .txt file')
+        yield row["text"]
+
+
+def _normalised(clips: Clips) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows with normalised texts and absolute paths, and those whose text has no words."""
+    rows, bad = [], []
+    for row in clips.rows:
+        # Absolute: the run's folder has its own manifest, but leaves recordings where they are.
+        audio, text = (clips.folder / row["audio"]).resolve(), normalize(row["text"])
+        if text:
+            rows.append({**row, "audio": str(audio), "text": text})
+        else:
+            bad.append({**row, "reason": f"{audio}: its text has no words; drop its row"})
+    return rows, bad
+
+
+def _with_splits(q: OwnData, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(rows) < MIN_CLIPS:
+        raise UserError(f"{q.speech}: {len(rows)} usable recordings; give at least {MIN_CLIPS}")
+    held_out = choose_held_out([row["speaker"] for row in rows], seed=q.seed)
+    return [{**row, "split": HELD_OUT if i in held_out else TRAIN} for i, row in enumerate(rows)]
+
+
+def _check_splits(q: OwnData, rows: Sequence[dict[str, Any]]) -> None:
+    counts = Counter(row["split"] for row in rows)
+    for split, words in ((TRAIN, "to train on"), (HELD_OUT, "to hold out")):
+        if not counts[split]:
+            raise UserError(
+                f"{q.speech}: no usable recording is left {words}; give more, or another --seed"
+            )

@@ -1,0 +1,71 @@
+"""A recorded question -> a spoken reply."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax.audio.mel import wav_to_mel
+from speechlm_jax.audio.wav import write_wav
+from speechlm_jax.chat.dialogue import Chat, Mode
+from speechlm_jax.chat.spoken import wav_to_reply
+from speechlm_jax.errors import UserError
+from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.recordings import read_samples
+
+_log = logging.getLogger("speechlm.chat")
+
+
+def chat(
+    audio: str | Path,
+    *,
+    run: str | Path,
+    out: str | Path,
+    mode: Mode = "text_guided",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Answers a spoken question (GLM-4-Voice report, section 5); writes reply.wav and reply.json.
+
+    Args:
+      audio: the question, in any format and rate.
+      run: a quickstart run's folder.
+      out: folder of the reply.
+      mode: `text_guided` (text first, then speech) or `speech_only`.
+      seed: of the reply's sound.
+
+    Raises:
+      UserError: the recording cannot be used, or the run has no chat model.
+    """
+    models, out = open_run(run), Path(out)
+    if not models.folders.chat.is_dir():
+        raise UserError(
+            f"{run}: has no chat model (a run on your own recordings trains none); give --run a "
+            "finished `speechlm quickstart`"
+        )
+    wav = read_samples(audio)
+    assistant = Chat(models.language_model(models.folders.chat), models.writer)
+    reply = wav_to_reply(
+        wav,
+        mel_to_codes=lambda mel: models.reader.mels_to_codes([mel])[0],
+        chat=assistant,
+        codes_to_mel=lambda codes: models.speech_decoder.codes_to_mel([codes], seed=seed)[0],
+        mode=mode,
+        seed=seed,
+    )
+    heard = models.read(models.reader.mels_to_codes([wav_to_mel(wav)]))[0]
+    result = {
+        "mode": mode,
+        "text": reply.text,
+        "codes": reply.codes.tolist(),
+        "read_back": models.read([reply.codes])[0] if len(reply.codes) else "",
+        "question": {"audio": str(audio), "read": heard},
+        "audio": None,
+    }
+    if len(reply.codes):
+        result["audio"] = str(out / "reply.wav")
+        write_wav(out / "reply.wav", reply.wav)
+    else:
+        (out / "reply.wav").unlink(missing_ok=True)  # of an earlier question
+        _log.warning("the model gave no speech; only the reply's text is written")
+    artifacts.write_json(out / "reply.json", result)
+    return result

@@ -1,0 +1,49 @@
+"""A run's folder -> its models, with one clear line where it is not what a verb needs."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.evals.text_norm import normalize
+from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.quickstart.models import Models
+
+
+def open_run(run: str | Path) -> Models:
+    """The models of a quickstart run; UserError if the folder holds none."""
+    folders = Folders(Path(run))
+    if not folders.text_model.is_file() or not folders.tokenizer.is_dir():
+        raise UserError(
+            f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
+            "give --run the folder of one"
+        )
+    return Models(folders)
+
+
+def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:
+    """The voice of this name, or one drawn by `seed`; UserError names the nearest."""
+    if name is None:
+        return voices[int(np.random.default_rng((seed, 0x701CE)).integers(len(voices)))]
+    if name not in voices:
+        near = difflib.get_close_matches(name, voices, n=1, cutoff=0.0)
+        raise UserError(
+            f"--voice {name}: is none of the run's {len(voices)} voices; did you mean '{near[0]}'?"
+        )
+    return name
+
+
+def sayable(models: Models, text: str) -> str:
+    """The text as the run's vocabulary writes it; UserError if a word has no ids there."""
+    said = normalize(text)
+    if not said:
+        raise UserError(f"'{text}': holds no words; give a text to say")
+    for word in said.split():
+        if models.text.decode(models.text.encode(word)) != word:
+            raise UserError(
+                f"'{text}': the run's vocabulary has no word '{word}'; use words of its world, or "
+                "a run on your own text"
+            )
+    return said

@@ -1,0 +1,91 @@
+"""Texts -> a codes folder, by the text-to-token model."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.errors import UserError
+from speechlm_jax.quickstart.models import Models
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
+from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
+from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
+
+_log = logging.getLogger("speechlm.synthesize")
+
+
+def synthesize(
+    texts: Sequence[str],
+    *,
+    run: str | Path,
+    out: str | Path,
+    voice: str | None = None,
+    temperature: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Turns texts into codes (paper section 2.2); writes `codes.jsonl` and `stage.json`.
+
+    Args:
+      texts: what to say; case and punctuation are dropped.
+      run: a quickstart run's folder.
+      out: the codes folder.
+      voice: a training voice; None draws one for each text.
+      temperature: of the sampling; 0 is greedy.
+      seed: of voices and sampling.
+
+    Raises:
+      UserError: nothing could be said, an unknown voice, or a text without words.
+    """
+    if temperature < 0:
+        raise UserError(f"--temperature {temperature}: must be 0 (greedy) or more")
+    models, out = open_run(run), Path(out)
+    said = [sayable(models, text) for text in texts]
+    requests = [
+        SpeechRequest(text, choose_voice(models.voices, voice, seed=seed + i), seed=seed + i)
+        for i, text in enumerate(said)
+    ]
+    spoken = requests_to_codes(models, requests, temperature=temperature)
+    trained = models.fingerprint(models.folders.text_to_token)
+    rows = [
+        {"id": f"text-{i}", "text": request.text, "speaker": request.voice, "codes": codes.tolist()}
+        for i, (request, codes) in enumerate(zip(requests, spoken, strict=True))
+        if len(codes)
+    ]
+    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
+    artifacts.write_jsonl(out / CODES, rows)
+    manifest = artifacts.write_manifest(
+        out, KIND, seed=seed, counts={"clips": len(rows)}, files=[CODES],
+        inputs={"text": configs.fingerprint(said), "text_to_token": trained},
+        config={"voice": voice, "temperature": temperature}, extra=models.codes_identity,
+    )  # fmt: skip
+    return {
+        "codes": str(out / CODES),
+        "clips": manifest.counts["clips"],
+        "num_codes": sum(len(row["codes"]) for row in rows),
+        "voices": [row["speaker"] for row in rows],
+        "not_said": [r.text for r, codes in zip(requests, spoken, strict=True) if not len(codes)],
+    }
+
+
+def requests_to_codes(
+    models: Models, requests: Sequence[SpeechRequest], *, temperature: float
+) -> list[Int[ndarray, " frames"]]:
+    """Codes of each request; none where the model did not end, with a warning that names it.
+
+    Raises:
+      UserError: it ended in no request.
+    """
+    model = models.make_text_to_token(SynthesisConfig(temperature=temperature))
+    spoken = model.text_to_codes(requests)
+    if not any(map(len, spoken)):
+        raise UserError(
+            f"'{requests[0].text}': the text-to-token model gave no speech of a likely length; "
+            "try another --seed, or train it longer"
+        )
+    for request, codes in zip(requests, spoken, strict=True):
+        if not len(codes):
+            _log.warning("not said: '%s' (try another --seed)", request.text)
+    return spoken

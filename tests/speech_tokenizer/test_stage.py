@@ -1,0 +1,123 @@
+"""CTC against all alignments; sums by clip; a sharded update equals an unsharded one."""
+
+import dataclasses
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp
+
+from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
+from speechlm_jax.speech_tokenizer.reading import collapse
+from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss, ctc_loss, make_stage
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.state import TrainState, make_layout
+from speechlm_jax.train.step import make_train_step
+
+BLANK = 3
+
+
+def all_alignments(logits, label):
+    """-log of the summed probability of every path that says `label`."""
+    logprobs = log_softmax(logits, axis=-1)
+    paths = [
+        sum(logprobs[time, symbol] for time, symbol in enumerate(path))
+        for path in product(range(4), repeat=len(logits))
+        if collapse(np.array(path), blank=BLANK) == label
+    ]
+    return -logsumexp(paths) if paths else None
+
+
+def test_ctc_is_the_sum_over_all_alignments():
+    labels = [[0, 1], [2, 2], [1], [0, 1, 2]]
+    times = [4, 5, 3, 5]
+    logits = np.random.default_rng(0).normal(size=(4, 5, 4)).astype(np.float32)
+    padded = np.array([[*label, *[0] * (3 - len(label))] for label in labels])
+    sizes = np.array([len(label) for label in labels])
+    got = ctc_loss(*map(jnp.array, (logits, np.array(times), padded, sizes)), blank=BLANK)
+    for row, label in enumerate(labels):
+        expected = all_alignments(logits[row, : times[row]], label) / len(label)
+        np.testing.assert_allclose(got[row], expected, rtol=1e-4)
+
+
+def test_labels_that_do_not_fit_cost_nothing():
+    """Three labels in two frames; a repeated label needs a blank between; no label at all."""
+    logits = jnp.array(np.random.default_rng(1).normal(size=(3, 2, 4)), jnp.float32)
+    labels = jnp.array([[0, 1, 2], [1, 1, 0], [0, 0, 0]])
+    times, sizes = jnp.array([2, 2, 2]), jnp.array([3, 2, 0])
+
+    def total(logits):
+        return ctc_loss(logits, times, labels, sizes, blank=BLANK)[:2].sum()
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert value == 0 and not np.any(gradient)
+    assert np.isfinite(ctc_loss(logits, times, labels, sizes, blank=BLANK)).all()
+
+
+def batch_of(rows, make_mel, *, real):
+    """`real` clips of 33 to 48 mel frames, the other rows padding (text length 0)."""
+    random = np.random.default_rng(0)
+    counts = (np.arange(rows) < real).astype(np.int32)
+    return {
+        "mel": np.asarray(make_mel(48, batch=rows)),
+        "mel_lengths": (33 + 5 * np.arange(rows) % 16) * counts,
+        "text_ids": random.integers(0, 7, (rows, 3)).astype(np.int32),
+        "text_lengths": (1 + np.arange(rows) % 3).astype(np.int32) * counts,
+        "bytes": random.integers(97, 122, (rows, 4)).astype(np.int32),
+        "byte_lengths": 4 * counts,
+    }
+
+
+@pytest.fixture(scope="module")
+def stage(config, params, variables):
+    made = make_stage(config, SpeechTokenizerLoss(), lambda rows: iter(()))
+    return dataclasses.replace(made, init=lambda key: (params, variables))
+
+
+@pytest.fixture(scope="module")
+def loss(stage, params, variables):
+    return jax.jit(lambda batch: stage.loss(params, variables, batch, jax.random.key(0)))
+
+
+def test_padding_rows_count_for_nothing(loss, make_mel):
+    batch = batch_of(4, make_mel, real=3)
+    other = {**batch, "mel": batch["mel"] + 7.0 * (np.arange(4) == 3)[:, None, None]}
+    outputs = [loss(batch), loss(other)]
+    assert outputs[0].weight_sum == 3
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+def test_the_total_is_the_weighted_sum_of_its_parts(loss, make_mel):
+    out = loss(batch_of(4, make_mel, real=4))
+    weights = dataclasses.asdict(SpeechTokenizerLoss())
+    assert set(out.metrics) == set(weights)
+    expected = sum(weights[name] * part[0] for name, part in out.metrics.items())
+    np.testing.assert_allclose(out.loss_sum, expected, rtol=1e-5)
+    assert out.variables["quantizer"]["updates"] == 1
+
+
+def test_sharded_equals_unsharded(stage, params, variables, make_mel):
+    optimizer = make_optimizer(
+        OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant"),
+        total_steps=2,
+        axes=stage.axes,
+    )
+    batch = batch_of(4, make_mel, real=3)
+
+    def update(mesh_config, devices):
+        mesh = make_mesh(mesh_config, devices=jax.devices()[:devices])
+        layout = make_layout(stage, optimizer, mesh=mesh)
+        state = TrainState(jnp.int32(0), params, variables, optimizer.transform.init(params))
+        with jax.set_mesh(mesh):
+            state = jax.device_put(state, layout.shardings, may_alias=False)
+            step = make_train_step(stage, optimizer, layout)
+            state, metrics = step(state, to_global(batch, mesh=mesh), jax.random.key(1))
+        return jax.device_get((state, metrics))
+
+    plain = update(MeshConfig(), 1)
+    sharded = update(MeshConfig(fsdp=2, tensor=2), 4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), plain, sharded
+    )
