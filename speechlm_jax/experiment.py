@@ -165,15 +165,17 @@ def load_vocab(mixture: str | Path) -> Vocab:
     return next(iter(shards.values())).vocab
 
 
-def load_reader(run: str | Path) -> tuple[Reader, SpeechTokenizerExperiment, str]:
+def load_reader(
+    run: str | Path, *, batch_size: int = 64
+) -> tuple[Reader, SpeechTokenizerExperiment, str]:
     """A trained speech tokenizer, its experiment, and its fingerprint."""
     weights, experiment = _load(run, SpeechTokenizerExperiment)
-    reader = Reader(experiment.model, weights.params, weights.variables)
+    reader = Reader(experiment.model, weights.params, weights.variables, batch_size=batch_size)
     return reader, experiment, weights_fingerprint(weights)
 
 
 def load_inference(
-    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None
+    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None, batch_size: int = 64
 ) -> tuple[Inference, LanguageModelExperiment]:
     """A trained language or text-to-token model, from its run or one of its checkpoints.
 
@@ -186,17 +188,17 @@ def load_inference(
     if vocab is not None:
         tokenizer = vocab.tokenizer_fingerprint
         _require(weights, run, {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer})
-    return Inference(experiment.model, weights.params), experiment
+    return Inference(experiment.model, weights.params, batch_size=batch_size), experiment
 
 
 def load_speech_decoder(
-    run: str | Path, *, tokenizer: str | None = None
+    run: str | Path, *, tokenizer: str | None = None, batch_size: int = 32
 ) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
     """A trained speech decoder; UserError if it speaks codes of another `tokenizer`."""
     weights, experiment = _load(run, SpeechDecoderExperiment)
     if tokenizer is not None:
         _require(weights, run, {"tokenizer": tokenizer})
-    return SpeechDecoder(experiment.model, weights.params), experiment
+    return SpeechDecoder(experiment.model, weights.params, batch_size=batch_size), experiment
 
 
 def held_out_losses(

@@ -14,6 +14,12 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# What is compiled runs for milliseconds: most of XLA's optimisations cost more than they give.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
+)
+
 # Many tests build the same small model anew, here or in a process of their own; each is compiled
 # once a session.  A path that the caller has set stays.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -49,11 +49,16 @@ class Chat:
         self._config = config
 
     def reply(
-        self, questions: Sequence[Int[ndarray, " frames"]], *, mode: Mode, seed: int = 0
+        self,
+        questions: Sequence[Sequence[int] | Int[ndarray, " _frames"]],
+        *,
+        mode: Mode,
+        seed: int = 0,
     ) -> list[Reply]:
         """Answers spoken questions, each a dialogue of its own."""
         writer, vocab = self._writer, self._writer.vocab
-        turns = [[{"role": "user", "segments": [{"codes": list(q)}]}] for q in questions]
+        asked = [{"codes": np.asarray(codes, np.int32)} for codes in questions]
+        turns = [[{"role": "user", "segments": [segment]}] for segment in asked]
         prompts = [writer.dialogue_prompt(history) for history in turns]
         texts: list[list[int]] = [[] for _ in prompts]
         if mode == "text_guided":

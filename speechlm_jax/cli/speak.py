@@ -11,7 +11,7 @@ DETAILS = """\
 Codes are numbers in one argument, or a codes.jsonl file; anything else is text, which the
 text-to-token model turns into codes first."""
 EXAMPLE = """\
-speechlm speak "tom lives in paris" --out tom.wav
+speechlm speak "what is the city of anna" --out anna.wav
 speechlm speak "17 301 44 44 260"
 speechlm speak runs/codes/codes.jsonl --out runs/audio"""
 

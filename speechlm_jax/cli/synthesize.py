@@ -8,8 +8,8 @@ from speechlm_jax.verbs import synthesize
 
 DETAILS = "Case and punctuation are dropped. `speechlm speak` turns the codes into audio."
 EXAMPLE = """\
-speechlm synthesize "tom lives in paris"
-speechlm synthesize "tom lives in paris" "anna has a dog" --temperature 0.5 --seed 1"""
+speechlm synthesize "what is the city of anna"
+speechlm synthesize "what is the city of anna" "it is london" --temperature 0.5 --seed 1"""
 
 
 def add_parser(subparsers: Any) -> None:

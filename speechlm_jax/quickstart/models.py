@@ -29,11 +29,18 @@ from speechlm_jax.vocab import Vocab
 class Models:
     """The models of a run.
 
+    Attributes:
+      folders: where they lie.
+      batch_size: requests that a language model answers at once; fewer are padded up to it.
+      clip_batch_size: likewise clips of the speech tokenizer and the speech decoder.
+
     Raises:
       UserError: what is asked for is not trained yet, or belongs to another vocabulary.
     """
 
     folders: Folders
+    batch_size: int = dataclasses.field(default=64, kw_only=True)
+    clip_batch_size: int = dataclasses.field(default=64, kw_only=True)
 
     @cached_property
     def text(self) -> TextTokenizer:
@@ -75,17 +82,22 @@ class Models:
     def speech_decoder(self) -> SpeechDecoder:
         """The speech decoder."""
         tokenizer = self.codes_identity["tokenizer"]
-        return load_speech_decoder(self.folders.speech_decoder, tokenizer=tokenizer)[0]
+        size = min(self.clip_batch_size, 32)
+        folder = self.folders.speech_decoder
+        return load_speech_decoder(folder, tokenizer=tokenizer, batch_size=size)[0]
 
     def make_text_to_token(self, config: SynthesisConfig) -> TextToToken:
         """The text-to-token model, to be sampled as `config` says."""
         folder = self.folders.text_to_token
-        inference, _ = load_inference(folder, kind="text_to_token", vocab=self.voiced_vocab)
+        inference, _ = load_inference(
+            folder, kind="text_to_token", vocab=self.voiced_vocab, batch_size=self.batch_size
+        )
         return TextToToken(inference, self.voiced_vocab, self.text, config)
 
     def language_model(self, checkpoint: str | Path) -> Inference:
         """A language model of this run's vocabulary, from its folder or one of its steps."""
-        return load_inference(checkpoint, kind="lm", vocab=self.vocab)[0]
+        size = self.batch_size
+        return load_inference(checkpoint, kind="lm", vocab=self.vocab, batch_size=size)[0]
 
     def read(self, codes: Sequence[Integer[ndarray, " frames"] | Sequence[int]]) -> list[str]:
         """What codes say, by the tokenizer's own reader."""
@@ -102,7 +114,8 @@ class Models:
 
     @cached_property
     def _reader(self) -> tuple[Reader, str]:
-        reader, _, fingerprint = load_reader(self.folders.tokenizer)
+        size = self.clip_batch_size
+        reader, _, fingerprint = load_reader(self.folders.tokenizer, batch_size=size)
         return reader, fingerprint
 
 

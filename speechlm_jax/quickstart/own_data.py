@@ -104,6 +104,7 @@ def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, see
     return OwnData(
         folders, config=config, seed=seed, speech=speech, text_file=text_file,
         text_size=1000 if size == "full" else 320,
+        clip_batch_size=8,  # attention over 30 s takes 64 times the memory of that over 4 s
     )  # fmt: skip
 
 

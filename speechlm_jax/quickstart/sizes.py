@@ -33,13 +33,13 @@ class CorpusConfig:
       text_documents: documents that stay text, about the facts that stand only in text.
     """
 
-    train_clips: int = 9000
+    train_clips: int = 12_000
     string_ratio: float = 0.667
     eval_clips: int = 240
     question_voices: int = 3
     dialogue_voices: int = 8
     stories: int = 100
-    documents: int = 4000
+    documents: int = 3000
     text_documents: int = 1200
     document_words: int = 100
 
@@ -117,11 +117,12 @@ FULL = QuickstartConfig(
     tokenizer_training=TrainingSize(steps=1200, batch_size=16),
     row_length=256,
     text_to_token=LanguageModelConfig(0, _transformer(4, 128, 4)),
-    text_to_token_training=TrainingSize(steps=1800, batch_size=8),
+    text_to_token_training=TrainingSize(steps=1200, batch_size=8),
     synthesis=SynthesisConfig(),
     interleave=InterleaveConfig(),
     lm=LanguageModelConfig(0, _transformer(4, 128, 4)),
-    lm_training=TrainingSize(steps=2200, batch_size=8),
+    # The rate stays up: what is learnt late is lost on a schedule that has decayed by then.
+    lm_training=TrainingSize(steps=1800, batch_size=8, schedule="wsd", decay_fraction=0.3),
     speech_decoder=FlowConfig(0, 0),
     speech_decoder_training=TrainingSize(steps=1500, batch_size=16, peak=2e-3),
     chat_training=TrainingSize(steps=200, batch_size=8, peak=1e-3, final=0.0),

@@ -24,23 +24,30 @@ class SpeechDecoder:
         model = functional(config)
 
         @partial(jax.jit, static_argnames="steps")
-        def solve(codes: Array, lengths: Array, voices: Array, seed: Array, steps: int) -> Array:
+        def solve(
+            codes: Array, lengths: Array, voices: Array, seed: Array, temperature: Array, steps: int
+        ) -> Array:
             patches = codes.shape[1] * config.patches_per_code
             shape = (codes.shape[0], patches, config.frames_per_patch * config.num_mels)
-            noise = jax.random.normal(jax.random.key(seed), shape)
+            noise = temperature * jax.random.normal(jax.random.key(seed), shape)
             return model.bind(params).codes_to_mel(codes, lengths, voices, noise, steps=steps)
 
         self._solve = solve
 
     def codes_to_mel(
         self,
-        codes: Sequence[Int[ndarray, " frames"]],
+        codes: Sequence[Int[ndarray, " _frames"]],
         *,
         voices: Sequence[int] | int = 0,
         steps: int = 10,
+        temperature: float = 0.0,
         seed: int = 0,
-    ) -> list[Float[ndarray, "mel_frames mels"]]:
-        """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose."""
+    ) -> list[Float[ndarray, "_mel_frames mels"]]:
+        """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose.
+
+        `temperature` scales the noise that the flow starts from: 1 is what it was trained with; less
+        gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
+        """
         voices = [voices] * len(codes) if isinstance(voices, int) else list(voices)
         mels = []
         for first in range(0, len(codes), self._batch_size):
@@ -54,7 +61,16 @@ class SpeechDecoder:
                 batch[row, : len(clip)] = clip
                 lengths[row] = len(clip)
                 chosen[row] = voices[first + row]
-            made = np.asarray(self._solve(batch, lengths, chosen, jnp.uint32(seed + first), steps))
+            made = np.asarray(
+                self._solve(
+                    batch,
+                    lengths,
+                    chosen,
+                    jnp.uint32(seed + first),
+                    jnp.float32(temperature),
+                    steps,
+                )
+            )
             per_code = self.config.mel_frames_per_code
             mels += [mel[: len(clip) * per_code] for mel, clip in zip(made, rows, strict=False)]
         return mels

@@ -44,8 +44,8 @@ class Reader:
         self._encode, self._read = encode, read
 
     def mels_to_codes(
-        self, mels: Sequence[Float[ndarray, "mel_frames mels"]]
-    ) -> list[Int[ndarray, " frames"]]:
+        self, mels: Sequence[Float[ndarray, "_mel_frames mels"]]
+    ) -> list[Int[ndarray, " _frames"]]:
         """Codes of each clip, in order."""
         per_code = self.config.encoder.mel_frames_per_code
         outputs = self._batched(
@@ -53,7 +53,7 @@ class Reader:
         )
         return [codes[: len(mel) // per_code] for mel, codes in zip(mels, outputs, strict=True)]
 
-    def codes_to_ids(self, codes: Sequence[Int[ndarray, " frames"]]) -> list[list[int]]:
+    def codes_to_ids(self, codes: Sequence[Int[ndarray, " _frames"]]) -> list[list[int]]:
         """Text ids that each sequence of codes says."""
         best = self._batched(codes, self._read, multiple=32)
         return [

@@ -58,7 +58,7 @@ class TextToToken:
         text_ids = self._text.encode(request.text)
         return [vocab.voice_id(request.voice), vocab["tts"], *text_ids, vocab["begin_of_speech"]]
 
-    def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " frames"]]:
+    def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " _frames"]]:
         """Codes of each text; empty where what was sampled never ended or has no likely length."""
         vocab, bound = self._vocab, self._config.max_frames_per_word
         words = [max(1, len(request.text.split())) for request in requests]

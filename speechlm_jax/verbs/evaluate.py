@@ -38,7 +38,7 @@ def evaluate(
     Raises:
       UserError: no checkpoint, one of another vocabulary, or nothing to score it on.
     """
-    models, checkpoint = open_run(run), Path(checkpoint)
+    models, checkpoint = open_run(run, batch_size=64), Path(checkpoint)
     _, experiment = load_inference(checkpoint, kind="lm", vocab=models.vocab)
     name = _name(checkpoint)
     items = list(_items(models, checkpoint, Path(experiment.data.mixture), name, seed=seed))

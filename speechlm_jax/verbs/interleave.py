@@ -46,7 +46,7 @@ def interleave(
         raise UserError(f"--span-corruption-ratio {span_corruption_ratio}: must be from 0 to 1")
     if not mean_span_length > 0:
         raise UserError(f"--mean-span-length {mean_span_length}: must be above 0")
-    models, file, out = open_run(run), Path(file), Path(out)
+    models, file, out = open_run(run, batch_size=64), Path(file), Path(out)
     documents = _read_documents(file, models.voices)
     _warn_of_unknown_words(documents, models.text)
     text_to_token = models.make_text_to_token(SynthesisConfig())

@@ -12,15 +12,15 @@ from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.models import Models
 
 
-def open_run(run: str | Path) -> Models:
-    """The models of a quickstart run; UserError if the folder holds none."""
+def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
+    """The models of a quickstart run, for a few requests; UserError if the folder holds none."""
     folders = Folders(Path(run))
     if not folders.text_model.is_file() or not folders.tokenizer.is_dir():
         raise UserError(
             f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
             "give --run the folder of one"
         )
-    return Models(folders)
+    return Models(folders, batch_size=batch_size, clip_batch_size=batch_size)
 
 
 def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:

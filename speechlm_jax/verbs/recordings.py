@@ -65,7 +65,7 @@ def read_samples(path: str | Path) -> Float[ndarray, " samples"]:
     """Samples at 16 kHz of a recording in any format and at any rate.
 
     Raises:
-      BadAudio: it is missing, unreadable, empty, truncated, silent, too long or short, or holds NaN.
+      BadAudio: it is missing, unreadable, empty, cut off, silent, too long or short, or holds NaN.
     """
     wav = read_wav(path, sample_rate=WHISPER.sample_rate, max_seconds=MAX_SECONDS)
     if len(wav) <= WHISPER.n_fft:

@@ -13,7 +13,7 @@ from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
 from speechlm_jax.speech_tokenizer.reading import collapse
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss, ctc_loss, make_stage
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from speechlm_jax.train.state import TrainState, make_layout
+from speechlm_jax.train.state import init_state, make_layout
 from speechlm_jax.train.step import make_train_step
 
 BLANK = 3
@@ -98,7 +98,8 @@ def test_the_total_is_the_weighted_sum_of_its_parts(loss, make_mel):
     assert out.variables["quantizer"]["updates"] == 1
 
 
-def test_sharded_equals_unsharded(stage, params, variables, make_mel):
+@pytest.mark.slow  # two whole training steps to compile; tests/lm does it for the language model
+def test_sharded_equals_unsharded(stage, make_mel):
     optimizer = make_optimizer(
         OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant"),
         total_steps=2,
@@ -109,9 +110,8 @@ def test_sharded_equals_unsharded(stage, params, variables, make_mel):
     def update(mesh_config, devices):
         mesh = make_mesh(mesh_config, devices=jax.devices()[:devices])
         layout = make_layout(stage, optimizer, mesh=mesh)
-        state = TrainState(jnp.int32(0), params, variables, optimizer.transform.init(params))
         with jax.set_mesh(mesh):
-            state = jax.device_put(state, layout.shardings, may_alias=False)
+            state = init_state(stage, optimizer, layout, seed=0)
             step = make_train_step(stage, optimizer, layout)
             state, metrics = step(state, to_global(batch, mesh=mesh), jax.random.key(1))
         return jax.device_get((state, metrics))

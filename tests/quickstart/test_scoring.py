@@ -1,0 +1,118 @@
+"""Figures of models that are known: perfect ones, mute ones, and ones that hear nothing."""
+
+import numpy as np
+import pytest
+
+from speechlm_jax import artifacts
+from speechlm_jax.audio.espeak import make_voices
+from speechlm_jax.chat.dialogue import Chat, Reply
+from speechlm_jax.evals.items import figures_from_items
+from speechlm_jax.quickstart import corpora, scoring
+from speechlm_jax.quickstart.sizes import CorpusConfig
+from speechlm_jax.quickstart.spoken import Spoken
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES
+from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.text_to_token.synthesize import TextToToken
+from speechlm_jax.world.tables import load_tables
+from speechlm_jax.world.world import World
+
+CONFIG = CorpusConfig(train_clips=4, eval_clips=10, question_voices=1, dialogue_voices=1, stories=4)
+WORLD = World.make(load_tables(), 0)
+WORDS = [*WORLD.tables.words, *WORLD.tables.unseen_words]
+ENTRIES = 2 * len(WORDS)
+
+
+def codes_of(text):
+    """Two codes a word: a tokenizer that mishears nothing."""
+    return [2 * WORDS.index(word) + i for word in text.split() for i in (0, 1)]
+
+
+def read(clips):
+    return [" ".join(WORDS[int(code) // 2] for code in clip[::2]) for clip in clips]
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes")
+    clips = corpora.clips(WORLD, make_voices(0), CONFIG, seed=0)
+    rows = [{**clip.row, "codes": codes_of(clip.text)} for clip in clips]
+    artifacts.write_jsonl(folder / CODES, (r for r in rows if r["split"] == corpora.EVALUATION))
+    return Spoken(folder, WORLD)
+
+
+def values(items):
+    return {name: figure.value for name, figure in figures_from_items(items).items()}
+
+
+class Codebook(Reader):
+    def __init__(self):
+        self.codebook = np.random.default_rng(0).normal(size=(ENTRIES, 8)).astype(np.float32)
+
+
+def test_a_perfect_tokenizer_and_its_shuffled_control(spoken):
+    found = values(scoring.tokenizer_items(spoken, read, Codebook(), seed=0))
+    for name in ("wer", "wer_sentences", "wer_questions", "entity_wer", "abx_dtw", "abx_edit"):
+        assert found[f"tokenizer/{name}"] == 0, name
+    assert found["tokenizer/wer_shuffled"] > 0.8
+    used = {code for clip in scoring.held_out_codes(spoken) for code in clip}
+    assert found["tokenizer/codebook_usage"] == pytest.approx(len(used) / ENTRIES)
+
+
+def test_a_deaf_tokenizer_has_no_word_right(spoken):
+    found = values(
+        scoring.tokenizer_items(spoken, lambda clips: [""] * len(clips), Codebook(), seed=0)
+    )
+    assert found["tokenizer/wer"] == found["tokenizer/wer_questions"] == 1
+
+
+class Speaker(TextToToken):
+    """Says every text but those that it is told to leave out, and remembers who spoke."""
+
+    def __init__(self, mute=()):
+        self.mute, self.asked = mute, []
+
+    def text_to_codes(self, requests):
+        self.asked += requests
+        said = ["" if r.text in self.mute else r.text for r in requests]
+        return [np.array(codes_of(text), np.int32) for text in said]
+
+
+def test_what_cannot_be_said_counts_as_deleted():
+    names = WORLD.tables.people[:4]
+    texts = {"text_to_token/wer": [f"{names[0]} {names[1]}", names[2], names[3]]}
+    speaker = Speaker(mute=(names[2],))
+    items = scoring.text_to_token_items(texts, speaker, read, voices=("low", "high"), seed=5)
+    assert values(items) == {"text_to_token/wer": 1 / 4}
+    assert [request.voice for request in speaker.asked] == ["low", "high", "low"]
+    assert [request.seed for request in speaker.asked] == [5, 6, 7]
+
+
+class Assistant(Chat):
+    """Answers the question that it hears."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def reply(self, questions, *, mode, seed=0):
+        said = [self.answers[read([codes])[0]] for codes in questions]
+        return [Reply(text, np.array(codes_of(text), np.int32)) for text in said]
+
+
+def test_a_chat_that_listens_falls_with_shuffled_codes(spoken):
+    questions = spoken.questions()
+    assert len(questions) == len(WORLD.facts)
+    answers = {q.text: f"{q.lead} {q.answer}" for q in questions}
+    found = values(scoring.chat_items(questions, Assistant(answers), read, seed=0))
+    for mode in ("speech_only", "text_guided"):
+        assert found[f"chat/{mode}"] == 1
+        assert found[f"chat/{mode}_shuffled"] < 0.4
+    deaf = dict.fromkeys(answers, f"{questions[0].lead} {questions[0].answer}")
+    found = values(scoring.chat_items(questions, Assistant(deaf), read, seed=0))
+    assert found["chat/speech_only"] == found["chat/speech_only_shuffled"] < 0.1
+
+
+def test_questions_carry_the_spoken_answers_of_their_voice(spoken):
+    for question in spoken.questions():
+        assert read([question.codes]) == [question.text]
+        said = read(question.spoken_answers)
+        assert said == [f"{question.lead} {value}" for value in question.values]

@@ -1,0 +1,179 @@
+"""Experiments as files and JSON; weights are loaded as what they were trained as, or refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from speechlm_jax import artifacts, experiment
+from speechlm_jax import config as configs
+from speechlm_jax.audio.mel import MelConfig
+from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
+from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.errors import UserError
+from speechlm_jax.experiment import (
+    ClipsData,
+    LanguageModelExperiment,
+    RowsData,
+    SpeechDecoderExperiment,
+    SpeechTokenizerExperiment,
+    load_experiment,
+)
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.quickstart.sizes import FULL, MICRO
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.train.checkpoints import Meta, Weights
+from speechlm_jax.vocab import Vocab
+
+VOCAB = Vocab(12, 4, 12.5, "text", "tokenizer", num_spare=4, pad_to_multiple=8)
+STACK = TransformerConfig(num_layers=1, embed=8, heads=2, kv_heads=2, head_dim=4, mlp=12)
+LM = LanguageModelExperiment(
+    RowsData("rows.mixture.json"),
+    LanguageModelConfig(VOCAB.size, STACK),
+    MICRO.lm_training.config(seed=3),
+)
+
+
+def experiments(size):
+    clips = ClipsData("features", "text.model", kinds=("string",), buckets=BucketConfig())
+    rows = RowsData("rows.mixture.json", batch_size=3)
+    return (
+        SpeechTokenizerExperiment(clips, size.tokenizer, size.tokenizer_training.config(seed=0)),
+        LanguageModelExperiment(rows, size.lm, size.lm_training.config(seed=1)),
+        SpeechDecoderExperiment(
+            clips, size.speech_decoder, size.speech_decoder_training.config(seed=2)
+        ),
+    )
+
+
+@pytest.mark.parametrize("size", [FULL, MICRO], ids=["full", "micro"])
+def test_json_keeps_an_experiment(size, tmp_path):
+    for number, given in enumerate(experiments(size)):
+        path = tmp_path / f"{number}.json"
+        artifacts.write_json(path, configs.to_json(given))
+        assert load_experiment(path) == given
+
+
+def test_a_python_file_is_an_experiment_and_overrides_are_strict(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    names = {type(x).__name__: type(x) for x in (LM, LM.data, LM.model, STACK, LM.train)}
+    names |= {type(x).__name__: type(x) for x in (LM.train.optimizer, LM.train.mesh)}
+    lines = [f"from {cls.__module__} import {name}" for name, cls in names.items()]
+    path.write_text("\n".join([*lines, "def config():", f"    return {LM!r}"]))
+    assert load_experiment(path) == LM
+    trained = []
+    monkeypatch.setattr(experiment, "train_experiment", lambda *given: trained.append(given))
+    experiment.train(path, overrides=["train.total_steps=7"], workdir=tmp_path / "run")
+    assert trained[0][0].train.total_steps == 7
+    with pytest.raises(UserError, match="total_steps"):
+        experiment.train(path, overrides=["train.total_step=7"], workdir=tmp_path)
+
+
+def test_what_is_no_experiment_is_refused(tmp_path):
+    path = tmp_path / "c.json"
+    artifacts.write_json(path, configs.to_json(STACK))
+    with pytest.raises(UserError, match="c.json: is not the config of an experiment"):
+        load_experiment(path)
+    path = tmp_path / "c.py"
+    path.write_text(
+        "from speechlm_jax.data.clips import BucketConfig\ndef config():\n    return BucketConfig()"
+    )
+    with pytest.raises(UserError, match="BucketConfig, not an experiment"):
+        load_experiment(path)
+
+
+@pytest.fixture
+def trained(monkeypatch, draw):
+    """Makes `checkpoints.load_params` find a trained language model."""
+    identity = {"vocabulary": VOCAB.fingerprint, "tokenizer": "tokenizer", "plan": "p"}
+    meta = Meta("lm", 8, 24, identity, configs.to_json(LM), "fingerprint", {})
+    weights = Weights(draw(functional(LM.model)), {}, meta)
+    monkeypatch.setattr(experiment.checkpoints, "load_params", lambda run: weights)
+    return weights
+
+
+def test_weights_are_loaded_as_what_they_were_trained_as(trained):
+    inference, found = experiment.load_inference("run", kind="lm", vocab=VOCAB)
+    assert found == LM and inference.config == LM.model
+    with pytest.raises(UserError, match="run: holds a LanguageModel.*not a SpeechTokenizer"):
+        experiment.load_reader("run")
+    with pytest.raises(UserError, match="kind lm; give one of kind text_to_token"):
+        experiment.load_inference("run", kind="text_to_token")
+    other = dataclasses.replace(VOCAB, codebook_size=5)
+    with pytest.raises(UserError, match=f"{VOCAB.fingerprint}.*{other.fingerprint}"):
+        experiment.load_inference("run", vocab=other)
+
+
+def test_the_fingerprint_of_weights_tells_runs_and_steps_apart(trained):
+    meta = trained.meta
+    changes = [{}, {"step": 9}, {"fingerprint": "f"}, {"identity": {"vocabulary": "v"}}]
+    found = [
+        experiment.weights_fingerprint(
+            dataclasses.replace(trained, meta=dataclasses.replace(meta, **change))
+        )
+        for change in changes
+    ]
+    assert len(set(found)) == len(changes)
+    assert found[0] == experiment.weights_fingerprint(trained)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A feature folder of ten clips and the text vocabulary of their transcripts."""
+    random = np.random.default_rng(0)
+    rows, start = [], 0
+    for i in range(10):
+        stop = start + 40 + i
+        row = {"id": f"{i}", "audio": f"{i}.wav", "text": "anna has a cat" if i % 2 else "bob"}
+        row |= {"speaker": f"s{i % 3}", "kind": "ab"[i % 2], "start": start, "stop": stop}
+        rows.append(row | ({"split": "validation"} if i == 9 else {}))
+        start = stop
+    folder = tmp_path / "features"
+    folder.mkdir()
+    np.save(folder / MELS, random.normal(size=(start, 80)).astype(np.float16))
+    artifacts.write_jsonl(folder / ROWS, rows)
+    config = {"mel": MelConfig()}
+    artifacts.write_manifest(folder, FEATURES_KIND, inputs={}, config=config, files=[MELS, ROWS])
+    TextTokenizer.train(["anna has a cat", "bob"], kind="word").save(tmp_path / "text.model")
+    return tmp_path
+
+
+def test_a_tokenizers_batches_hold_the_chosen_clips_and_their_transcripts(corpus, monkeypatch):
+    data = ClipsData(
+        str(corpus / "features"), str(corpus / "text.model"), not_speakers=("s2",),
+        buckets=BucketConfig(batch_size=2, edges=(48, 64)),
+    )  # fmt: skip
+    given = SpeechTokenizerExperiment(
+        data, MICRO.tokenizer, MICRO.tokenizer_training.config(seed=0)
+    )
+    fitted = []
+    monkeypatch.setattr(experiment, "fit", lambda *args, **named: fitted.append((args, named)))
+    experiment.train_experiment(given, corpus / "run")
+    (stage, train, workdir), named = fitted[0]
+    resolved, features = named["resolved"], Features(data.features)
+    text = TextTokenizer.load(data.text_vocab)
+    assert resolved.model.text_size == text.size and train == given.train
+    assert stage.identity["features"] == features.fingerprint
+    mine = [i for i in range(9) if features.rows[i]["speaker"] != "s2"]
+    seen = set()
+    stream = stage.batches(0)
+    for _ in range(12):
+        batch = next(stream)
+        assert {len(rows) for rows in batch.values()} == {2}
+        for row in range(2):
+            length, size = batch["mel_lengths"][row], batch["text_lengths"][row]
+            number = next(i for i in mine if features.lengths[i] == length)
+            seen.add(number)
+            np.testing.assert_array_equal(batch["mel"][row, :length], features.mel(number))
+            said = features.rows[number]["text"]
+            assert text.decode(batch["text_ids"][row, :size].tolist()) == said
+            spelled = batch["bytes"][row, : batch["byte_lengths"][row]]
+            assert bytes(spelled.astype(np.uint8)).decode() == said
+    assert seen == set(mine)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))[0]
+    assert jax.tree.structure(stage.axes, is_leaf=lambda x: isinstance(x, tuple)) == (
+        jax.tree.structure(shapes)
+    )

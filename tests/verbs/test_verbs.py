@@ -1,0 +1,126 @@
+"""Each verb on a tiny run: what it writes, what it says, and that it is a function of its seed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechlm_jax import artifacts
+from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.data.sources import Rows
+from speechlm_jax.errors import UserError
+from speechlm_jax.evals.items import figures_from_items, read_items
+from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.quickstart.models import Models
+from speechlm_jax.verbs.chat import chat
+from speechlm_jax.verbs.evaluate import evaluate
+from speechlm_jax.verbs.interleave import interleave
+from speechlm_jax.verbs.speak import speak
+from speechlm_jax.verbs.synthesize import synthesize
+from speechlm_jax.verbs.tokenize import tokenize
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_tokenize_reads_every_format_and_sets_one_bad_row_aside(run, recordings, tmp_path, caplog):
+    said = tokenize([recordings], run=run, out=tmp_path / "codes")
+    rows = list(artifacts.read_jsonl(tmp_path / "codes/codes.jsonl"))
+    assert [row["id"] for row in rows] == ["a.wav", "b.flac", "c.ogg", "d.mp3"]
+    assert all(row["text"] == "the city of anna" for row in rows)
+    assert all(abs(len(row["codes"]) - 12) <= 1 for row in rows)  # a second at 12.5 codes
+    assert (said["clips"], said["num_codes"]) == (4, sum(len(row["codes"]) for row in rows))
+    assert len(said["set_aside"]) == 1 and "gone.wav" in said["set_aside"][0]
+    assert "gone.wav" in caplog.text
+    assert not artifacts.verify(tmp_path / "codes")
+    # The codes are what a task of this run's vocabulary takes.
+    task = Rows((tmp_path / "codes",), True, {"codes": "codes"})
+    task.check(Models(Folders(run)).vocab)
+    assert sum(len(list(task.examples(task.files(), s))) for s in ("train", "validation")) == 4
+
+
+def test_a_recording_has_the_same_codes_alone_and_among_others(run, recordings, tmp_path):
+    tokenize([recordings], run=run, out=tmp_path / "all")
+    tokenize([recordings / "b.flac"], run=run, out=tmp_path / "one")
+    rows = artifacts.read_jsonl(tmp_path / "all/codes.jsonl")
+    together = {row["id"]: row["codes"] for row in rows}
+    (alone,) = artifacts.read_jsonl(tmp_path / "one/codes.jsonl")
+    assert alone["codes"] == together["b.flac"] and "text" not in alone
+
+
+def test_synthesize_is_a_function_of_its_seed(run, tmp_path):
+    texts = ["The city of Anna is London.", "it is the cat"]
+    first = synthesize(texts, run=run, out=tmp_path / "a", seed=1)
+    again = synthesize(texts, run=run, out=tmp_path / "b", seed=1)
+    rows = list(artifacts.read_jsonl(tmp_path / "a/codes.jsonl"))
+    assert rows == list(artifacts.read_jsonl(tmp_path / "b/codes.jsonl"))
+    assert first | {"codes": ""} == again | {"codes": ""}
+    assert all(set(row["codes"]) <= set(range(16)) for row in rows)
+    assert first["clips"] + len(first["not_said"]) == 2
+    synthesize(texts, run=run, out=tmp_path / "c", seed=1, voice="Ben")
+    assert {row["speaker"] for row in artifacts.read_jsonl(tmp_path / "c/codes.jsonl")} == {"Ben"}
+
+
+def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
+    said = speak("1 2 3 4 5", run=run, out=tmp_path / "codes.wav")
+    assert len(read_wav(said["audio"][0])) == 5 * 16_000 / 12.5
+    tokenize([recordings], run=run, out=tmp_path / "codes")
+    said = speak(str(tmp_path / "codes/codes.jsonl"), run=run, out=tmp_path / "audio")
+    assert len(said["audio"]) == 4 and all(len(read_wav(path)) for path in said["audio"])
+    said = speak("the city of anna is london", run=run, out=tmp_path / "t.flac", seed=1)
+    assert said["voice"] in ("Ann", "Ben") and len(read_wav(tmp_path / "t.flac"))
+
+
+def test_interleave_keeps_the_words_and_says_the_ratio(run, tmp_path):
+    text = "The city of Anna is London, it is the cat of Ben. " * 10
+    (tmp_path / "text.txt").write_text(f"{text}\n\n{text}\n", encoding="utf-8")
+    said = interleave(tmp_path / "text.txt", run=run, out=tmp_path / "out", mean_span_length=4.0)
+    rows = list(artifacts.read_jsonl(tmp_path / "out/documents.jsonl"))
+    assert said["documents"] == len(rows) == 2 and 0 < said["ratio"] < 0.6
+    for row in rows:
+        words = " ".join(segment["text"] for segment in row["segments"]).split()
+        assert words == "the city of anna is london it is the cat of ben".split() * 10
+    assert [row["speaker"] for row in rows] == ["Ann", "Ben"]
+    assert artifacts.read_manifest(tmp_path / "out").extra == Models(Folders(run)).codes_identity
+
+
+@pytest.mark.parametrize("mode", ["text_guided", "speech_only"])
+def test_chat_writes_a_reply_that_can_be_heard_and_read(run, recordings, tmp_path, mode):
+    said = chat(recordings / "b.flac", run=run, out=tmp_path, mode=mode)
+    assert json.loads((tmp_path / "reply.json").read_text()) == said
+    assert (mode == "speech_only") <= (said["text"] == "")
+    assert (said["audio"] is None) == (not said["codes"])
+    if said["audio"]:
+        assert len(read_wav(said["audio"])) == len(said["codes"]) * 1280
+
+
+def test_evaluate_gives_figures_that_can_be_recounted(run, tmp_path):
+    said = evaluate(run / "lm_interleaved", run=run, out=tmp_path / "figures")
+    (name,) = said["figures"]
+    assert name == "held_out_loss/some_text"
+    items = read_items(said["items"])
+    assert said["figures"][name]["value"] == figures_from_items(items)[name].value
+    # An untrained model is about as good as a guess among all ids.
+    size = Models(Folders(run)).vocab.size
+    assert abs(said["figures"][name]["value"] - np.log(size)) < 1.5
+    step = evaluate(run / "lm_interleaved/checkpoints/00000001", run=run, out=tmp_path / "figures")
+    assert step["figures"] == said["figures"] and Path(step["items"]).parent.name == "interleaved-1"
+
+
+def test_evaluate_finds_the_rows_of_a_run_that_was_moved(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    config = artifacts.read_json(moved / "lm_interleaved/checkpoints/00000001/meta.json")["config"]
+    assert Path(config["data"]["mixture"]).is_relative_to(run)
+    said = evaluate(moved / "lm_interleaved", run=moved, out=tmp_path / "figures")
+    assert list(said["figures"]) == ["held_out_loss/some_text"]
+
+
+def test_codes_of_another_tokenizer_name_both_sides(run, other_run, recordings, tmp_path):
+    tokenize([recordings], run=run, out=tmp_path / "codes")
+    ours, theirs = (Models(Folders(r)).codes_identity["tokenizer"] for r in (run, other_run))
+    with pytest.raises(UserError) as error:
+        speak(str(tmp_path / "codes/codes.jsonl"), run=other_run, out=tmp_path / "audio")
+    assert ours in str(error.value) and theirs in str(error.value)
+    assert not (tmp_path / "audio").exists()
