@@ -5,6 +5,7 @@ installs top-level packages called `tasks` or `configs`.
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -53,7 +54,8 @@ def import_file(name: str | Path) -> ModuleType:
       UserError: there is no such file, here or among those that ship.
     """
     path = find(name).resolve()
-    key = f"{path.stem}@{path}"  # no import statement can write this, so it hides no other module
+    # Two files of one name are two modules. The name has no dots or slashes: TFDS takes it apart.
+    key = f"_speechlm_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, path)
         if spec is None or spec.loader is None:

@@ -1,6 +1,7 @@
 """Before JAX starts: four CPU devices, to test sharding on a laptop, and a compilation cache."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -30,6 +31,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # a plugin of pytest may have imported JAX already, which then has not seen the environment
     jax.config.update("jax_compilation_cache_dir", _cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command line sends logs to standard error; the next test wants pytest's handlers back."""
+    root, ours = logging.getLogger(), logging.getLogger("speechlm")
+    before = (root.handlers[:], root.level, ours.level)
+    yield
+    root.handlers[:], root.level, ours.level = before
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def attend_cached(
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array, order: str) -> Array:
-    """Attention over keys in the order of axes `order`: batch, keys, groups (KV heads), head_dim."""
+    """Attention over keys whose axes have this order: batch, keys, groups (KV heads), head_dim."""
     batch, queries, heads, head_dim = q.shape
     groups = k.shape[order.index("g")]
     q = q.reshape(batch, queries, groups, heads // groups, head_dim)

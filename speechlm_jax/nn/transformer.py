@@ -238,8 +238,8 @@ class Transformer(nnx.Module):
             ks = jax.lax.dynamic_update_slice(ks, _to_slots(k, ks.dtype), at)
             vs = jax.lax.dynamic_update_slice(vs, _to_slots(v, vs.dtype), at)
             q = block.attention.queries(normed, layout.positions)
-            out = attention.attend_cached(q, ks[number].astype(x.dtype), vs[number].astype(x.dtype), mask)
-            x = x + block.attention.project(out)
+            now_k, now_v = ks[number].astype(x.dtype), vs[number].astype(x.dtype)
+            x = x + block.attention.project(attention.attend_cached(q, now_k, now_v, mask))
             return (block.feed_forward(x, context), ks, vs), None
 
         numbers = jnp.arange(self.config.num_layers)
@@ -248,5 +248,5 @@ class Transformer(nnx.Module):
 
 
 def _to_slots(x: Array, dtype: jnp.dtype) -> Array:
-    """[batch, new, kv_heads, head_dim] -> [1, batch, kv_heads, new, head_dim], as a cache holds it."""
+    """[batch, new, kv_heads, head_dim] -> [1, batch, kv_heads, new, head_dim], as in a cache."""
     return x.swapaxes(1, 2)[None].astype(dtype)

@@ -45,8 +45,8 @@ class SpeechDecoder:
     ) -> list[Float[ndarray, "_mel_frames mels"]]:
         """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose.
 
-        `temperature` scales the noise that the flow starts from: 1 is what it was trained with; less
-        gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
+        `temperature` scales the noise that the flow starts from: 1 is what it was trained with;
+        less gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
         """
         voices = [voices] * len(codes) if isinstance(voices, int) else list(voices)
         mels = []

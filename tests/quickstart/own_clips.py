@@ -1,4 +1,4 @@
-"""A user's folder, as users have them: mixed formats and rates, cased text, one bad recording."""
+"""A user's folder, as users have them: mixed formats and rates, cased text, one cut recording."""
 
 from pathlib import Path
 

@@ -1,19 +1,35 @@
-"""Clips of any length to mel frames of their length."""
+"""Clips of any length to mel frames of their length; what the seed and the neighbours change."""
 
 import numpy as np
+import pytest
 
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 
+CLIPS = [np.arange(n, dtype=np.int32) % 10 for n in (4, 0, 3)]
+VOICES = [1, 2, 3]
 
-def test_every_clip_gets_the_mel_frames_of_its_codes(config, params):
-    decoder = SpeechDecoder(config, params, batch_size=2, multiple=4)
-    clips = [np.arange(n, dtype=np.int32) % 10 for n in (4, 0, 3)]
-    mels = decoder.codes_to_mel(clips, voices=[1, 2, 3], steps=2, seed=5)
+
+@pytest.fixture(scope="module")
+def decoder(config, params):
+    return SpeechDecoder(config, params, batch_size=2, multiple=4)
+
+
+def test_every_clip_gets_the_mel_frames_of_its_codes(decoder):
+    mels = decoder.codes_to_mel(CLIPS, voices=VOICES, steps=2, temperature=1.0, seed=5)
     assert [mel.shape for mel in mels] == [(16, 5), (0, 5), (12, 5)]
     assert all(np.isfinite(mel).all() for mel in mels)
-    again = decoder.codes_to_mel(clips, voices=[1, 2, 3], steps=2, seed=5)
+    again = decoder.codes_to_mel(CLIPS, voices=VOICES, steps=2, temperature=1.0, seed=5)
     for one, other in zip(mels, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    other = decoder.codes_to_mel(clips, voices=[1, 2, 3], steps=2, seed=6)
+    other = decoder.codes_to_mel(CLIPS, voices=VOICES, steps=2, temperature=1.0, seed=6)
     assert not np.allclose(mels[0], other[0])
     assert decoder.codes_to_mel([]) == []
+
+
+def test_without_noise_a_clip_is_independent_of_seed_and_neighbours(decoder):
+    mels = decoder.codes_to_mel(CLIPS, voices=VOICES, steps=2, seed=5)
+    turned = decoder.codes_to_mel(CLIPS[::-1], voices=VOICES[::-1], steps=2, seed=6)
+    for one, other in zip(mels, turned[::-1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    other = decoder.codes_to_mel(CLIPS, voices=VOICES[::-1], steps=2)
+    assert not np.allclose(mels[0], other[0]), "the voice counts"

@@ -1,6 +1,6 @@
 """One tiny run for all tests of the verbs, and recordings."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,9 @@ import soundfile
 
 from speechlm_jax import artifacts
 
-_spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-tiny_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_run)
+sys.path.insert(0, str(Path(__file__).parent))  # whatever pytest's import mode
+
+import tiny_run  # noqa: E402
 
 
 @pytest.fixture(scope="session")

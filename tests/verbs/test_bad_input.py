@@ -153,7 +153,7 @@ def test_text_that_is_not_there_or_holds_no_words(run, tmp_path, capsys):
     line = refused(capsys, "interleave", tmp_path / "rows.jsonl", *to_out)
     assert "rows.jsonl: row 'a' has no \"text\"" in line
     assert "holds no words" in refused(capsys, "synthesize", "?!", *to_out)
-    assert "no word 'zebra'" in refused(capsys, "synthesize", "it is a zebra", *to_out)
+    assert "no word 'zebra'" in refused(capsys, "synthesize", "it is the zebra", *to_out)
 
 
 @pytest.mark.parametrize(

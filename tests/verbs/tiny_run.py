@@ -50,7 +50,10 @@ TOKENIZER = SpeechTokenizerConfig(
     late_layers=1,
     decoder_layers=1,
 )
-FLOW = FlowConfig(16, 2, embed=16, heads=2, mlp=32, encoder_layers=1, estimator_layers=1)
+FLOW = FlowConfig(
+    16, 2, embed=16, heads=2, mlp=32, encoder_layers=1, estimator_layers=1, mel_mean=-0.3,
+    mel_std=0.1,
+)  # fmt: skip
 
 
 def make_run(folder: Path, *, words: str = WORDS, seed: int = 0) -> Path:
