@@ -99,7 +99,8 @@ class Models:
         size = self.batch_size
         return load_inference(checkpoint, kind="lm", vocab=self.vocab, batch_size=size)[0]
 
-    def read(self, codes: Sequence[Integer[ndarray, " frames"] | Sequence[int]]) -> list[str]:
+    # `_frames`: clips differ in length.
+    def read(self, codes: Sequence[Integer[ndarray, " _frames"] | Sequence[int]]) -> list[str]:
         """What codes say, by the tokenizer's own reader."""
         clips = [np.asarray(clip, np.int32) for clip in codes]
         return [self.text.decode(ids) for ids in self.reader.codes_to_ids(clips)]

@@ -221,23 +221,23 @@ def test_prepare_with_a_users_own_file_and_mistakes_in_it(run, tmp_path, capsys)
     (tmp_path / "my_lab_of_this_test.py").write_text(
         "from pathlib import Path\n"
         "from speechlm_jax.data import tasks\n"
-        "tasks.text('lab_text', Path(__file__).with_name('a.txt'))\n"
-        "tasks.text('lab_gone', Path(__file__).with_name('gone.txt'))\n"
-        "tasks.mixture('lab', {'lab_text': 1.0})\n"
+        "tasks.text('den_text', Path(__file__).with_name('a.txt'))\n"
+        "tasks.text('den_gone', Path(__file__).with_name('gone.txt'))\n"
+        "tasks.mixture('den', {'den_text': 1.0})\n"
     )
     own = (
         "--module", tmp_path / "my_lab_of_this_test.py", "--run", run, "--out", tmp_path / "rows",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert cli.main(["prepare", *map(str, ("lab", *own, "--length", 32))]) == EXIT_OK
+        assert cli.main(["prepare", *map(str, ("den", *own, "--length", 32))]) == EXIT_OK
     said = json.loads(capsys.readouterr().out)
     assert said["vocabulary"] == Models(Folders(run)).vocab.fingerprint
-    assert said["tasks"]["lab_text"]["train"]["documents"] > 30
+    assert said["tasks"]["den_text"]["train"]["documents"] > 30
     before = sorted((tmp_path / "rows").rglob("*"))
-    line = refused(capsys, "prepare", "labb", *own)
-    assert "no task or mixture is named 'labb'; did you mean 'lab'?" in line
-    assert "gone.txt: no such text file" in refused(capsys, "prepare", "lab_gone", *own)
+    line = refused(capsys, "prepare", "denn", *own)
+    assert "no task or mixture is named 'denn'; did you mean 'den'?" in line
+    assert "gone.txt: no such text file" in refused(capsys, "prepare", "den_gone", *own)
     assert sorted((tmp_path / "rows").rglob("*")) == before
 
 
