@@ -2,7 +2,7 @@
 
 Paper: GLM-4-Voice report (arXiv 2412.02612) section 3.1, as used by Zeng et al. (arXiv 2411.17607)
   section 2.1: a speech recognizer with a vector quantizer in its middle; here 0.7M parameters.
-Data: Free Spoken Digit Dataset, 5 speakers x 500 single digits, 8 kHz; 4 speakers x 450 to train on.
+Data: Free Spoken Digit Dataset, 5 speakers x 500 single digits, 8 kHz; trains on 4 x 450 of them.
 Command: python benchmarks/digits.py   (features, five trainings, five scores; runs/digits)
   One training, once the features are there: speechlm train configs/speech_tokenizer_digits.py
 Machine: two CPU cores, 2 GiB.

@@ -37,11 +37,16 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token import stage as text_to_token_stage
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.held_out import held_out
-from speechlm_jax.train.loop import TrainConfig, fit
+from speechlm_jax.train.loop import OPERATIONAL, TrainConfig, decisive, fit
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.vocab import Vocab
 
 ROWS_PER_CALL = 8  # of held-out rows
+# Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
+PLACES = {
+    "ClipsData": frozenset({"features", "text_vocab", "codes"}),
+    "RowsData": frozenset({"mixture"}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +161,13 @@ def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
         SpeechDecoderExperiment: _speech_decoder,
     }
     resolved, stage = makers[type(experiment)](experiment)
-    fit(stage, resolved.train, workdir, resolved=resolved)
+    fit(stage, resolved.train, workdir, resolved=resolved, operational=OPERATIONAL | PLACES)
+
+
+def essence(experiment: Experiment) -> dict[str, Any]:
+    """An experiment's JSON data without folders: the same wherever its data and `init_from` lie."""
+    started_from = {"TrainConfig": frozenset({"init_from"})}
+    return decisive(configs.to_json(experiment), PLACES | started_from)
 
 
 def load_vocab(mixture: str | Path) -> Vocab:

@@ -56,7 +56,7 @@ def choose(
         before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(
             ranked, axis=-1
         )
-        kept = jnp.sum(before < sampling.top_p, axis=-1)
+        kept = jnp.maximum(jnp.sum(before < sampling.top_p, axis=-1), 1)
         threshold = jnp.take_along_axis(ranked, kept[:, None] - 1, axis=-1)
         logits = jnp.where(logits < threshold, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys, logits)

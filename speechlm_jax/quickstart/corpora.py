@@ -19,7 +19,7 @@ VALIDATION_EVERY = 64  # one clip of so many gives the held-out loss
 def clips(world: World, voices: Voices, config: CorpusConfig, *, seed: int) -> list[CorpusClip]:
     """Everything that is spoken.
 
-    Kinds: `string`, `sentence` (split "train", training voices); `dialogue_question`,
+    Kinds: `string`, `sentence`, `passage` (split "train", training voices); `dialogue_question`,
     `reply` (split "dialogue", training voices); all others in split "evaluation", by held-out
     voices.
     """
@@ -79,6 +79,11 @@ def _corpus(
         split = VALIDATION if number % VALIDATION_EVERY == VALIDATION_EVERY - 1 else TRAIN
         kind = "string" if rng.random() < config.string_ratio else "sentence"
         yield MAKERS[kind](world, rng), _draw(voices, rng), {"kind": kind, "split": split}
+    # Spans of documents are longer than strings and sentences, and start and stop anywhere.
+    for _ in range(config.passages):
+        number = max(1, int(rng.poisson(config.passage_words)))
+        extra = {"kind": "passage", "split": TRAIN}
+        yield texts.random_passage(world, rng, number), _draw(voices, rng), extra
 
 
 def _unseen(

@@ -64,9 +64,30 @@ def add_sources(path: Path, sources: dict[str, list[str]]) -> None:
 
 
 def prepare(
-    name: str, *, run: Path, out: Path, vocab: Vocab, text_model: Path, length: int, seed: int
+    name: str,
+    kinds: Sequence[str],
+    *,
+    run: Path,
+    out: Path,
+    vocab: Vocab,
+    text_model: Path,
+    length: int,
+    seed: int,
 ) -> Path:
-    """Prepares a mixture in a process of its own, so that TensorFlow's memory is given back."""
+    """Prepares a mixture of the run's sources of these kinds, unless it is prepared.
+
+    It takes a process of its own: TensorFlow starts only when it is needed and its memory is given
+    back.
+    """
+    mixture = out / f"{name}.mixture.json"
+    mark = out / "done" / name
+    inputs = {"tasks": artifacts.sha256_file(shipped.find(TASKS)), "vocabulary": vocab.fingerprint}
+    inputs |= {place: _identity(run / place) for place in _places(run, kinds)}
+    config = {"length": length}
+    if mixture.is_file() and artifacts.is_current(
+        mark, "prepared", inputs=inputs, config=config, seed=seed
+    ):
+        return mixture
     vocab_file = vocab_path(out, name)
     artifacts.write_json(vocab_file, vocab.to_json())
     command = [
@@ -78,4 +99,16 @@ def prepare(
     if done.returncode != EXIT_OK:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise UserError(f"preparing {name} failed: {lines[-1]}")
-    return out / f"{name}.mixture.json"
+    artifacts.write_manifest(mark, "prepared", inputs=inputs, config=config, seed=seed)
+    return mixture
+
+
+def _places(run: Path, kinds: Sequence[str]) -> list[str]:
+    sources = artifacts.read_json(run / "sources.json")
+    return sorted({place for kind in kinds for place in sources[kind]})
+
+
+def _identity(place: Path) -> str:
+    if place.is_dir():
+        return artifacts.read_manifest(place).fingerprint
+    return artifacts.sha256_file(place)

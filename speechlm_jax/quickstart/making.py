@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from speechlm_jax.vocab import Vocab
 SPOKEN_KINDS = {
     "strings": ("string",),
     "sentences": ("sentence",),
+    "passages": ("passage",),
     "dialogues": ("dialogue_question", "reply"),
     "evaluation": ("eval_string", "eval_sentence", "unseen_word", "question", "answer", "story"),
 }
@@ -71,7 +72,7 @@ def encode(q: Quickstart) -> None:
         {
             "speech": ["codes/strings"],
             "pairs": ["codes/strings"],
-            "voiced": ["codes/strings", "codes/sentences"],
+            "voiced": ["codes/strings", "codes/sentences", "codes/passages"],
         },
     )
 
@@ -89,7 +90,7 @@ def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -
 def train_from_codes(q: Chain) -> None:
     """Text-to-token model and speech decoder, side by side."""
     q.folders.prepared.mkdir(exist_ok=True)
-    mixture = _prepare(q, data.TEXT_TO_TOKEN, q.voiced_vocab)
+    mixture = _prepare(q, data.TEXT_TO_TOKEN, ("voiced",), q.voiced_vocab)
     codes = q.codes(q.pairs)
     size = q.config.speech_decoder_training
     buckets = dataclasses.replace(q.buckets, batch_size=size.batch_size, seed=q.seed)
@@ -156,7 +157,8 @@ def pretrain(q: Chain) -> None:
     """The run's arms, side by side: same weights, settings and budget; only rows differ."""
     runs = []
     for arm in q.arms:
-        mixture = _prepare(q, f"quickstart_{arm}", q.vocab)
+        kinds = ("text", "speech", "pairs", "interleaved")
+        mixture = _prepare(q, f"quickstart_{arm}", kinds, q.vocab)
         experiment = _rows_experiment(q, mixture, q.config.lm, q.config.lm_training)
         runs.append(
             Run(f"lm_{arm}", experiment, getattr(q.folders, f"lm_{arm}"), _mixture_inputs(mixture))
@@ -173,7 +175,7 @@ def fine_tune(q: Quickstart) -> None:
         extra=artifacts.read_manifest(q.codes("dialogues")).extra,
     )  # fmt: skip
     data.add_sources(q.folders.sources, {"dialogues": ["dialogues"]})
-    mixture = _prepare(q, "quickstart_chat", q.vocab)
+    mixture = _prepare(q, "quickstart_chat", ("dialogues",), q.vocab)
     experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
     train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
     inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}
@@ -200,9 +202,9 @@ def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
             yield {"id": f"{row['id']}-{mode}", "turns": turns}
 
 
-def _prepare(q: Chain, name: str, vocab: Vocab) -> Path:
+def _prepare(q: Chain, name: str, kinds: Sequence[str], vocab: Vocab) -> Path:
     return data.prepare(
-        name, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
+        name, kinds, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
         text_model=q.folders.text_model, length=q.config.row_length, seed=q.seed,
     )  # fmt: skip
 

@@ -25,6 +25,8 @@ class CorpusConfig:
     Attributes:
       train_clips: clips of the TTS corpus; `string_ratio` of them are strings of random words, the
         others sentences that pair people and values at random.
+      passages: more clips of the TTS corpus: running sentences cut anywhere, Poisson-many words of
+        mean `passage_words`, as long as the spans that the text-to-token model is to say.
       eval_clips: held-out clips of each kind.
       question_voices: held-out voices that ask about every fact.
       dialogue_voices: training voices that ask about each fact of a dialogue.
@@ -35,6 +37,8 @@ class CorpusConfig:
 
     train_clips: int = 12_000
     string_ratio: float = 0.667
+    passages: int = 3_000
+    passage_words: float = 10.0
     eval_clips: int = 240
     question_voices: int = 3
     dialogue_voices: int = 8
@@ -133,6 +137,7 @@ MICRO = dataclasses.replace(
     FULL,
     corpus=CorpusConfig(
         train_clips=160,
+        passages=20,
         eval_clips=12,
         question_voices=1,
         dialogue_voices=1,

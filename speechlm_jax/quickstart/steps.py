@@ -66,7 +66,7 @@ def quickstart(
       UserError: something in the inputs; what was made stays.
       Stopped: SIGINT or SIGTERM; the same command goes on.
     """
-    run = Path(out)
+    run = Path(out).resolve()
     folders = Folders(run)
     if speech is not None and text is not None:
         if world is not None:

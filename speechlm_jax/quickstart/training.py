@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
-from speechlm_jax.experiment import Experiment
+from speechlm_jax.experiment import Experiment, essence
 
 KIND = "training"
 LOG = "log.txt"
@@ -24,7 +25,10 @@ POLL_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An experiment, the folder it is trained in, and fingerprints of the data it reads."""
+    """An experiment, the folder it is trained in, and fingerprints of the data it reads.
+
+    Folders may move: what a run is lies in its `inputs` and in the rest of its experiment.
+    """
 
     name: str
     experiment: Experiment
@@ -34,26 +38,29 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether this very experiment was trained here, on this data, to its end."""
-        return artifacts.is_current(self.workdir, KIND, inputs=self.inputs, config=self._config)
+        return artifacts.is_current(self.workdir, KIND, inputs=self.inputs, config=self._essence)
 
     def start(self) -> Path:
         """Makes the folder ready and returns its config file; another run's leavings go."""
         path = self.workdir / "experiment.json"
-        wanted = {"inputs": self.inputs, **self._config}
+        wanted = {"inputs": self.inputs, **self._essence}
+        old = self.workdir.with_name(f"{self.workdir.name}.old")
         if path.is_file() and artifacts.read_json(path) != wanted:
-            shutil.rmtree(self.workdir)
+            # Renamed first: a kill amid the deletion must not leave half of it in the run's place.
+            self.workdir.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
         artifacts.write_json(path, wanted)
         config = self.workdir / "train.json"
-        artifacts.write_json(config, self._config)
+        artifacts.write_json(config, configs.to_json(self.experiment))
         return config
 
     def finish(self) -> None:
         """Marks the run as done."""
-        artifacts.write_manifest(self.workdir, KIND, inputs=self.inputs, config=self._config)
+        artifacts.write_manifest(self.workdir, KIND, inputs=self.inputs, config=self._essence)
 
     @property
-    def _config(self) -> dict:
-        return configs.to_json(self.experiment)
+    def _essence(self) -> dict[str, Any]:
+        return essence(self.experiment)
 
 
 def train_all(runs: Sequence[Run], *, threads: int) -> None:

@@ -25,11 +25,20 @@ class SpeechDecoder:
 
         @partial(jax.jit, static_argnames="steps")
         def solve(
-            codes: Array, lengths: Array, voices: Array, seed: Array, temperature: Array, steps: int
+            codes: Array,
+            lengths: Array,
+            voices: Array,
+            seeds: Array,
+            temperature: Array,
+            steps: int,
         ) -> Array:
-            patches = codes.shape[1] * config.patches_per_code
-            shape = (codes.shape[0], patches, config.frames_per_patch * config.num_mels)
-            noise = temperature * jax.random.normal(jax.random.key(seed), shape)
+            # A key for each patch of each clip: neither padding nor the batch changes its noise.
+            keys = jax.vmap(jax.random.key)(seeds)
+            patches = jnp.arange(codes.shape[1] * config.patches_per_code)
+            keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, patches))(keys)
+            size = (config.frames_per_patch * config.num_mels,)
+            noise = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, size)))(keys)
+            noise = temperature * noise
             return model.bind(params).codes_to_mel(codes, lengths, voices, noise, steps=steps)
 
         self._solve = solve
@@ -47,6 +56,7 @@ class SpeechDecoder:
 
         `temperature` scales the noise that the flow starts from: 1 is what it was trained with;
         less gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
+        Clip i draws its noise from `seed + i` alone.
         """
         voices = [voices] * len(codes) if isinstance(voices, int) else list(voices)
         mels = []
@@ -66,7 +76,7 @@ class SpeechDecoder:
                     batch,
                     lengths,
                     chosen,
-                    jnp.uint32(seed + first),
+                    (seed + first + np.arange(self._batch_size)).astype(np.uint32),
                     jnp.float32(temperature),
                     steps,
                 )

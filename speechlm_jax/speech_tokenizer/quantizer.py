@@ -23,8 +23,9 @@ class QuantizerConfig:
       codebook_size, codebook_dim: entries and their width.
       ema_decay: of counts and sums.
       dead_code_threshold: an entry whose average count falls below this is restarted.
-      start_step: updates before latents are quantized; until then the codebook is filled with
-        recent latents, so that it starts from the data (0 quantizes from the first step).
+      start_step: updates (one for each microbatch) before latents are quantized; until then the
+        codebook is filled with recent latents, so that it starts from the data (0 quantizes from
+        the first update).
     """
 
     codebook_size: int = 512
@@ -107,9 +108,9 @@ class Quantizer(nnx.Module):
         return total / count[:, None], count, total
 
     def _collect(self, state: tuple, flat: Array, mask: Array, key: Array, updates: Array) -> tuple:
-        """Before quantization starts: the codebook holds latents of the last eight batches."""
+        """Before quantization starts: the codebook holds latents of the last 8 batches or fewer."""
         codebook, count, _ = state
-        share = -(-self.config.codebook_size // 8)
+        share = -(-self.config.codebook_size // max(1, min(8, self.config.start_step)))
         slots = (updates * share + jnp.arange(share)) % self.config.codebook_size
         codebook = codebook.at[slots].set(self._draw(flat, mask, key, share))
         return codebook, jnp.ones_like(count), codebook

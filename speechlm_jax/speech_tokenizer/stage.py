@@ -132,8 +132,10 @@ def ctc_loss(
     losses = optax.ctc_loss(
         logits, late.astype(jnp.float32), labels, pad.astype(jnp.float32), blank_id=blank
     )
-    # A clip shorter than its labels has no path: optax gives about 1e5, which would drown the rest.
-    possible = losses < 1e4
+    # A clip shorter than its labels has no path (equal neighbours need a blank between them): optax
+    # gives about 1e5, which would drown the rest.
+    repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & (pad[:, 1:] == 0), axis=1)
+    possible = times >= label_lengths + repeats
     return jnp.where(possible, losses, 0.0) / jnp.maximum(label_lengths, 1)
 
 

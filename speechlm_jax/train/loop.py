@@ -33,9 +33,11 @@ from speechlm_jax.train.step import make_train_step
 
 CONFIG = "config.json"
 # Fields that change how a run is carried out and not what comes out of it.
-OPERATIONAL = frozenset(
-    {"mesh", "log_every_steps", "save_every_steps", "keep_last", "keep_every_steps"}
-)
+OPERATIONAL = {
+    "TrainConfig": frozenset(
+        {"mesh", "log_every_steps", "save_every_steps", "keep_last", "keep_every_steps"}
+    )
+}
 # The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
 STEP_STREAM = 2**31
 # What weights cannot be used without: the meaning of the ids and of the codes.
@@ -70,7 +72,12 @@ class TrainConfig:
 
 
 def fit(
-    stage: Stage, config: TrainConfig, workdir: str | Path, *, resolved: Any = None
+    stage: Stage,
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    resolved: Any = None,
+    operational: Mapping[str, frozenset[str]] = OPERATIONAL,
 ) -> TrainState:
     """Trains a stage to `config.total_steps` and returns its state.
 
@@ -81,22 +88,32 @@ def fit(
     Args:
       resolved: the whole config that led here, kept beside the checkpoints and compared on
         resuming; by default `config`.
+      operational: class -> fields of it in `resolved` that may differ when a run goes on.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the state is saved.
       UserError: the workdir holds another run, batches ran out, or a batch does not divide.
     """
     _check(config)
-    return _Run(stage, config, Path(workdir), config if resolved is None else resolved).fit()
+    resolved = config if resolved is None else resolved
+    return _Run(stage, config, Path(workdir), resolved, operational).fit()
 
 
 class _Run:
     """One call of `fit`: what stays the same between its steps, and its clocks."""
 
-    def __init__(self, stage: Stage, config: TrainConfig, workdir: Path, resolved: Any):
+    def __init__(
+        self,
+        stage: Stage,
+        config: TrainConfig,
+        workdir: Path,
+        resolved: Any,
+        operational: Mapping[str, frozenset[str]],
+    ):
         self.stage, self.config, self.workdir = stage, config, workdir
         self.resolved = resolved if isinstance(resolved, dict) else configs.to_json(resolved)
-        self.fingerprint = configs.fingerprint(_decisive(self.resolved))
+        self.operational = operational
+        self.fingerprint = configs.fingerprint(decisive(self.resolved, operational))
         self.mesh: Mesh = make_mesh(config.mesh)
         self.optimizer = make_optimizer(
             config.optimizer, total_steps=config.total_steps, axes=stage.axes
@@ -248,7 +265,9 @@ class _Run:
                     f"{mine.get(name)}; use another workdir"
                 )
         if meta.fingerprint != self.fingerprint:
-            difference = _first_difference(_decisive(meta.config), _decisive(self.resolved))
+            difference = _first_difference(
+                decisive(meta.config, self.operational), decisive(self.resolved, self.operational)
+            )
             raise UserError(
                 f"{folder}: was trained with {difference}; use another workdir (init_from takes "
                 f"the weights along)"
@@ -279,14 +298,14 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")
 
 
-def _decisive(data: Any) -> Any:
+def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL) -> Any:
     """Config data without what may change between two sittings of one run."""
     if isinstance(data, list):
-        return [_decisive(item) for item in data]
+        return [decisive(item, operational) for item in data]
     if not isinstance(data, dict):
         return data
-    operational = OPERATIONAL if data.get("class") == TrainConfig.__name__ else frozenset()
-    return {key: _decisive(item) for key, item in data.items() if key not in operational}
+    left_out = operational.get(data.get("class", ""), frozenset())
+    return {key: decisive(item, operational) for key, item in data.items() if key not in left_out}
 
 
 def _first_difference(theirs: Any, mine: Any, path: str = "") -> str:

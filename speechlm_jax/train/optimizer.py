@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with a learning rate that is a function of the step alone."""
+"""The optimizer: AdamW or Muon, with a learning rate that is a function of the step alone."""
 
 import dataclasses
 import math
@@ -7,19 +7,25 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 
 # Tables that are looked up rather than multiplied; decay would shrink rare rows to nothing.
 TABLE_AXES = frozenset({"vocab", "codebook"})
+# Muon's updates get the root-mean-square of AdamW's, so that both take the same learning rates (Liu
+# et al. 2025, section 2.2).
+MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate.
+    """An update rule and its learning rate.
 
     Attributes:
+      name: "muon" takes Muon (Jordan 2024) for matrices inside blocks, and AdamW with Nesterov's
+        momentum for tables, norms, biases and convolutions.
       peak: learning rate after the warm-up.
       final: learning rate of the last step; "constant" stays at `peak` and ignores it.
       warmup_steps: linear rise; step n of the warm-up uses peak * n / warmup_steps.
@@ -30,7 +36,7 @@ class OptimizerConfig:
       clip_norm: largest norm of the whole gradient; None clips nothing.
     """
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     peak: float = 1e-3
     final: float = 0.0
     warmup_steps: int = 100
@@ -71,17 +77,53 @@ def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = 
       UserError: the warm-up is longer than the run, or a number is out of its range.
     """
     _check(config, total_steps)
-    transform = optax.chain(
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm),
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    rule = {"adamw": _adamw, "muon": _muon}[config.name](config, axes)
+    return Optimizer(optax.chain(clip, rule), make_schedule(config, total_steps))
+
+
+def _adamw(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
+    return optax.chain(
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(
             config.weight_decay,
             mask=lambda params: decay_mask(params, axes, embeddings=config.decay_embeddings),
         ),
     )
-    return Optimizer(transform=transform, learning_rate=make_schedule(config, total_steps))
+
+
+def _muon(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
+    return muon(
+        learning_rate=-1.0,  # the step subtracts, at its own rate
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=lambda params: muon_dimensions(params, axes),
+    )
+
+
+def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
+    """Each matrix's reduction and output axis (stacked layers stand before them), others None."""
+
+    def dimensions(param: Any, names: tuple[str | None, ...] | None) -> MuonDimensionNumbers | None:
+        names = names or ()
+        layers = names.count("layers")
+        if isinstance(param, optax.MaskedNode) or param.ndim - layers != 2:
+            return None
+        if TABLE_AXES.intersection(names):
+            return None
+        return MuonDimensionNumbers(layers, layers + 1)
+
+    def is_masked(node: Any) -> bool:  # optax hands over what is left when AdamW's part is masked
+        return isinstance(node, optax.MaskedNode)
+
+    if axes is None:
+        return jax.tree.map(lambda param: dimensions(param, None), params, is_leaf=is_masked)
+    return jax.tree.map(dimensions, params, axes, is_leaf=is_masked)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, PyTree
@@ -57,15 +56,26 @@ def make_layout(stage: Stage, optimizer: Optimizer, *, mesh: Mesh) -> StateLayou
         step=everywhere,
         params=params,
         variables=jax.tree.map(lambda _: everywhere, shapes.variables),
-        opt_state=optax.tree_utils.tree_map_params(
-            optimizer.transform,
-            lambda _, sharding: sharding,
-            shapes.opt_state,
-            params,
-            transform_non_params=lambda _: everywhere,
-        ),
+        opt_state=_moment_shardings(shapes, params, everywhere),
     )
     return StateLayout(shapes=shapes, shardings=shardings)
+
+
+def _moment_shardings(shapes: TrainState, params: PyTree, everywhere: NamedSharding) -> PyTree:
+    """A moment's path in the optimizer's state ends with its parameter's path, however wrapped.
+
+    (`optax.tree_utils.tree_map_params` cannot look into a partitioned optimizer such as Muon's.)
+    """
+    where = dict(jax.tree.leaves_with_path(params))
+    sizes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes.params)}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            if sizes.get(path[start:]) == leaf.shape:
+                return where[path[start:]]
+        return everywhere
+
+    return jax.tree.map_with_path(sharding, shapes.opt_state)
 
 
 def init_state(stage: Stage, optimizer: Optimizer, layout: StateLayout, *, seed: int) -> TrainState:

@@ -78,6 +78,15 @@ def random_sentence(world: World, rng: np.random.Generator) -> str:
     return wordings[rng.integers(len(wordings))].format(person=person, value=value)
 
 
+def random_passage(world: World, rng: np.random.Generator, num_words: int) -> str:
+    """So many words of random sentences one after the other, cut anywhere, as spans are."""
+    words = random_sentence(world, rng).split()
+    start = int(rng.integers(len(words)))
+    while len(words) < start + num_words:
+        words += random_sentence(world, rng).split()
+    return " ".join(words[start : start + num_words])
+
+
 def tell(world: World, fact: Fact, rng: np.random.Generator) -> Sentence:
     """A fact in a wording that training may use for it."""
     allowed = world.wordings(fact.person, fact.attribute)

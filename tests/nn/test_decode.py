@@ -76,6 +76,13 @@ def test_greedy_generation_is_step_by_step_argmax(generate, logits_after):
         assert len(reply) == MAX_NEW
 
 
+def test_an_empty_nucleus_still_holds_the_likeliest_id():
+    logits = jnp.array(np.random.default_rng(3).normal(size=(50, VOCAB)), jnp.float32)
+    allowed = jnp.ones(logits.shape, bool)
+    chosen = choose(logits, keys(range(50)), allowed, Sampling(temperature=1.0, top_p=0.0))
+    np.testing.assert_array_equal(chosen, jnp.argmax(logits, axis=-1))
+
+
 def test_a_reply_is_independent_of_its_batch_mates(generate):
     sampling = Sampling(temperature=1.0, top_p=0.9)
     together = generate(PROMPTS, seeds=(5, 6, 7), sampling=sampling)

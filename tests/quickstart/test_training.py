@@ -49,6 +49,17 @@ def test_a_start_keeps_its_own_checkpoints_and_wipes_those_of_other_data(run, in
     assert checkpoint.exists() == stays
 
 
+def test_a_run_that_moved_is_the_same_run(run, tmp_path):
+    run.start()
+    run.finish()
+    moved = dataclasses.replace(
+        EXPERIMENT,
+        data=RowsData("/elsewhere/rows.mixture.json"),
+        train=dataclasses.replace(EXPERIMENT.train, init_from="/elsewhere/lm"),
+    )
+    assert dataclasses.replace(run, experiment=moved).is_done
+
+
 def test_a_bar_follows_the_last_whole_line(tmp_path):
     bar, metrics = tqdm(total=60, file=io.StringIO()), tmp_path / "metrics.jsonl"
     training._advance(bar, metrics)

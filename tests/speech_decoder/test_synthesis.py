@@ -26,6 +26,17 @@ def test_every_clip_gets_the_mel_frames_of_its_codes(decoder):
     assert decoder.codes_to_mel([]) == []
 
 
+def test_noise_belongs_to_the_clip(config, params, decoder):
+    options = {"steps": 2, "temperature": 1.0, "seed": 5}
+    together = decoder.codes_to_mel(CLIPS, voices=VOICES, **options)
+    apart = SpeechDecoder(config, params, batch_size=3, multiple=8)
+    apart = apart.codes_to_mel(CLIPS, voices=VOICES, **options)
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    same = decoder.codes_to_mel([CLIPS[0], CLIPS[0]], voices=1, **options)
+    assert not np.allclose(*same), "clips do not share their noise"
+
+
 def test_without_noise_a_clip_is_independent_of_seed_and_neighbours(decoder):
     mels = decoder.codes_to_mel(CLIPS, voices=VOICES, steps=2, seed=5)
     turned = decoder.codes_to_mel(CLIPS[::-1], voices=VOICES[::-1], steps=2, seed=6)

@@ -56,6 +56,13 @@ def test_labels_that_do_not_fit_cost_nothing():
     assert np.isfinite(ctc_loss(logits, times, labels, sizes, blank=BLANK)).all()
 
 
+def test_a_long_clip_counts_however_large_its_loss():
+    logits = jnp.zeros((1, 2000, 40)).at[:, :, BLANK].set(20.0)
+    labels = jnp.tile(jnp.array([0, 1]), 500)[None]
+    loss = ctc_loss(logits, jnp.array([2000]), labels, jnp.array([1000]), blank=BLANK)
+    assert loss[0] > 10, "1,000 labels that the logits call blank"
+
+
 def batch_of(rows, make_mel, *, real):
     """`real` clips of 33 to 48 mel frames, the other rows padding (text length 0)."""
     random = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import toy_stage
 from toy_stage import CONFIG, assert_same, batch_of, make_stage
@@ -165,7 +166,7 @@ def test_init_from_takes_the_weights_and_nothing_else(whole, tmp_path):
     )
     new = fit(stage, config, tmp_path / "new")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), seen[0], state.params)
-    assert int(new.step) == 1 and int(new.opt_state[1].count) == 1
+    assert int(new.step) == 1 and int(optax.tree_utils.tree_get(new.opt_state, "count")) == 1
     with pytest.raises(UserError, match="has vocabulary v1, this run has v9"):
         fit(make_stage(identity={"vocabulary": "v9"}), config, tmp_path / "other")
 

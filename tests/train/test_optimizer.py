@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_stage import AXES, init
+from toy_stage import AXES, init, loss
 
 from speechlm_jax.errors import UserError
+from speechlm_jax.sharding import MeshConfig, make_mesh
 from speechlm_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
+from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.state import make_layout
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,45 @@ def test_updates_are_those_of_optax_adamw():
     for step in range(1, 6):
         mine, my_state, yours, your_state = both(step, mine, my_state, yours, your_state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), mine, yours)
+
+
+def test_muon_turns_each_layers_matrix_by_itself_and_leaves_tables_to_adamw():
+    axes = {"stack": ("layers", "embed", "mlp"), "table": ("vocab", "embed"), "scale": ("embed",)}
+    shapes = {"stack": (3, 8, 6), "table": (10, 8), "scale": (8,)}
+    grads = {
+        name: jax.random.normal(jax.random.key(i), shape)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    params = jax.tree.map(jnp.zeros_like, grads)
+    plain = {"weight_decay": 0.0, "clip_norm": None, "warmup_steps": 0}
+    ours = make_optimizer(OptimizerConfig("muon", **plain), total_steps=9, axes=axes).transform
+    updates, _ = ours.update(grads, ours.init(params), params)
+    # Newton-Schulz brings singular values near 1; the scale makes the RMS AdamW's usual 0.2.
+    values = jnp.linalg.svd(updates["stack"], compute_uv=False) / (0.2 * np.sqrt(8))
+    assert jnp.all((values > 0.6) & (values < 1.3))
+    alone = optax.contrib.scale_by_muon()
+    for layer in range(3):
+        matrix = grads["stack"][layer]
+        expected, _ = alone.update(matrix, alone.init(matrix))
+        np.testing.assert_allclose(updates["stack"][layer], expected * 0.2 * np.sqrt(8), rtol=1e-4)
+    adam = optax.scale_by_adam(b2=0.95, nesterov=True)
+    rest = {name: grads[name] for name in ("table", "scale")}
+    expected, _ = adam.update(rest, adam.init(rest))
+    for name, update in expected.items():
+        np.testing.assert_allclose(updates[name], update, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_lie(name):
+    config = OptimizerConfig(name, warmup_steps=0)
+    optimizer = make_optimizer(config, total_steps=9, axes=AXES)
+    stage = Stage("toy", init, AXES, loss, batches=lambda seen: iter(()))
+    mesh = make_mesh(MeshConfig(fsdp=2), devices=jax.devices()[:2])
+    layout = make_layout(stage, optimizer, mesh=mesh)
+    spread = [s.spec for s in jax.tree.leaves(layout.shardings.params)]
+    moments = [s.spec for s in jax.tree.leaves(layout.shardings.opt_state)]
+    for spec in spread:
+        assert spec in moments
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ import pytest
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.world.tables import load_tables
-from speechlm_jax.world.texts import documents, random_sentence, random_string, stories
+from speechlm_jax.world.texts import (
+    documents,
+    random_passage,
+    random_sentence,
+    random_string,
+    stories,
+)
 from speechlm_jax.world.world import World
 
 TABLES = load_tables()
@@ -80,6 +86,22 @@ def test_random_sentences_know_no_fact():
     for kind, count in seen.items():
         deviation = (true[kind] / count - 1 / 8) / np.sqrt(1 / 8 * 7 / 8 / count)
         assert abs(deviation) < 4, kind
+
+
+def test_passages_are_running_sentences_of_the_length_asked_for():
+    generator = rng(4)
+    for number in (1, 5, 14, 30):
+        passage = random_passage(WORLDS[0], generator, number).split()
+        assert len(passage) == number and set(passage) <= set(TABLES.words)
+    long = random_passage(WORLDS[0], generator, 60)
+    whole = {
+        wording.format(person=person, value=value)
+        for name, values in TABLES.attributes.items()
+        for wording in TABLES.wordings(name)
+        for person in TABLES.people
+        for value in values
+    }
+    assert sum(sentence in long for sentence in whole) >= 4
 
 
 def test_random_strings_draw_every_word_alone():
