@@ -14,12 +14,14 @@ from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item, write_items
+from speechlm_jax.interleave.build import DOCUMENTS
 from speechlm_jax.quickstart import corpora, scoring
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
 from speechlm_jax.quickstart.spoken import Spoken
 
 DECODED_CLIPS = 100  # Griffin-Lim takes a fifth of a second for each
+READ_SPANS = 500
 _log = logging.getLogger("speechlm.quickstart")
 
 
@@ -28,6 +30,9 @@ def score(q: Quickstart) -> None:
     score_group(q, "tokenizer", q.folders.tokenizer, lambda: scoring.tokenizer_items(
         q.spoken, q.read, q.reader, seed=q.seed))  # fmt: skip
     score_group(q, "text_to_token", q.folders.text_to_token, lambda: _text_to_token_items(q))
+    documents = artifacts.read_jsonl(q.folders.interleaved / DOCUMENTS)
+    score_group(q, "interleaved", q.folders.interleaved, lambda: scoring.span_items(
+        documents, q.read, most=READ_SPANS))  # fmt: skip
     score_group(q, "speech_decoder", q.folders.speech_decoder, lambda: decoder_items(
         q, q.spoken.of_kind("eval_string")[:DECODED_CLIPS]))  # fmt: skip
     for arm in ARMS:

@@ -1,7 +1,8 @@
 """Trained models and evaluation clips -> scored items, one group of figures a function."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,17 @@ def text_to_token_items(
         ]
         items += wer_items(name, pairs)
     return items
+
+
+def span_items(documents: Iterable[Mapping[str, Any]], read: ReadCodes, *, most: int) -> list[Item]:
+    """WER of the first spans of interleaved documents, as the language model gets to see them."""
+    told = (segment for row in documents for segment in row["segments"] if "codes" in segment)
+    spans = list(islice(told, most))
+    heard = read([span["codes"] for span in spans])
+    return wer_items(
+        "interleaved/wer",
+        [Reading(span["text"], text) for span, text in zip(spans, heard, strict=True)],
+    )
 
 
 def lm_items(

@@ -49,6 +49,15 @@ class Codebook(Reader):
         self.codebook = np.random.default_rng(0).normal(size=(ENTRIES, 8)).astype(np.float32)
 
 
+def test_spans_of_documents_are_read_back():
+    right = {"text": "paris today", "codes": codes_of("paris today")}
+    wrong = {"text": "anna", "codes": codes_of("cairo")}
+    documents = [{"segments": [{"text": "my friend"}, right]}, {"segments": [wrong, wrong]}]
+    assert values(scoring.span_items(documents, read, most=2)) == {
+        "interleaved/wer": pytest.approx(1 / 3)
+    }
+
+
 def test_a_perfect_tokenizer_and_its_shuffled_control(spoken):
     found = values(scoring.tokenizer_items(spoken, read, Codebook(), seed=0))
     for name in ("wer", "wer_sentences", "wer_questions", "entity_wer", "abx_dtw", "abx_edit"):
