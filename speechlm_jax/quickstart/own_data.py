@@ -97,9 +97,9 @@ def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, see
                 base.corpus, eval_clips=48, documents=1500, text_documents=1500
             ),
             tokenizer_training=Training(steps=1000, batch_size=8),
-            text_to_token_training=Training(steps=1500, batch_size=4),
-            lm_training=Training(steps=1800, batch_size=4),
-            speech_decoder_training=Training(steps=1000, batch_size=6, peak=2e-3),
+            text_to_token_training=Training(steps=1500, batch_size=4, optimizer="muon"),
+            lm_training=Training(steps=1800, batch_size=4, optimizer="muon"),
+            speech_decoder_training=Training(steps=1000, batch_size=6, peak=2e-3, optimizer="muon"),
         )
     return OwnData(
         folders, config=config, seed=seed, speech=speech, text_file=text_file,

@@ -1,8 +1,11 @@
 """Conditional flow matching: codes -> mel frames (GLM-4-Voice report, section 3.2).
 
-A block-causal token encoder reads the codes; an estimator of the velocity field (Lipman et al.
-2023, optimal-transport paths) reads noisy mel frames, the encoded codes, the time and a voice.
-Mel frames travel in patches, the codes' rate times a small factor, so that attention stays short.
+A block-causal token encoder reads the codes; an estimator reads noisy mel frames, the encoded
+codes, the time and a voice. Paths are straight (Lipman et al. 2023, optimal transport). Mel frames
+travel in patches, the codes' rate times a small factor, so that attention stays short. A patch
+holds more numbers than the estimator is wide, so it estimates the clean patch, from which the
+velocity follows: a velocity contains the noise, which would not pass through (Li & He 2025, and
+docs/log.md).
 """
 
 import dataclasses
@@ -65,7 +68,7 @@ class FlowConfig:
 
 
 class Flow(nnx.Module):
-    """The token encoder and the velocity estimator."""
+    """The token encoder and the estimator."""
 
     def __init__(self, config: FlowConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -109,7 +112,23 @@ class Flow(nnx.Module):
         condition: Float[Array, "batch patches embed"],
         layout: Layout,
     ) -> Float[Array, "batch patches patch"]:
-        """The velocity field at `time` in [0, 1]."""
+        """The velocity field at `time` in [0, 1): clean - (1 - SIGMA_MIN) * noise, as estimated.
+
+        On the path `noisy = (1 - (1 - SIGMA_MIN) * time) * noise + time * clean`.
+        """
+        clean = self.estimate(noisy, time, condition, layout)
+        part = time[:, None, None]
+        noise = (noisy - part * clean) / (1 - (1 - SIGMA_MIN) * part)
+        return clean - (1 - SIGMA_MIN) * noise
+
+    def estimate(
+        self,
+        noisy: Float[Array, "batch patches patch"],
+        time: Float[Array, " batch"],
+        condition: Float[Array, "batch patches embed"],
+        layout: Layout,
+    ) -> Float[Array, "batch patches patch"]:
+        """The clean patches that noisy ones at `time` come from."""
         times = self.time_in(sinusoids(1000.0 * time, self.config.embed))
         x = self.patch_in(noisy) + condition + times[:, None]
         return self.patch_out(self.out_norm(self.estimator(x, layout)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax.nn.attention import whole
-from speechlm_jax.speech_decoder.flow import Flow
+from speechlm_jax.speech_decoder.flow import SIGMA_MIN, Flow
 from speechlm_jax.speech_decoder.stage import functional
 
 CODES = jnp.array([[1, 2, 3, 4, 5, 6]])
@@ -29,6 +29,21 @@ def test_a_constant_field_is_integrated_exactly(flow, noise, monkeypatch, steps)
     monkeypatch.setattr(Flow, "velocity", lambda self, x, time, condition, layout: drift)
     mel = flow.codes_to_mel(CODES, LENGTHS, VOICES, noise, steps=steps)
     np.testing.assert_allclose(flow.patches(mel), noise + drift, atol=1e-4)
+
+
+def test_the_velocity_is_that_of_the_straight_path_to_the_estimate(flow, noise, monkeypatch):
+    clean = jax.random.normal(jax.random.key(2), noise.shape)
+    monkeypatch.setattr(Flow, "estimate", lambda self, x, time, condition, layout: clean)
+
+    def path(time):
+        return (1 - (1 - SIGMA_MIN) * time) * noise + time * clean
+
+    for time in (0.0, 0.4, 0.9):
+        at = jnp.full(1, time)
+        velocity = flow.velocity(path(time), at, jnp.zeros((1, 12, 8)), whole(LENGTHS * 2, 12))
+        np.testing.assert_allclose(
+            velocity, jax.jvp(path, (time,), (1.0,))[1], rtol=1e-3, atol=1e-3
+        )
 
 
 def test_a_linear_field_is_integrated_on_the_cosine_schedule(flow, noise, monkeypatch):
