@@ -46,6 +46,8 @@ tasks.dialogue("quickstart_chat", dialogues)
 # Rates are shares of tokens. The arms differ in 0.45 of them: interleaved documents in one; in the
 # other the text of the same documents, and speech that tells no facts. ASR's share is large because
 # only its transcripts count in the loss, one id in six.
-COMMON = {"q_text": 0.10, "q_speech": 0.05, "q_asr": 0.35, "q_tts": 0.05}
+COMMON = {"q_text": 0.10, "q_speech": 0.05, "q_asr": 0.25, "q_tts": 0.15}
 tasks.mixture("quickstart_interleaved", COMMON | {"q_interleaved": 0.45})
 tasks.mixture("quickstart_baseline", COMMON | {"q_text_of_interleaved": 0.20, "q_speech": 0.30})
+# Replies name few values; reading random strings aloud keeps the others.
+tasks.mixture("quickstart_sft", {"quickstart_chat": 0.6, "q_tts": 0.4})

@@ -1,7 +1,8 @@
 """Question codes -> reply text and codes, in the paper's two modes.
 
 Section 8.1 of the paper's SFT: speech in, speech out alone (`speech_only`), or the reply's text
-first and then its speech (`text_guided`). Which one is asked for shows in the reply's first id.
+first and then its speech (`text_guided`). The reply's first id decides between them, so it is held
+to the mode that is asked for: `begin_of_speech`, or any text.
 """
 
 import dataclasses
@@ -62,8 +63,11 @@ class Chat:
         prompts = [writer.dialogue_prompt(history) for history in turns]
         texts: list[list[int]] = [[] for _ in prompts]
         if mode == "text_guided":
+            first = self._generate(prompts, vocab.allowed("text"), "begin_of_speech", 1, seed)
+            begun = [[*p, *t] for p, t in zip(prompts, first, strict=True)]
             allowed = vocab.allowed("text", specials=("begin_of_speech",))
-            texts = self._generate(prompts, allowed, "begin_of_speech", self._config.max_text, seed)
+            rest = self._generate(begun, allowed, "begin_of_speech", self._config.max_text, seed)
+            texts = [[*t, *more] for t, more in zip(first, rest, strict=True)]
         opened = [[*p, *t, vocab["begin_of_speech"]] for p, t in zip(prompts, texts, strict=True)]
         spoken = self._generate(
             opened,

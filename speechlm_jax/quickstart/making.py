@@ -175,7 +175,7 @@ def fine_tune(q: Quickstart) -> None:
         extra=artifacts.read_manifest(q.codes("dialogues")).extra,
     )  # fmt: skip
     data.add_sources(q.folders.sources, {"dialogues": ["dialogues"]})
-    mixture = _prepare(q, "quickstart_chat", ("dialogues",), q.vocab)
+    mixture = _prepare(q, "quickstart_sft", ("dialogues", "pairs"), q.vocab)
     experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
     train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
     inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}

@@ -96,7 +96,7 @@ def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, see
             corpus=dataclasses.replace(
                 base.corpus, eval_clips=48, documents=1500, text_documents=1500
             ),
-            tokenizer_training=Training(steps=1000, batch_size=8),
+            tokenizer_training=Training(steps=1000, batch_size=8, optimizer="muon"),
             text_to_token_training=Training(steps=1500, batch_size=4, optimizer="muon"),
             lm_training=Training(steps=1800, batch_size=4, optimizer="muon"),
             speech_decoder_training=Training(steps=1000, batch_size=6, peak=2e-3, optimizer="muon"),

@@ -118,9 +118,9 @@ FULL = QuickstartConfig(
     tokenizer=SpeechTokenizerConfig(
         text_size=0,
         encoder=EncoderConfig(rope_theta=10_000.0),
-        quantizer=QuantizerConfig(start_step=400),
+        quantizer=QuantizerConfig(start_step=300),
     ),
-    tokenizer_training=TrainingSize(steps=1200, batch_size=16),
+    tokenizer_training=TrainingSize(steps=800, batch_size=16, optimizer="muon"),
     row_length=256,
     text_to_token=LanguageModelConfig(0, _transformer(4, 128, 4)),
     text_to_token_training=TrainingSize(steps=2000, batch_size=4, optimizer="muon"),

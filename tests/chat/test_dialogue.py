@@ -44,20 +44,23 @@ def test_text_then_speech(writer, scripted):
     vocab = writer.vocab
     texts = ["it is paris", "rome"]
     said = [writer.tokenizer.encode(text) for text in texts]
-    model = scripted(said, speech(vocab))
+    model = scripted([ids[:1] for ids in said], [ids[1:] for ids in said], speech(vocab))
     replies = Chat(model, writer, CONFIG).reply(QUESTIONS, mode="text_guided")
     assert [reply.text for reply in replies] == texts
-    first, second = model.asked
+    first, rest, second = model.asked
     for number, question in enumerate(QUESTIONS):
         ids, inputs = row(writer, question, [{"text": texts[number]}, {"codes": SPOKEN[number]}])
         assert list(first[number].prompt) == ids[:inputs]
         assert list(second[number].prompt) == ids[: inputs + len(said[number]) + 1]
-        assert first[number].stops == (vocab["begin_of_speech"],)
-        assert first[number].max_new == 5
-        allowed = np.flatnonzero(first[number].allowed).tolist()
+        assert first[number].max_new == 1, "no reply without text: its first id is held to text"
+        assert set(np.flatnonzero(first[number].allowed)) == set(range(vocab.text_size))
+        assert list(rest[number].prompt) == [*ids[:inputs], said[number][0]]
+        assert rest[number].stops == (vocab["begin_of_speech"],)
+        assert rest[number].max_new == 5
+        allowed = np.flatnonzero(rest[number].allowed).tolist()
         assert set(allowed) == {*range(vocab.text_size), vocab["begin_of_speech"]}
 
 
 @pytest.mark.parametrize("mode", ["speech_only", "text_guided"])
 def test_no_questions_get_no_replies(writer, scripted, mode):
-    assert Chat(scripted([], []), writer).reply([], mode=mode) == []
+    assert Chat(scripted([], [], []), writer).reply([], mode=mode) == []

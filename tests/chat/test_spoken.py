@@ -23,7 +23,8 @@ def loudest(mel):
 
 def reply_to(wav, writer, scripted, codes, **given):
     ids = writer.vocab.codes_to_ids(np.array(codes, int)).tolist()
-    model = scripted([writer.tokenizer.encode("it is rome")], [ids])
+    first, *rest = writer.tokenizer.encode("it is rome")
+    model = scripted([[first]], [rest], [ids])
     chat = Chat(model, writer)
     made = wav_to_reply(
         wav, mel_to_codes=loudest, chat=chat, mel=MEL, mode="text_guided",
