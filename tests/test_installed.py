@@ -36,8 +36,9 @@ def _setup_value(name: str):
 
 
 def _run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
-    # The checkout must not leak into the new environment.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # Neither the checkout nor the tests' forced devices may leak into the new environment.
+    hidden = {"PYTHONPATH", "XLA_FLAGS"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(

@@ -209,7 +209,12 @@ class RowShards:
             for file in files
             if file.rows
         ]
-        self._records = grain.sources.ArrayRecordDataSource(instructions) if instructions else ()
+        # Any object with these four fields will do, which the annotation does not say.
+        self._records = (
+            grain.sources.ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]
+            if instructions
+            else ()
+        )
 
     def __len__(self) -> int:
         return self._size

@@ -131,7 +131,8 @@ def _iterate(source: _PlanBatches | _AllBatches, prefetch: int) -> Iterator[Batc
         return iter(())
     # One thread at most: more of them fight over the interpreter and cost four times the time.
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    rows = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]  # len and [] do
+    return iter(rows.to_iter_dataset(options))
 
 
 def _check(plan: MixturePlan, shards: Mapping[str, RowShards]) -> None:

@@ -210,7 +210,7 @@ def register(
     write = functools.partial(write_examples, format=format, field=field)
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=source,  # pyright: ignore[reportArgumentType]  # SeqIO's own base class
         preprocessors=[*preprocessors, write],
         output_features=output_features(),
         metric_fns=list(metric_fns),

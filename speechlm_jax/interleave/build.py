@@ -66,7 +66,7 @@ def document_to_interleaved(
     config: InterleaveConfig,
     inputs: dict[str, str],
     tokenizer: dict[str, Any],
-    progress: Callable[[int], None] = lambda documents: None,
+    progress: Callable[[int], object] = lambda documents: None,
 ) -> artifacts.Manifest:
     """Writes the interleaved folder of some documents; a finished one of the same inputs is kept.
 

@@ -65,11 +65,11 @@ def score_group(
 
 def _text_to_token_items(q: Quickstart) -> list[Item]:
     known = {row["text"] for row in q.features.rows if row["split"] == corpora.TRAIN}
+    number = q.config.corpus.eval_clips
+    draw = partial(corpora.unseen_texts, q.world, known=known, seed=q.seed + 1)
     texts = {
-        f"text_to_token/wer{suffix}": corpora.unseen_texts(
-            q.world, kind, q.config.corpus.eval_clips, known=known, seed=q.seed + 1
-        )
-        for suffix, kind in (("", "sentence"), ("_strings", "string"))
+        "text_to_token/wer": draw("sentence", number),
+        "text_to_token/wer_strings": draw("string", number),
     }
     return scoring.text_to_token_items(texts, q.text_to_token, q.read, voices=q.voices, seed=q.seed)
 

@@ -30,6 +30,7 @@ from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
+from speechlm_jax.world.world import Kind
 
 SPOKEN_KINDS = {
     "strings": ("string",),
@@ -114,10 +115,11 @@ def train_from_codes(q: Chain) -> None:
 def interleave(q: Quickstart) -> None:
     """Documents of facts, and spans of them turned into codes."""
     size = q.config.corpus
-    for name, kinds, number in (
+    told: tuple[tuple[str, tuple[Kind, ...], int], ...] = (
         ("interleaved", ("interleaved", "new_wording"), size.documents),
         ("text", ("text_only",), size.text_documents),
-    ):
+    )
+    for name, kinds, number in told:
         rows = corpora.documents(
             q.world, kinds, number, words=size.document_words, seed=q.seed, name=name
         )

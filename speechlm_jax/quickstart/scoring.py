@@ -24,6 +24,7 @@ from speechlm_jax.quickstart.spoken import Spoken, by_class
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.reading import Reader
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, TextToToken
+from speechlm_jax.vocab import Modality
 
 MAX_ANSWER_CODES = 40  # "it is" and a value at the slowest rate last under three seconds
 
@@ -63,7 +64,7 @@ def held_out_codes(spoken: Spoken) -> list[list[int]]:
 
 
 def text_to_token_items(
-    texts: dict[str, Sequence[str]],
+    texts: Mapping[str, Sequence[str]],
     model: TextToToken,
     read: ReadCodes,
     *,
@@ -143,7 +144,11 @@ def _question_items(
     written = list({question.fact: question for question in asked}.values())
     generate, score = inference.generate, inference.score
     items = []
-    for mode, modality, questions in (("s2t", "speech", asked), ("t2t", "text", written)):
+    modes: tuple[tuple[str, Modality, Sequence[Question]], ...] = (
+        ("s2t", "speech", asked),
+        ("t2t", "text", written),
+    )
+    for mode, modality, questions in modes:
         items += spoken_qa.answer_in_text(
             f"qa/{mode}{suffix}/{arm}",
             questions,

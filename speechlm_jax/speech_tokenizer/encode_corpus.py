@@ -30,7 +30,7 @@ def features_to_codes(
     *,
     tokenizer: str,
     keep: Callable[[dict[str, Any]], bool] = lambda row: True,
-    progress: Callable[[int], None] = lambda clips: None,
+    progress: Callable[[int], object] = lambda clips: None,
 ) -> artifacts.Manifest:
     """Writes codes of the clips that `keep` takes; a finished folder of the same inputs is kept.
 
