@@ -43,6 +43,8 @@ LABELS = {
     "tokenizer/abx_dtw": "ABX errors on unheard words",
     "tokenizer/abx_edit": "ABX errors on unheard words, by edits",
     "text_to_token/wer": "Text-to-token, word errors",
+    "text_to_token/wer_strings": "Text-to-token, word errors on strings",
+    "interleaved/wer": "Spans of documents, word errors",
     "speech_decoder/wer": "Speech decoder, word errors",
     "speech_decoder/clipped_ratio": "Speech decoder, samples that clip",
     "chat/speech_only": "Chat, speech alone",

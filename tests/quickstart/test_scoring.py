@@ -5,14 +5,20 @@ import pytest
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.espeak import make_voices
+from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.chat.dialogue import Chat, Reply
+from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import figures_from_items
+from speechlm_jax.nn.inference import Inference
 from speechlm_jax.quickstart import corpora, scoring
 from speechlm_jax.quickstart.sizes import CorpusConfig
 from speechlm_jax.quickstart.spoken import Spoken
+from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import TextToToken
+from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.tables import load_tables
 from speechlm_jax.world.world import World
 
@@ -118,6 +124,97 @@ def test_a_chat_that_listens_falls_with_shuffled_codes(spoken):
     deaf = dict.fromkeys(answers, f"{questions[0].lead} {questions[0].answer}")
     found = values(scoring.chat_items(questions, Assistant(deaf), read, seed=0))
     assert found["chat/speech_only"] == found["chat/speech_only_shuffled"] < 0.1
+
+
+class Knower(Inference):
+    """Knows every fact; hears questions and stories, or takes all for silence if it is `deaf`."""
+
+    def __init__(self, formats, *, deaf=False):
+        self.formats, self.deaf = formats, deaf
+        self.answers = {q.text: q.answer for q in WORLD.questions(WORLD.facts)}
+        self.true = {
+            wording.format(person=fact.person, value=fact.value)
+            for fact in WORLD.facts
+            for wording in WORLD.tables.wordings(fact.attribute)
+        }
+
+    def words(self, ids):
+        vocab, text = self.formats.vocab, self.formats.text_tokenizer
+        spoken = np.array([i for i in ids if i >= vocab.speech_offset], np.int32)
+        heard = [] if self.deaf else read([vocab.ids_to_codes(spoken)])[0].split()
+        return [*heard, *text.decode([i for i in ids if i < vocab.text_size]).split()]
+
+    def generate(self, requests, *, sampling=None):
+        replies = []
+        for request in requests:
+            asked = " ".join(self.words(request.prompt)).removesuffix(" it is")
+            answer = self.answers.get(asked, "paris")
+            to_speech = not request.allowed[: self.formats.vocab.text_size].any()
+            said = codes_of(f"it is {answer}") if to_speech else answer
+            replies.append(self.formats.continuation(said))
+        return replies
+
+    def score(self, requests):
+        return [float(self.is_true(r)) for r in requests]
+
+    def is_true(self, request):
+        told, said = (
+            " ".join(self.words(request.prompt)),
+            " ".join(self.words(request.continuation)),
+        )
+        answer = said.split()[-1] if said else ""
+        return self.answers.get(told.removesuffix(" it is")) == answer or said in self.true
+
+
+@pytest.fixture(scope="module")
+def formats():
+    text = TextTokenizer.train([" ".join(WORDS)], kind="word")
+    return Formats(Vocab(text.size, ENTRIES, 12.5, text.fingerprint, "tokenizer"), text)
+
+
+def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, formats):
+    found = values(scoring.lm_items("arm", spoken, Knower(formats), formats, read, seed=0))
+    for mode in ("s2t", "s2t_choice", "t2t", "t2t_choice", "s2s", "s2s_choice"):
+        for suffix in ("", "_new_wording", "_text_only"):
+            stem, _, choice = mode.partition("_")
+            name = f"qa/{stem}{suffix}{'_choice' if choice else ''}/arm"
+            assert found[name] == 1, name
+    for direction in ("s2s", "s2t", "t2s", "t2t"):
+        assert found[f"storycloze/{direction}/arm"] == 1
+    assert found["qa/s2t_shuffled/arm"] < 0.4 and found["qa/s2s_shuffled/arm"] < 0.4
+
+
+def test_a_deaf_model_knows_what_is_written_alone(spoken, formats):
+    found = values(
+        scoring.lm_items("arm", spoken, Knower(formats, deaf=True), formats, read, seed=0)
+    )
+    assert found["qa/t2t/arm"] == found["storycloze/t2t/arm"] == 1
+    assert found["qa/s2t/arm"] < 0.3 and found["qa/s2s/arm"] < 0.3
+    assert found["storycloze/s2s/arm"] == 0.5, "a tie"
+
+
+def test_audio_that_comes_back_unchanged_has_the_errors_of_the_reader_alone(spoken):
+    rows = spoken.of_kind("eval_string")[:2]
+    wavs = [0.3 * np.sin(np.arange(4_000 + 800 * i) / (4 + i)).astype(np.float32) for i in range(2)]
+    mel = MelConfig()
+
+    class Unchanged(SpeechDecoder):
+        def __init__(self):
+            pass
+
+        def codes_to_mel(self, codes, *, seed):
+            return [wav_to_mel(wav, mel) for wav in wavs]
+
+    def heard(mels):
+        assert [len(one) for one in mels] == [len(wav) // mel.hop_length for wav in wavs]
+        return [rows[0]["text"], ""]
+
+    items = scoring.decoder_items(rows, wavs, Unchanged(), heard, mel=mel, seed=0)
+    found = values(items)
+    lost, all_words = (len(rows[1]["text"].split()), sum(len(r["text"].split()) for r in rows))
+    assert found["speech_decoder/wer"] == pytest.approx(lost / all_words)
+    assert abs(found["speech_decoder/level_difference_db"]) < 1.0
+    assert found["speech_decoder/clipped_ratio"] == 0
 
 
 def test_questions_carry_the_spoken_answers_of_their_voice(spoken):
