@@ -148,7 +148,7 @@ MICRO = dataclasses.replace(
         documents=40,
         text_documents=20,
     ),
-    buckets=BucketConfig(batch_size=8, edges=(224, 416)),
+    buckets=BucketConfig(batch_size=8, edges=(416,)),  # each length is a program to compile
     tokenizer=SpeechTokenizerConfig(
         text_size=0,
         encoder=EncoderConfig(
