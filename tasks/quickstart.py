@@ -4,7 +4,8 @@ The run's folder is the environment variable SPEECHLM_RUN. Its `sources.json` sa
 lies, relative to the folder; each entry is a list:
 
     {"text": ["text/*.jsonl"], "speech": ["codes/speech"], "pairs": ["codes/pairs"],
-     "interleaved": ["interleaved"], "voiced": ["codes/pairs"], "dialogues": ["dialogues"]}
+     "interleaved": ["interleaved"], "voiced": ["codes/pairs"], "dialogues": ["dialogues"],
+     "read_aloud": ["read_aloud"]}
 """
 
 import functools
@@ -29,9 +30,9 @@ def places(kind: str) -> list[Path]:
     return [run / place for place in sources[kind]]
 
 
-text, speech, pairs, interleaved, voiced, dialogues = (
+text, speech, pairs, interleaved, voiced, dialogues, read_aloud = (
     functools.partial(places, kind)
-    for kind in ("text", "speech", "pairs", "interleaved", "voiced", "dialogues")
+    for kind in ("text", "speech", "pairs", "interleaved", "voiced", "dialogues", "read_aloud")
 )
 
 tasks.text("q_text", text)
@@ -42,6 +43,7 @@ tasks.interleaved("q_interleaved", interleaved)
 tasks.folder_text("q_text_of_interleaved", interleaved)
 tasks.voiced_tts("q_text_to_token", voiced)
 tasks.dialogue("quickstart_chat", dialogues)
+tasks.dialogue("q_read_aloud", read_aloud)
 
 # Rates are shares of tokens. The arms differ in 0.45 of them: interleaved documents in one; in the
 # other the text of the same documents, and speech that tells no facts. ASR's share is large because
@@ -49,5 +51,6 @@ tasks.dialogue("quickstart_chat", dialogues)
 COMMON = {"q_text": 0.10, "q_speech": 0.05, "q_asr": 0.25, "q_tts": 0.15}
 tasks.mixture("quickstart_interleaved", COMMON | {"q_interleaved": 0.45})
 tasks.mixture("quickstart_baseline", COMMON | {"q_text_of_interleaved": 0.20, "q_speech": 0.30})
-# Replies name few values; reading random strings aloud keeps the others.
-tasks.mixture("quickstart_sft", {"quickstart_chat": 0.6, "q_tts": 0.4})
+# The question alone would tell what to say in speech. Where the assistant reads a written string
+# aloud, only the reply's text does.
+tasks.mixture("quickstart_sft", {"quickstart_chat": 0.3, "q_read_aloud": 0.7})

@@ -31,6 +31,7 @@ NAMES = {
     "speech_decoder": "speech_decoder",
     "interleaved": "interleaved",
     "dialogues": "dialogues",
+    "read_aloud": "read_aloud",
     "lm_interleaved": "lm_interleaved",
     "lm_baseline": "lm_baseline",
     "chat": "chat",

@@ -170,19 +170,35 @@ def pretrain(q: Chain) -> None:
 
 def fine_tune(q: Quickstart) -> None:
     """The interleaved arm on spoken dialogues about half of the people."""
-    data.write_rows(
-        q.folders.dialogues, "dialogues", "dialogues.jsonl", _dialogues(q),
-        inputs={"spoken": q.fingerprint(q.codes("dialogues")), "world": q.world.fingerprint},
-        config=[],
-        extra=artifacts.read_manifest(q.codes("dialogues")).extra,
-    )  # fmt: skip
-    data.add_sources(q.folders.sources, {"dialogues": ["dialogues"]})
-    mixture = _prepare(q, "quickstart_sft", ("dialogues", "pairs"), q.vocab)
+    for name, codes, rows in (
+        ("dialogues", "dialogues", _dialogues(q)),
+        ("read_aloud", q.pairs, _read_aloud(q)),
+    ):
+        spoken = artifacts.read_manifest(q.codes(codes))
+        inputs = {"spoken": spoken.fingerprint, "world": q.world.fingerprint}
+        data.write_rows(
+            q.folders.run / name, "dialogues", "dialogues.jsonl", rows,
+            inputs=inputs, config=[], extra=spoken.extra,
+        )  # fmt: skip
+        data.add_sources(q.folders.sources, {name: [name]})
+    mixture = _prepare(q, "quickstart_sft", ("dialogues", "read_aloud"), q.vocab)
     experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
     train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
     inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}
     run = Run("chat", dataclasses.replace(experiment, train=train), q.folders.chat, inputs)
     train_all([run], threads=2)
+
+
+def _read_aloud(q: Quickstart) -> Iterator[dict[str, Any]]:
+    """Strings of random words: the user writes one, the assistant says it."""
+    for row in artifacts.read_jsonl(q.codes(q.pairs) / CODES):
+        written = {"text": row["text"]}
+        reply = [written, {"codes": row["codes"], "text": row["text"]}]
+        yield {"id": row["id"], "split": row["split"], "turns": _turns([written], reply)}
+
+
+def _turns(asked: list[dict[str, Any]], reply: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "user", "segments": asked}, {"role": "assistant", "segments": reply}]
 
 
 def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
@@ -197,11 +213,7 @@ def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
         said = {"codes": spoken[text], "text": text}
         asked = {"codes": row["codes"], "text": row["text"]}
         for mode, reply in (("speech_only", [said]), ("text_guided", [{"text": text}, said])):
-            turns = [
-                {"role": "user", "segments": [asked]},
-                {"role": "assistant", "segments": reply},
-            ]
-            yield {"id": f"{row['id']}-{mode}", "turns": turns}
+            yield {"id": f"{row['id']}-{mode}", "turns": _turns([asked], reply)}
 
 
 def _prepare(q: Chain, name: str, kinds: Sequence[str], vocab: Vocab) -> Path:

@@ -132,7 +132,7 @@ FULL = QuickstartConfig(
     lm_training=TrainingSize(steps=3600, batch_size=4, optimizer="muon", schedule="wsd"),
     speech_decoder=FlowConfig(0, 0),
     speech_decoder_training=TrainingSize(steps=1000, batch_size=16, peak=2e-3, optimizer="muon"),
-    chat_training=TrainingSize(steps=200, batch_size=8, peak=1e-3, final=0.0),
+    chat_training=TrainingSize(steps=400, batch_size=8, peak=1e-3, final=0.0),
 )
 
 _SMALL = _transformer(1, 32, 2)
