@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,42 @@ class ScoreRequest:
     continuation: Sequence[int]
 
 
+@lru_cache(maxsize=8)
+def _programs(config: LanguageModelConfig) -> tuple[Callable[..., Generated], Callable[..., Array]]:
+    """Compiled `generate` and `score`, shared by all models of one config."""
+    model = functional(config)
+
+    @partial(jax.jit, static_argnames=("max_new", "sampling"))
+    def generate(
+        params: PyTree,
+        prompts: Array,
+        lengths: Array,
+        seeds: Array,
+        allowed: Array,
+        stops: Array,
+        max_new: int,
+        sampling: Sampling,
+    ) -> Generated:
+        return decode.generate(
+            model.bind(params),
+            prompts,
+            lengths,
+            keys=jax.vmap(jax.random.key)(seeds),
+            allowed=allowed,
+            stops=stops,
+            max_new=max_new,
+            sampling=sampling,
+        )
+
+    @jax.jit
+    def score(params: PyTree, ids: Array, lengths: Array, starts: Array) -> Array:
+        places = jnp.arange(ids.shape[1])[None]
+        counted = (places >= starts[:, None]) & (places < lengths[:, None])
+        return decode.score(model.bind(params), ids, lengths, counted)
+
+    return generate, score
+
+
 class Inference:
     """A trained language model that answers requests.
 
@@ -66,37 +102,7 @@ class Inference:
         self._params = params
         self._batch_size = batch_size
         self._multiple = multiple
-        model = functional(config)
-
-        @partial(jax.jit, static_argnames=("max_new", "sampling"))
-        def generate(
-            params: PyTree,
-            prompts: Array,
-            lengths: Array,
-            seeds: Array,
-            allowed: Array,
-            stops: Array,
-            max_new: int,
-            sampling: Sampling,
-        ) -> Generated:
-            return decode.generate(
-                model.bind(params),
-                prompts,
-                lengths,
-                keys=jax.vmap(jax.random.key)(seeds),
-                allowed=allowed,
-                stops=stops,
-                max_new=max_new,
-                sampling=sampling,
-            )
-
-        @jax.jit
-        def score(params: PyTree, ids: Array, lengths: Array, starts: Array) -> Array:
-            places = jnp.arange(ids.shape[1])[None]
-            counted = (places >= starts[:, None]) & (places < lengths[:, None])
-            return decode.score(model.bind(params), ids, lengths, counted)
-
-        self._generate, self._score = generate, score
+        self._generate, self._score = _programs(config)
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, sampling: Sampling = GREEDY

@@ -64,7 +64,7 @@ def add_sources(path: Path, sources: dict[str, list[str]]) -> None:
 
 
 def prepare(
-    name: str,
+    names: Sequence[str],
     kinds: Sequence[str],
     *,
     run: Path,
@@ -73,34 +73,35 @@ def prepare(
     text_model: Path,
     length: int,
     seed: int,
-) -> Path:
-    """Prepares a mixture of the run's sources of these kinds, unless it is prepared.
+) -> list[Path]:
+    """Prepares mixtures of the run's sources of these kinds, unless they are prepared.
 
-    It takes a process of its own: TensorFlow starts only when it is needed and its memory is given
-    back.
+    They take a process of their own: TensorFlow starts only when it is needed and its memory is
+    given back.
     """
-    mixture = out / f"{name}.mixture.json"
-    mark = out / "done" / name
+    mixtures = [out / f"{name}.mixture.json" for name in names]
+    mark = out / "done" / "+".join(names)
     inputs = {"tasks": artifacts.sha256_file(shipped.find(TASKS)), "vocabulary": vocab.fingerprint}
     inputs |= {place: _identity(run / place) for place in _places(run, kinds)}
     config = {"length": length}
-    if mixture.is_file() and artifacts.is_current(
+    if all(mixture.is_file() for mixture in mixtures) and artifacts.is_current(
         mark, "prepared", inputs=inputs, config=config, seed=seed
     ):
-        return mixture
-    vocab_file = vocab_path(out, name)
-    artifacts.write_json(vocab_file, vocab.to_json())
+        return mixtures
+    for name in names:
+        artifacts.write_json(vocab_path(out, name), vocab.to_json())
     command = [
-        sys.executable, "-m", "speechlm_jax.quickstart.prepare_child", name, str(vocab_file),
-        str(text_model), str(out), str(length), str(seed), str(shipped.find(TASKS)),
+        sys.executable, "-m", "speechlm_jax.quickstart.prepare_child", ",".join(names),
+        str(vocab_path(out, names[0])), str(text_model), str(out), str(length), str(seed),
+        str(shipped.find(TASKS)),
     ]  # fmt: skip
     environment = {**os.environ, "SPEECHLM_RUN": str(run.resolve()), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode != EXIT_OK:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UserError(f"preparing {name} failed: {lines[-1]}")
+        raise UserError(f"preparing {', '.join(names)} failed: {lines[-1]}")
     artifacts.write_manifest(mark, "prepared", inputs=inputs, config=config, seed=seed)
-    return mixture
+    return mixtures
 
 
 def _places(run: Path, kinds: Sequence[str]) -> list[str]:

@@ -91,7 +91,7 @@ def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -
 def train_from_codes(q: Chain) -> None:
     """Text-to-token model and speech decoder, side by side."""
     q.folders.prepared.mkdir(exist_ok=True)
-    mixture = _prepare(q, data.TEXT_TO_TOKEN, ("voiced",), q.voiced_vocab)
+    (mixture,) = _prepare(q, [data.TEXT_TO_TOKEN], ("voiced",), q.voiced_vocab)
     codes = q.codes(q.pairs)
     size = q.config.speech_decoder_training
     buckets = dataclasses.replace(q.buckets, batch_size=size.batch_size, seed=q.seed)
@@ -158,9 +158,9 @@ def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, numbe
 def pretrain(q: Chain) -> None:
     """The run's arms, side by side: same weights, settings and budget; only rows differ."""
     runs = []
-    for arm in q.arms:
-        kinds = ("text", "speech", "pairs", "interleaved")
-        mixture = _prepare(q, f"quickstart_{arm}", kinds, q.vocab)
+    kinds = ("text", "speech", "pairs", "interleaved")
+    mixtures = _prepare(q, [f"quickstart_{arm}" for arm in q.arms], kinds, q.vocab)
+    for arm, mixture in zip(q.arms, mixtures, strict=True):
         experiment = _rows_experiment(q, mixture, q.config.lm, q.config.lm_training)
         runs.append(
             Run(f"lm_{arm}", experiment, getattr(q.folders, f"lm_{arm}"), _mixture_inputs(mixture))
@@ -181,7 +181,7 @@ def fine_tune(q: Quickstart) -> None:
             inputs=inputs, config=[], extra=spoken.extra,
         )  # fmt: skip
         data.add_sources(q.folders.sources, {name: [name]})
-    mixture = _prepare(q, "quickstart_sft", ("dialogues", "read_aloud"), q.vocab)
+    (mixture,) = _prepare(q, ["quickstart_sft"], ("dialogues", "read_aloud"), q.vocab)
     experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
     train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
     inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}
@@ -216,9 +216,9 @@ def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
             yield {"id": f"{row['id']}-{mode}", "turns": _turns([asked], reply)}
 
 
-def _prepare(q: Chain, name: str, kinds: Sequence[str], vocab: Vocab) -> Path:
+def _prepare(q: Chain, names: list[str], kinds: Sequence[str], vocab: Vocab) -> list[Path]:
     return data.prepare(
-        name, kinds, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
+        names, kinds, run=q.folders.run, out=q.folders.prepared, vocab=vocab,
         text_model=q.folders.text_model, length=q.config.row_length, seed=q.seed,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """`data.prepare.prepare` in a process of its own.
 
-Usage: python -m speechlm_jax.quickstart.prepare_child NAME VOCAB.json TEXT.model OUT LENGTH SEED
-       MODULE...
+Usage: python -m speechlm_jax.quickstart.prepare_child NAME,NAME VOCAB.json TEXT.model OUT LENGTH
+       SEED MODULE...
 """
 
 import sys
@@ -13,18 +13,19 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 
-def main(name: str, vocab: str, text: str, out: str, length: str, seed: str, *modules: str) -> int:
+def main(names: str, vocab: str, text: str, out: str, length: str, seed: str, *modules: str) -> int:
     """Prepares; exit codes as of every command."""
     try:
-        prepare(
-            name,
-            modules=modules,
-            vocab=Vocab.from_json(artifacts.read_json(vocab)),
-            tokenizer=TextTokenizer.load(text),
-            out=out,
-            config=PrepareConfig(length=int(length), seed=int(seed)),
-            quiet=True,
-        )
+        for name in names.split(","):
+            prepare(
+                name,
+                modules=modules,
+                vocab=Vocab.from_json(artifacts.read_json(vocab)),
+                tokenizer=TextTokenizer.load(text),
+                out=out,
+                config=PrepareConfig(length=int(length), seed=int(seed)),
+                quiet=True,
+            )
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
