@@ -6,8 +6,8 @@ Data: Free Spoken Digit Dataset, 5 speakers x 500 single digits, 8 kHz; trains o
 Command: python benchmarks/digits.py   (features, five trainings, five scores; runs/digits)
   One training, once the features are there: speechlm train configs/speech_tokenizer_digits.py
 Machine: two CPU cores, 2 GiB.
-Time: TIME
-Expected: EXPECTED
+Time: 3.3 minutes a speaker, two side by side.
+Expected: not at its bar of 80% mean word accuracy yet; docs/log.md has the five speakers.
 """
 
 from speechlm_jax.audio.augment import AugmentConfig
@@ -60,9 +60,14 @@ def config() -> SpeechTokenizerExperiment:
             decoder_layers=1,
         ),
         train=TrainConfig(
-            total_steps=1500,
+            total_steps=700,
             optimizer=OptimizerConfig(
-                peak=3e-3, final=5e-5, warmup_steps=80, b2=0.98, weight_decay=0.05
+                name="muon",
+                peak=3e-3,
+                final=5e-5,
+                warmup_steps=80,
+                b2=0.98,
+                weight_decay=0.05,
             ),
             log_every_steps=50,
             save_every_steps=250,
