@@ -1,10 +1,14 @@
 """Before JAX starts: four CPU devices, to test sharding on a laptop, and a compilation cache."""
 
+import ast
 import atexit
+import dataclasses
 import logging
+import math
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -40,6 +44,71 @@ def logging_as_it_was():
     before = (root.handlers[:], root.level, ours.level)
     yield
     root.handlers[:], root.level, ours.level = before
+
+
+@pytest.fixture(scope="session")
+def setup_value():
+    """setup_value(name): the literal that setup.py assigns to a name."""
+    setup = ast.parse((Path(__file__).parents[1] / "setup.py").read_text(encoding="utf-8"))
+
+    def value(name):
+        for node in setup.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+                return ast.literal_eval(node.value)
+        raise AssertionError(f"setup.py assigns no {name}")
+
+    return value
+
+
+@pytest.fixture(scope="session")
+def heavy():
+    """What a training host goes without."""
+    return ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
+
+
+@pytest.fixture(scope="session")
+def tiny_stories():
+    """Source of a TFDS builder, `tiny_stories:1.0.0`, of the stories in TEXTS."""
+    return """
+import tensorflow_datasets as tfds
+
+class TinyStories(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"story": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number, text in enumerate(TEXTS):
+            yield number, {"story": text}
+"""
+
+
+@pytest.fixture(scope="session")
+def one_update():
+    """one_update(stage, batch, mesh_config): the state on its mesh after one step, and metrics."""
+    # imported here: JAX must not start before the lines above
+    from speechlm_jax.sharding import make_mesh, to_global
+    from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+    from speechlm_jax.train.state import init_state, make_layout
+    from speechlm_jax.train.step import make_train_step
+
+    def update(stage, batch, mesh_config):
+        config = OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant")
+        optimizer = make_optimizer(config, total_steps=2, axes=stage.axes)
+        devices = math.prod(dataclasses.astuple(mesh_config))
+        mesh = make_mesh(mesh_config, devices=jax.devices()[:devices])
+        layout = make_layout(stage, optimizer, mesh=mesh)
+        with jax.set_mesh(mesh):
+            state = init_state(stage, optimizer, layout, seed=0)
+            step = make_train_step(stage, optimizer, layout)
+            return step(state, to_global(batch, mesh=mesh), jax.random.key(1))
+
+    return update
 
 
 @pytest.fixture(scope="session")

@@ -23,16 +23,6 @@ sys.path.insert(0, str(ROOT / "tests/verbs"))
 from tiny_run import make_run  # noqa: E402
 
 pytestmark = pytest.mark.slow
-SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-HEAVY = ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
-
-
-def _setup_value(name: str):
-    """The literal that setup.py assigns to a name."""
-    for node in SETUP.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"setup.py assigns no {name}")
 
 
 def _run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
@@ -49,13 +39,13 @@ def _run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> Path:
+def sources(tmp_path_factory, setup_value) -> Path:
     """A copy of the tree, so that building leaves nothing in the checkout."""
     top = tmp_path_factory.mktemp("sources")
     for name in ("setup.py", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, top / name)
-    for name in ("speechlm_jax", *_setup_value("SHIPPED")):
+    for name in ("speechlm_jax", *setup_value("SHIPPED")):
         shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns("__pycache__"))
     return top
 
@@ -85,25 +75,6 @@ tasks.text_tfds(
 tasks.asr("lab_asr", HERE / "codes")
 tasks.mixture("lab", {"lab_text": 0.4, "lab_stories": 0.4, "lab_asr": 0.2})
 """
-BUILD = """
-import tensorflow_datasets as tfds
-
-class TinyStories(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"story": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for number in range(60):
-            yield number, {"story": f"the city of {['anna', 'ben'][number % 2]} is london"}
-
-TinyStories(data_dir="tfds").download_and_prepare()
-"""
 CONFIG = """
 from speechlm_jax.experiment import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -121,7 +92,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def lab(wheel, tmp_path_factory):
+def lab(wheel, tiny_stories, tmp_path_factory):
     """A user's folder outside the checkout, with the wheel's library and rows that it prepared.
 
     Returns (folder, speechlm): speechlm(*arguments) runs the command there.
@@ -141,7 +112,9 @@ def lab(wheel, tmp_path_factory):
         soundfile.write(top / f"recordings/{number}.wav", wav[: 8_000 + 800 * number], 16_000)
         rows.append({"audio": f"{number}.wav", "text": "the city of anna", "speaker": "me"})
     artifacts.write_jsonl(top / "recordings/manifest.jsonl", rows)
-    _run(sys.executable, "-c", BUILD, cwd=top, path=top / "site")
+    texts = [f"the city of {name} is london" for name in ["anna", "ben"] * 30]
+    build = f"TEXTS = {texts}\n{tiny_stories}\nTinyStories(data_dir='tfds').download_and_prepare()"
+    _run(sys.executable, "-c", build, cwd=top, path=top / "site")
 
     def speechlm(*arguments: str) -> str:
         return _run(
@@ -158,13 +131,13 @@ def lab(wheel, tmp_path_factory):
     return top, speechlm
 
 
-def test_the_wheel_carries_tasks_and_configs_inside_the_package(wheel, tmp_path):
+def test_the_wheel_carries_tasks_and_configs_inside_the_package(wheel, setup_value, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
         file.extractall(tmp_path)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"speechlm_jax"}
-    for folder in _setup_value("SHIPPED"):
+    for folder in setup_value("SHIPPED"):
         for path in (ROOT / folder).glob("*"):
             if path.suffix in {".py", ".md"}:
                 assert f"speechlm_jax/_shipped/{folder}/{path.name}" in names
@@ -194,14 +167,14 @@ def test_a_data_set_of_ones_own_from_registering_to_evaluating(lab):
         assert 1.0 < loss["value"] < 12.0 and loss["count"] > 0
 
 
-def test_a_training_host_needs_no_tensorflow(wheel, lab, tmp_path):
+def test_a_training_host_needs_no_tensorflow(wheel, lab, heavy, tmp_path):
     _run(sys.executable, "-m", "venv", tmp_path / "slim", cwd=tmp_path)
     python = tmp_path / "slim/bin/python"
     pip = (python, "-m", "pip", "install", "--quiet")
     constraints = ("-c", ROOT / "constraints.txt", "-r", ROOT / "requirements-train.txt")
     _run(*pip, *constraints, cwd=tmp_path)
     _run(*pip, "--no-deps", wheel, cwd=tmp_path)
-    for name in HEAVY:
+    for name in heavy:
         absent = f"import importlib.util as u; print(u.find_spec({name.replace('-', '_')!r}))"
         assert _run(python, "-c", absent, cwd=tmp_path) == "None\n"
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -8,16 +8,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-HEAVY = ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
-
-
-def _setup_value(name: str):
-    """The literal that setup.py assigns to a name."""
-    for node in SETUP.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"setup.py assigns no {name}")
 
 
 def _lines(file: str) -> list[str]:
@@ -25,30 +15,30 @@ def _lines(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_setup_pins_nothing_and_the_constraints_satisfy_it():
+def test_setup_pins_nothing_and_the_constraints_satisfy_it(setup_value):
     exact = {}
     for line in _lines("constraints.txt"):
         requirement = Requirement(line)
         (specifier,) = requirement.specifier
         assert specifier.operator == "=="
         exact[canonicalize_name(requirement.name)] = specifier.version
-    extras = _setup_value("EXTRAS")
-    installed = [*_setup_value("REQUIRED"), *extras["espeak"], *extras["dev"]]
+    extras = setup_value("EXTRAS")
+    installed = [*setup_value("REQUIRED"), *extras["espeak"], *extras["dev"]]
     for requirement in map(Requirement, installed):
         assert "==" not in str(requirement.specifier)
         assert exact[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
-def test_the_slim_set_is_part_of_the_whole_and_has_no_tensorflow():
+def test_the_slim_set_is_part_of_the_whole_and_has_no_tensorflow(setup_value, heavy):
     slim = _lines("requirements-train.txt")
-    assert set(slim) <= set(_setup_value("REQUIRED"))
-    assert not {Requirement(line).name for line in slim} & set(HEAVY)
+    assert set(slim) <= set(setup_value("REQUIRED"))
+    assert not {Requirement(line).name for line in slim} & set(heavy)
 
 
-def test_every_import_of_the_library_is_required_by_setup():
-    required = {canonicalize_name(Requirement(line).name) for line in _setup_value("REQUIRED")}
+def test_every_import_of_the_library_is_required_by_setup(setup_value):
+    required = {canonicalize_name(Requirement(line).name) for line in setup_value("REQUIRED")}
     extras = {
-        canonicalize_name(Requirement(e).name) for v in _setup_value("EXTRAS").values() for e in v
+        canonicalize_name(Requirement(e).name) for v in setup_value("EXTRAS").values() for e in v
     }
     names = {"orbax": "orbax-checkpoint"}
     missing = set()

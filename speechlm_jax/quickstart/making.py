@@ -177,7 +177,7 @@ def fine_tune(q: Quickstart) -> None:
         spoken = artifacts.read_manifest(q.codes(codes))
         inputs = {"spoken": spoken.fingerprint, "world": q.world.fingerprint}
         data.write_rows(
-            q.folders.run / name, "dialogues", "dialogues.jsonl", rows,
+            getattr(q.folders, name), "dialogues", "dialogues.jsonl", rows,
             inputs=inputs, config=[], extra=spoken.extra,
         )  # fmt: skip
         data.add_sources(q.folders.sources, {name: [name]})

@@ -16,12 +16,14 @@ from speechlm_jax.vocab import Vocab
 def main(names: str, vocab: str, text: str, out: str, length: str, seed: str, *modules: str) -> int:
     """Prepares; exit codes as of every command."""
     try:
+        ids = Vocab.from_json(artifacts.read_json(vocab))
+        tokenizer = TextTokenizer.load(text)
         for name in names.split(","):
             prepare(
                 name,
                 modules=modules,
-                vocab=Vocab.from_json(artifacts.read_json(vocab)),
-                tokenizer=TextTokenizer.load(text),
+                vocab=ids,
+                tokenizer=tokenizer,
                 out=out,
                 config=PrepareConfig(length=int(length), seed=int(seed)),
                 quiet=True,

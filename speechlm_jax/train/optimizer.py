@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -109,8 +110,7 @@ def _muon(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation
 def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
     """Each matrix's reduction and output axis (stacked layers stand before them), others None."""
 
-    def dimensions(param: Any, names: tuple[str | None, ...] | None) -> MuonDimensionNumbers | None:
-        names = names or ()
+    def dimensions(param: Any, names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
         layers = names.count("layers")
         if isinstance(param, optax.MaskedNode) or param.ndim - layers != 2:
             return None
@@ -121,9 +121,7 @@ def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
     def is_masked(node: Any) -> bool:  # optax hands over what is left when AdamW's part is masked
         return isinstance(node, optax.MaskedNode)
 
-    if axes is None:
-        return jax.tree.map(lambda param: dimensions(param, None), params, is_leaf=is_masked)
-    return jax.tree.map(dimensions, params, axes, is_leaf=is_masked)
+    return jax.tree.map(dimensions, params, _named(axes, params, is_masked), is_leaf=is_masked)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -150,14 +148,16 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def decay_mask(params: PyTree, axes: PyTree = None, *, embeddings: bool = False) -> PyTree:
     """True for each parameter that decays: two dimensions or more, stacked layers not counted."""
 
-    def decays(param: Any, names: tuple[str | None, ...] | None) -> bool:
-        names = names or ()
+    def decays(param: Any, names: tuple[str | None, ...]) -> bool:
         matrix = param.ndim - names.count("layers") >= 2
         return matrix and (embeddings or not TABLE_AXES.intersection(names))
 
-    if axes is None:
-        return jax.tree.map(lambda param: decays(param, None), params)
-    return jax.tree.map(decays, params, axes)
+    return jax.tree.map(decays, params, _named(axes, params))
+
+
+def _named(axes: PyTree, params: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+    """The logical axes, or no names for any parameter."""
+    return jax.tree.map(lambda _: (), params, is_leaf=is_leaf) if axes is None else axes
 
 
 def _check(config: OptimizerConfig, total_steps: int) -> None:

@@ -90,10 +90,19 @@ def test_a_missing_extra_is_named(monkeypatch):
         list(synthesize(requests(1)))
 
 
-def test_a_reader_who_stops_early_leaves_no_process():
+def test_a_reader_who_stops_early_leaves_no_process(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*given, **more):
+        started.append(popen(*given, **more))
+        return started[-1]
+
+    monkeypatch.setattr(espeak.subprocess, "Popen", start)
     clips = synthesize(requests(12), workers=2)
     next(clips)
+    assert [process.poll() for process in started] == [None, None]
     clips.close()
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
 
 
 def test_the_room_imports_no_jax():

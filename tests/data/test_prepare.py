@@ -32,25 +32,6 @@ QUICKSTART = Path(__file__).parents[2] / "tasks" / "quickstart.py"
 CONFIG = PrepareConfig(length=64)
 
 
-BUILDER = """
-import tensorflow_datasets as tfds
-
-class TinyStories(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"story": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, text in enumerate(TEXTS):
-            yield i, {"story": text}
-"""
-
-
 def sentences(count: int, seed: int, words: int = 12) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(2, words))) for _ in range(count)]
@@ -221,10 +202,10 @@ def test_a_change_of_data_or_vocabulary_prepares_anew(run):
     assert len({m.tasks[0].splits["train"] for m in (first, second, longer)}) == 3
 
 
-def test_a_tfds_data_set_built_offline(tmp_path):
+def test_a_tfds_data_set_built_offline(tmp_path, tiny_stories):
     # A module of its own: TFDS looks for the code of a builder that sits in a package by a library
     # that it does not require.
-    (tmp_path / "tiny_stories.py").write_text(BUILDER)
+    (tmp_path / "tiny_stories.py").write_text(tiny_stories)
     module = import_module(str(tmp_path / "tiny_stories.py"))
     module.TEXTS = sentences(30, 9)
     module.TinyStories(data_dir=str(tmp_path / "tfds")).download_and_prepare()

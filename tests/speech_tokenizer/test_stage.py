@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
+from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.speech_tokenizer.reading import collapse
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss, ctc_loss, make_stage
-from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from speechlm_jax.train.state import init_state, make_layout
-from speechlm_jax.train.step import make_train_step
 
 BLANK = 3
 
@@ -106,25 +103,12 @@ def test_the_total_is_the_weighted_sum_of_its_parts(loss, make_mel):
 
 
 @pytest.mark.slow  # two whole training steps to compile; tests/lm does it for the language model
-def test_sharded_equals_unsharded(stage, make_mel):
-    optimizer = make_optimizer(
-        OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant"),
-        total_steps=2,
-        axes=stage.axes,
-    )
+def test_sharded_equals_unsharded(stage, make_mel, one_update):
     batch = batch_of(4, make_mel, real=3)
-
-    def update(mesh_config, devices):
-        mesh = make_mesh(mesh_config, devices=jax.devices()[:devices])
-        layout = make_layout(stage, optimizer, mesh=mesh)
-        with jax.set_mesh(mesh):
-            state = init_state(stage, optimizer, layout, seed=0)
-            step = make_train_step(stage, optimizer, layout)
-            state, metrics = step(state, to_global(batch, mesh=mesh), jax.random.key(1))
-        return jax.device_get((state, metrics))
-
-    plain = update(MeshConfig(), 1)
-    sharded = update(MeshConfig(fsdp=2, tensor=2), 4)
+    plain, sharded = (
+        jax.device_get(one_update(stage, batch, mesh_config))
+        for mesh_config in (MeshConfig(fsdp=1), MeshConfig(fsdp=2, tensor=2))
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), plain, sharded
     )
