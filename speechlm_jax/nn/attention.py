@@ -72,18 +72,3 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, order: str) -> Array:
     out = jnp.einsum(f"bghqk,{order}->bqghd", weights.astype(v.dtype), v)
     total = jnp.sum(weights, axis=-1).transpose(0, 3, 1, 2)[..., None]
     return (out / total.astype(out.dtype)).reshape(batch, queries, heads, head_dim)
-
-
-def rotate(
-    x: Float[Array, "batch length heads head_dim"],
-    positions: Int[Array, "batch length"],
-    theta: float,
-) -> Float[Array, "batch length heads head_dim"]:
-    """Rotary positions (Su et al. 2021), halves rotated against each other as in Llama."""
-    half = x.shape[-1] // 2
-    rates = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * rates
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)

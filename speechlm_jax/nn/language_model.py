@@ -21,12 +21,14 @@ class LanguageModelConfig:
       vocab_size: ids, padding included.
       transformer: shape of the stack.
       tied: whether the output layer is the embedding table.
+      scale_embeddings: whether rows of the table are scaled to unit variance when they are read.
       dtype: dtype of activations; parameters stay float32.
     """
 
     vocab_size: int
     transformer: TransformerConfig
     tied: bool = True
+    scale_embeddings: bool = True
     dtype: str = "float32"
 
 
@@ -40,17 +42,17 @@ class LanguageModel(nnx.Module):
             rngs, (config.vocab_size, embed), ("vocab", "embed"), stddev=embed**-0.5
         )
         self.transformer = Transformer(config.transformer, rngs=rngs)
-        self.norm = RMSNorm(embed)
+        self.norm = RMSNorm(embed, eps=config.transformer.norm_eps)
         self.head = (
             None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
         )
 
     def embed(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
-        """Rows of the table, scaled to unit variance."""
-        table = self.embedding[...].astype(self.config.dtype)
-        return constrain(
-            table[ids] * self.config.transformer.embed**0.5, "batch", "length", "embed"
-        )
+        """Rows of the table."""
+        x = self.embedding[...].astype(self.config.dtype)[ids]
+        if self.config.scale_embeddings:
+            x = x * self.config.transformer.embed**0.5
+        return constrain(x, "batch", "length", "embed")
 
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output layer, in float32."""

@@ -15,6 +15,7 @@ from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.nn import attention, param
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.rotary import LongContext, rotate
 from speechlm_jax.sharding import constrain
 
 
@@ -26,6 +27,12 @@ class TransformerConfig:
       num_layers, embed, heads, kv_heads, head_dim, mlp: sizes.
       block: attention block in positions: 1 causal, larger block-causal, None bidirectional.
       rope_theta: base of rotary positions; None when positions are added to the inputs.
+      rope_fraction: part of head_dim that is rotated.
+      long_context: how slow rotations are stretched.
+      qkv_bias: whether queries, keys and values have a bias (Qwen2, GLM-4).
+      qk_norm: whether each head's queries and keys are normalised before rotation (Qwen3).
+      post_norms: whether what a block adds is normalised too (GLM-4-0414).
+      norm_eps: added to the mean square in every norm.
       cross_attention: whether each block also attends to a context.
       remat: "full" recomputes each block in the backward pass.
       unroll: layers per scan iteration.
@@ -39,6 +46,12 @@ class TransformerConfig:
     mlp: int
     block: int | None = 1
     rope_theta: float | None = 10_000.0
+    rope_fraction: float = 1.0
+    long_context: LongContext | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_eps: float = 1e-6
     cross_attention: bool = False
     remat: Literal["none", "full"] = "none"
     unroll: int = 1
@@ -82,13 +95,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, width = config.embed, config.heads * config.head_dim
-        kv_width = config.kv_heads * config.head_dim
-        self.q = Linear(embed, width, ("embed", "heads"), rngs=rngs)
-        self.k = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
-        self.v = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
+        kv_width, bias = config.kv_heads * config.head_dim, config.qkv_bias
+        self.q = Linear(embed, width, ("embed", "heads"), rngs=rngs, bias=bias)
+        self.k = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        self.v = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs, bias=bias)
         self.o = Linear(
             width, embed, ("heads", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5
         )
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.config = config
 
     def queries(
@@ -96,7 +111,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch length heads head_dim"]:
         """Projected (and rotated, when `positions` are given) queries."""
         q = self.q(x).reshape(*x.shape[:2], self.config.heads, self.config.head_dim)
-        return q if positions is None else self._rotate(q, positions)
+        return self._placed(q, self.q_norm, positions)
 
     def keys_values(
         self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None
@@ -107,11 +122,17 @@ class Attention(nnx.Module):
         """Projected (rotated) keys, and values."""
         shape = (*x.shape[:2], self.config.kv_heads, self.config.head_dim)
         k, v = self.k(x).reshape(shape), self.v(x).reshape(shape)
-        return (k if positions is None else self._rotate(k, positions)), v
+        return self._placed(k, self.k_norm, positions), v
 
-    def _rotate(self, x: Array, positions: Array) -> Array:
-        theta = self.config.rope_theta
-        return x if theta is None else attention.rotate(x, positions, theta)
+    def _placed(self, x: Array, norm: RMSNorm | None, positions: Array | None) -> Array:
+        config = self.config
+        x = x if norm is None else norm(x)
+        if positions is None or config.rope_theta is None:
+            return x
+        return rotate(
+            x, positions, config.rope_theta,
+            fraction=config.rope_fraction, long_context=config.long_context,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -160,21 +181,31 @@ class Block(nnx.Module):
     """Attention, optional cross-attention and MLP, each normalised before and added after."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(config.embed)
+        def norm() -> RMSNorm:
+            return RMSNorm(config.embed, eps=config.norm_eps)
+
+        self.norm1 = norm()
         self.attention = Attention(config, rngs=rngs)
-        self.norm2 = RMSNorm(config.embed)
+        self.post_norm1 = norm() if config.post_norms else None
+        self.norm2 = norm()
         self.mlp = Mlp(config, rngs=rngs)
-        self.cross_norm = RMSNorm(config.embed) if config.cross_attention else None
+        self.post_norm2 = norm() if config.post_norms else None
+        self.cross_norm = norm() if config.cross_attention else None
         self.cross = Attention(config, rngs=rngs) if config.cross_attention else None
 
-    def feed_forward(
-        self, x: Float[Array, "batch length embed"], context: Context | None
+    def after_attention(
+        self,
+        x: Float[Array, "batch length embed"],
+        attended: Float[Array, "batch length embed"],
+        context: Context | None,
     ) -> Float[Array, "batch length embed"]:
-        """The part after self-attention."""
+        """Adds what self-attention found, and runs the rest of the block."""
+        x = x + (attended if self.post_norm1 is None else self.post_norm1(attended))
         if self.cross is not None and self.cross_norm is not None and context is not None:
             k, v = self.cross.keys_values(context.states, None)
             x = x + self.cross(self.cross.queries(self.cross_norm(x), None), k, v, context.mask)
-        x = x + self.mlp(self.norm2(x))
+        fed = self.mlp(self.norm2(x))
+        x = x + (fed if self.post_norm2 is None else self.post_norm2(fed))
         return constrain(x, "batch", "length", "embed")
 
     def __call__(
@@ -187,8 +218,8 @@ class Block(nnx.Module):
         """One block over whole sequences."""
         normed = self.norm1(x)
         k, v = self.attention.keys_values(normed, positions)
-        x = x + self.attention(self.attention.queries(normed, positions), k, v, mask)
-        return self.feed_forward(x, context)
+        attended = self.attention(self.attention.queries(normed, positions), k, v, mask)
+        return self.after_attention(x, attended, context)
 
 
 class Transformer(nnx.Module):
@@ -239,8 +270,8 @@ class Transformer(nnx.Module):
             vs = jax.lax.dynamic_update_slice(vs, _to_slots(v, vs.dtype), at)
             q = block.attention.queries(normed, layout.positions)
             now_k, now_v = ks[number].astype(x.dtype), vs[number].astype(x.dtype)
-            x = x + block.attention.project(attention.attend_cached(q, now_k, now_v, mask))
-            return (block.feed_forward(x, context), ks, vs), None
+            attended = block.attention.project(attention.attend_cached(q, now_k, now_v, mask))
+            return (block.after_attention(x, attended, context), ks, vs), None
 
         numbers = jnp.arange(self.config.num_layers)
         (x, ks, vs), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (numbers, stacked))

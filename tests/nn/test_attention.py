@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speechlm_jax.nn.attention import Layout, attend, rotate, visible, whole
+from speechlm_jax.nn.attention import Layout, attend, visible, whole
+from speechlm_jax.nn.rotary import rotate
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 7]])

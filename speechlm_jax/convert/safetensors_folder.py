@@ -1,0 +1,152 @@
+"""A Hugging Face folder of safetensors files: which tensors it has, any part of one, and writing."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+from numpy import ndarray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from speechlm_jax import artifacts
+from speechlm_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SHARD_BYTES = 5 * 10**9  # as `transformers` writes them
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Tensors by name, read part by part from memory-mapped files."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The data of config.json; UserError if there is none."""
+        file = self.path / CONFIG
+        if not file.is_file():
+            raise UserError(f"{self.path}: has no {CONFIG}; give a Hugging Face model folder")
+        return artifacts.read_json(file)
+
+    @cached_property
+    def file_of(self) -> dict[str, str]:
+        """The file that each tensor lies in.
+
+        Raises:
+          UserError: there are no safetensors files, or one that the index names is missing.
+        """
+        if (self.path / INDEX).is_file():
+            found = dict(artifacts.read_json(self.path / INDEX)["weight_map"])
+            missing = sorted({name for name in found.values() if not (self.path / name).is_file()})
+            if missing:
+                raise UserError(
+                    f"{self.path}: {INDEX} names {', '.join(missing)}, which is not there"
+                )
+            return found
+        if not (self.path / SINGLE).is_file():
+            raise UserError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
+        return {name: SINGLE for name in self._open(SINGLE).keys()}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tuple(self._slice(name).get_shape()) for name in self.file_of}
+
+    def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
+        """A part of a tensor; axes that `where` does not name are read whole."""
+        return self._slice(name)[where or (slice(None),)]
+
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        return {}
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = safe_open(self.path / file, framework="np")
+            except SafetensorError as error:
+                raise UserError(
+                    f"{self.path / file}: is not a whole safetensors file ({error}); copy it again"
+                ) from None
+        return self._files[file]
+
+    def _slice(self, name: str) -> Any:
+        try:
+            return self._open(self.file_of[name]).get_slice(name)
+        except SafetensorError:
+            raise UserError(
+                f"{self.path}: {INDEX} says that {name} is in {self.file_of[name]}; it is not"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: made when its file is due, so that one file is in memory at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], Shaped[ndarray, "..."]]
+
+
+def write_folder(
+    path: str | Path,
+    tensors: Sequence[Planned],
+    config: Mapping[str, Any],
+    *,
+    dtype: str,
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[str]:
+    """Writes config and tensors as `transformers` would; yields each file's name once it is there.
+
+    Raises:
+      UserError: the folder holds something, or `dtype` is unknown.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path}: is not empty; give a new folder")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: is none of {', '.join(DTYPES)}")
+    path.mkdir(parents=True, exist_ok=True)
+    groups = _groups(tensors, DTYPES[dtype].itemsize, shard_bytes)
+    place: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        file = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        arrays = {one.name: np.ascontiguousarray(one.make().astype(DTYPES[dtype])) for one in group}
+        save_file(arrays, path / file, metadata={"format": "pt"})
+        place |= dict.fromkeys(arrays, file)
+        yield file
+    if len(groups) > 1:
+        total = sum(_bytes(one, DTYPES[dtype].itemsize) for one in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": place}
+        artifacts.write_json(path / INDEX, index)
+        yield INDEX
+    # Last: a folder without it is not taken for a model.
+    artifacts.write_bytes(path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    yield CONFIG
+
+
+def _bytes(tensor: Planned, itemsize: int) -> int:
+    return int(np.prod(tensor.shape)) * itemsize
+
+
+def _groups(tensors: Sequence[Planned], itemsize: int, most: int) -> list[list[Planned]]:
+    groups: list[list[Planned]] = [[]]
+    room = most
+    for tensor in tensors:
+        size = _bytes(tensor, itemsize)
+        if groups[-1] and size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(tensor)
+        room -= size
+    return groups

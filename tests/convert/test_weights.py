@@ -1,0 +1,104 @@
+"""Parity with `transformers`: logits, greedy generation, and folders that it opens unchanged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from speechlm_jax.convert.safetensors_folder import Folder
+from speechlm_jax.convert.weights import read_config, read_params, write_params
+from speechlm_jax.errors import UserError
+from speechlm_jax.lm.model import ids_to_logits
+from speechlm_jax.nn.decode import Sampling
+from speechlm_jax.nn.inference import GenerateRequest, Inference, functional
+from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
+
+IDS = np.random.default_rng(0).integers(0, 40, (3, 23))
+
+
+@pytest.fixture(scope="module")
+def ours(released):
+    folder = Folder(released[1])
+    family, config = read_config(folder)
+    return config, read_params(folder, family, config, where=str(released[1]))
+
+
+def theirs(model):
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits.numpy()
+
+
+def test_logits_are_those_of_transformers(released, ours):
+    config, params = ours
+    logits = ids_to_logits(jnp.array(IDS), model=functional(config), params=params)
+    expected = theirs(released[0])
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_greedy_generations_are_those_of_transformers(released, ours):
+    config, params = ours
+    prompts = [IDS[0, :5], IDS[1, :11]]
+    found = Inference(config, params, batch_size=2).generate(
+        [GenerateRequest(prompt.tolist(), np.ones(40, bool), (), 12) for prompt in prompts],
+        sampling=Sampling(temperature=0.0),
+    )
+    for prompt, said in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            whole = released[0].generate(
+                torch.tensor(prompt)[None], do_sample=False, max_new_tokens=12
+            )
+        assert whole[0, len(prompt) :].tolist() == list(said)
+
+
+def test_an_exported_folder_opens_in_transformers_unchanged(released, ours, tmp_path):
+    model, _ = released
+    out = tmp_path / "out"
+    files = list(write_params(out, *ours, length=64, dtype="float32", shard_bytes=20_000))
+    assert len(files) > 4 and files[-1] == "config.json"
+    again, told = type(model).from_pretrained(out, output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    state = model.state_dict()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    np.testing.assert_allclose(theirs(again.eval()), theirs(model), atol=1e-6)
+
+
+def test_bfloat16_survives_the_round_trip(released, ours, tmp_path):
+    list(write_params(tmp_path / "one", *ours, length=64))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype="auto")
+    assert type(again) is type(released[0]) and again.dtype == torch.bfloat16
+    folder = Folder(tmp_path / "one")
+    params = read_params(folder, *read_config(folder), where="one")
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(ours[1]), strict=True):
+        np.testing.assert_array_equal(one, other.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_each_device_reads_its_own_part(released, ours, monkeypatch):
+    config, params = ours
+    functions = functional(config)
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    shardings = param_shardings(params, functions.axes, mesh=mesh)
+    folder = Folder(released[1])
+    family, _ = read_config(folder)
+    sharded = read_params(folder, family, config, where="", shardings=shardings)
+    jax.tree.map(np.testing.assert_array_equal, sharded, params)
+    up = sharded["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+    assert up.sharding.shard_shape(up.shape) == (3, 12, 10)
+
+
+def test_all_tensors_that_do_not_fit_are_listed(released, ours):
+    folder = Folder(released[1])
+    family, config = read_config(folder)
+    shapes = dict(folder.shapes)
+    del shapes["model.norm.weight"]
+    shapes["model.extra"] = (3,)
+    shapes["model.layers.1.mlp.down_proj.weight"] = (24, 19)
+    folder.__dict__["shapes"] = shapes
+    with pytest.raises(UserError) as told:
+        read_params(folder, family, config, where="there")
+    for part in ("there", "1 missing: model.norm.weight", "1 unexpected: model.extra",
+                 "layers.1.mlp.down_proj.weight [24, 19] instead of [24, 20]"):  # fmt: skip
+        assert part in str(told.value)
