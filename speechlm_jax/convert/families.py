@@ -127,12 +127,9 @@ def _chatglm(config: LanguageModelConfig) -> Iterator[Tensor]:
     yield Tensor("transformer.embedding.word_embeddings.weight", ("embedding",), transposed=False)
     yield Tensor("transformer.rotary_pos_emb.inv_freq", (), absent=True)
     layer = f"transformer.encoder.layers.{LAYER}."
-    kinds = (
-        {"kernel": "weight", "bias": "bias"}
-        if config.transformer.qkv_bias
-        else {"kernel": "weight"}
-    )
-    for kind, theirs in kinds.items():
+    for kind, theirs in (("kernel", "weight"), ("bias", "bias")):
+        if kind == "bias" and not config.transformer.qkv_bias:
+            continue
         q, k, v = (f"{BLOCKS}attention/{part}/{kind}" for part in QKV)
         name = f"{layer}self_attention.query_key_value.{theirs}"
         yield Tensor(name, (q, k, v), kind == "kernel", (q, k))

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of safetensors files: which tensors it has, any part of one, and writing."""
+"""A Hugging Face folder of safetensors files: its tensors, any part of one, and writing one."""
 
 import dataclasses
 import json
@@ -49,9 +49,7 @@ class Folder:
             found = dict(artifacts.read_json(self.path / INDEX)["weight_map"])
             missing = sorted({name for name in found.values() if not (self.path / name).is_file()})
             if missing:
-                raise UserError(
-                    f"{self.path}: {INDEX} names {', '.join(missing)}, which is not there"
-                )
+                raise UserError(f"{self.path}: {', '.join(missing)}: in {INDEX}, but not there")
             return found
         if not (self.path / SINGLE).is_file():
             raise UserError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
@@ -91,7 +89,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A tensor to be written: made when its file is due, so that one file is in memory at a time."""
+    """A tensor to be written, made when its file is due: one file is in memory at a time."""
 
     name: str
     shape: tuple[int, ...]
