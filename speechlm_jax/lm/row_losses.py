@@ -30,8 +30,9 @@ def rows_to_losses(
 
     @jax.jit
     def sums(params: PyTree, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        logits = model.bind(params)(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(logits, dict(batch))
+        bound = model.bind(params)
+        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(hidden, bound.head_kernel, dict(batch))
         return jnp.sum(lost.losses * lost.weights, axis=1), jnp.sum(lost.weights, axis=1)
 
     for batch in batches:

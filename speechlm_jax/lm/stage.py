@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -35,9 +34,9 @@ def make_stage(
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        layout = Layout(batch["segments"], batch["positions"])
-        logits = ids_to_logits(batch["ids"], model=model, params=params, layout=layout)
-        lost = packed_loss(logits, batch)
+        bound = model.bind(params)
+        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(hidden, bound.head_kernel, batch)
         is_speech = (lost.targets >= vocab.speech_offset) & (
             lost.targets < vocab.speech_offset + vocab.codebook_size
         )

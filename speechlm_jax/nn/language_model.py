@@ -54,11 +54,24 @@ class LanguageModel(nnx.Module):
             x = x * self.config.transformer.embed**0.5
         return constrain(x, "batch", "length", "embed")
 
+    @property
+    def head_kernel(self) -> Float[Array, "embed vocab"]:
+        """The output layer, in the parameters' dtype."""
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output layer, in float32."""
         x = self.norm(x)
-        y = x @ self.embedding[...].astype(x.dtype).T if self.head is None else self.head(x)
-        return constrain(y.astype(jnp.float32), "batch", "length", "vocab")
+        y = jnp.einsum(
+            "ble,ev->blv", x, self.head_kernel.astype(x.dtype), preferred_element_type=jnp.float32
+        )
+        return constrain(y, "batch", "length", "vocab")
+
+    def hidden(
+        self, ids: Int[Array, "batch length"], layout: Layout
+    ) -> Float[Array, "batch length embed"]:
+        """Last states of (packed) sequences, normed: `hidden @ head_kernel` are the logits."""
+        return self.norm(self.transformer(self.embed(ids), layout))
 
     def __call__(
         self, ids: Int[Array, "batch length"], layout: Layout

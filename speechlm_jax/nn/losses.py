@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.nn.fused_loss import fused_cross_entropy
 
 
 def cross_entropy(
@@ -33,16 +34,18 @@ def next_ids(
 
 
 class PackedLoss(NamedTuple):
-    """What a language model loses on packed rows, before anything is divided."""
+    """What a language model loses on packed rows, before anything is divided.
 
+    Attributes:
+      loss_sum: summed loss of all counted ids (and the z-loss); the one field with a gradient.
+      losses, correct: of each target, counted or not.
+    """
+
+    loss_sum: Float[Array, ""]
     losses: Float[Array, "batch length"]
+    correct: Bool[Array, "batch length"]
     weights: Float[Array, "batch length"]
     targets: Int[Array, "batch length"]
-
-    @property
-    def loss_sum(self) -> Float[Array, ""]:
-        """Summed loss of all counted ids."""
-        return jnp.sum(self.losses * self.weights)
 
     @property
     def weight_sum(self) -> Float[Array, ""]:
@@ -58,8 +61,17 @@ class PackedLoss(NamedTuple):
 
 
 def packed_loss(
-    logits: Float[Array, "batch length vocab"], batch: Mapping[str, Array]
+    hidden: Float[Array, "batch length embed"],
+    kernel: Float[Array, "embed vocab"],
+    batch: Mapping[str, Array],
+    *,
+    z_weight: float = 0.0,
 ) -> PackedLoss:
-    """Next-id loss of packed rows (`ids`, `segments`, `loss_mask`), documents kept apart."""
+    """Next-id loss of packed rows (`ids`, `segments`, `loss_mask`), documents kept apart.
+
+    Args:
+      hidden, kernel: a language model's last states and output layer; see `fused_cross_entropy`.
+    """
     targets, weights = next_ids(batch["ids"], batch["segments"], batch["loss_mask"])
-    return PackedLoss(cross_entropy(logits, targets), weights, targets)
+    lost = fused_cross_entropy(hidden, kernel, targets, weights, z_weight=z_weight)
+    return PackedLoss(*lost, weights, targets)

@@ -32,10 +32,10 @@ def make_stage(
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        logits = model.bind(params)(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(logits, batch)
-        right = (jnp.argmax(logits, axis=-1) == lost.targets) * lost.weights
-        metrics = {"accuracy": (jnp.sum(right), lost.weight_sum)}
+        bound = model.bind(params)
+        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        lost = packed_loss(hidden, bound.head_kernel, batch)
+        metrics = {"accuracy": (jnp.sum(lost.correct * lost.weights), lost.weight_sum)}
         return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
 
     return Stage(

@@ -35,10 +35,10 @@ def pack(documents, size):
 def loss_and_logits(config, params):
     @jax.jit
     def run(batch):
-        logits = functional(config).bind(params)(
-            batch["ids"], Layout(batch["segments"], batch["positions"])
-        )
-        lost = packed_loss(logits, batch)
+        model = functional(config).bind(params)
+        layout = Layout(batch["segments"], batch["positions"])
+        logits = model(batch["ids"], layout)
+        lost = packed_loss(model.hidden(batch["ids"], layout), model.head_kernel, batch)
         return lost.loss_sum, lost.weight_sum, logits
 
     return run

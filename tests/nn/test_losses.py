@@ -40,7 +40,7 @@ def test_the_mask_belongs_to_the_predicted_id_and_documents_do_not_predict_each_
 def test_packed_loss_sums_what_counts_and_splits_by_target():
     logprobs = log_softmax(LOGITS, -1)
     expected = -sum(logprobs[row, place, target] for row, place, target in pairs())
-    lost = packed_loss(jnp.array(LOGITS), BATCH)
+    lost = packed_loss(jnp.array(LOGITS), jnp.eye(10), BATCH)
     np.testing.assert_allclose(lost.loss_sum, expected, rtol=1e-5)
     assert lost.weight_sum == len(list(pairs()))
     parts = [lost.over(lost.targets > 5), lost.over(lost.targets <= 5)]
