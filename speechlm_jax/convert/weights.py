@@ -98,7 +98,7 @@ def read_params(
     laid = [one] * len(flat) if shardings is None else tree.flatten_up_to(shardings)
 
     def made(path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> ndarray:
+        def part(index: Any) -> ndarray:
             bounded = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True))
             return np.ascontiguousarray(places[path].read(source, bounded)).astype(dtype)
 

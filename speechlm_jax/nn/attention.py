@@ -6,12 +6,17 @@ attention, with a larger block the block-causal attention of the speech tokenize
 report, section 3.1), with `block=None` bidirectional attention.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.nn import flash
+from speechlm_jax.nn.flash import Kernel
+
+Attend: TypeAlias = Callable[[Array, Array, Array], Array]  # queries, keys, values
 
 
 class Layout(NamedTuple):
@@ -47,6 +52,23 @@ def attend(
     A query that sees nothing (padding) gets finite values, which no loss counts.
     """
     return _attend(q, k, v, mask, "bkgd")
+
+
+def over(layout: Layout, block: int | None, *, kernel: Kernel = "auto") -> Attend:
+    """Attention of packed rows to themselves, as a function of queries, keys and values.
+
+    Every kernel gives the same; where there is padding each gives finite values of its own.
+
+    Raises:
+      ValueError: the kernel does not know the mask (`block`) or the length.
+    """
+    chosen = flash.choose(kernel, block=block, length=layout.segments.shape[1])
+    if chosen == "reference":
+        mask = visible(layout, layout, block)
+        return lambda q, k, v: attend(q, k, v, mask)
+    if block != 1:
+        raise ValueError(f"block {block}: {kernel} attention is causal; use the reference")
+    return lambda q, k, v: flash.attend_packed(q, k, v, layout.segments, kernel=chosen)
 
 
 def attend_cached(

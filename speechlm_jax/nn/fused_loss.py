@@ -8,8 +8,9 @@ Under a mesh each device does this for its own rows, positions and part of the v
 output layer's gradient crosses the network once, after the last chunk.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +52,15 @@ def fused_cross_entropy(
       z_weight: of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
       chunk: positions whose logits a device holds at a time, at least a column of the batch.
     """
-    loss_sum, losses, correct = _fused(hidden, kernel, targets, weights, z_weight, chunk)
-    return FusedLoss(loss_sum, jax.lax.stop_gradient(losses), correct)
+    out = FusedLoss(*_fused(hidden, kernel, targets, weights, z_weight, chunk))
+    return out._replace(losses=jax.lax.stop_gradient(out.losses))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _fused(
     hidden: Array, kernel: Array, targets: Array, weights: Array, z_weight: float, chunk: int
-) -> tuple[Array, Array, Array]:
-    return _over_mesh(hidden, kernel, targets, weights, z_weight, chunk, grads=False)[:3]
+) -> Any:
+    return _over_mesh(hidden, kernel, targets, weights, z_weight, chunk, grads=False)
 
 
 def _forward(
@@ -135,16 +136,16 @@ def _chunks(
     columns = min(length, max(1, chunk // batch))
     number = -(-length // columns)
     one = partial(_chunk, kernel=kernel, z_weight=z_weight, grads=grads, tensor=tensor)
-    parts = tuple(_split(x, number, columns) for x in (hidden, targets, weights))
+    parts = [_split(x, number, columns) for x in (hidden, targets, weights)]
     start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32) if grads else None)
     (loss_sum, d_kernel), outs = jax.lax.scan(one, start, parts)
     losses, correct, *d_hidden = (_join(out, length) for out in outs if out is not None)
-    return (loss_sum, losses, correct, *d_hidden, *([d_kernel] if grads else []))
+    return (loss_sum, losses, correct, *d_hidden, *([] if d_kernel is None else [d_kernel]))
 
 
 def _chunk(
     carry: tuple[Array, Array | None],
-    part: tuple[Array, Array, Array],
+    part: Sequence[Array],
     *,
     kernel: Array,
     z_weight: float,

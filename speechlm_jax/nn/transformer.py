@@ -13,7 +13,8 @@ from flax import nnx
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.nn import attention, param
-from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.attention import Attend, Layout
+from speechlm_jax.nn.flash import Kernel
 from speechlm_jax.nn.layers import Linear, RMSNorm
 from speechlm_jax.nn.rotary import LongContext, rotate
 from speechlm_jax.sharding import constrain
@@ -34,6 +35,7 @@ class TransformerConfig:
       post_norms: whether what a block adds is normalised too (GLM-4-0414).
       norm_eps: added to the mean square in every norm.
       cross_attention: whether each block also attends to a context.
+      attention: the kernel over whole rows; "auto" follows the platform.
       remat: "full" recomputes each block in the backward pass.
       unroll: layers per scan iteration.
     """
@@ -53,6 +55,7 @@ class TransformerConfig:
     post_norms: bool = False
     norm_eps: float = 1e-6
     cross_attention: bool = False
+    attention: Kernel = "auto"
     remat: Literal["none", "full"] = "none"
     unroll: int = 1
 
@@ -134,16 +137,6 @@ class Attention(nnx.Module):
             fraction=config.rope_fraction, long_context=config.long_context,
         )  # fmt: skip
 
-    def __call__(
-        self,
-        q: Float[Array, "batch queries heads head_dim"],
-        k: Float[Array, "batch keys kv_heads head_dim"],
-        v: Float[Array, "batch keys kv_heads head_dim"],
-        mask: Bool[Array, "batch queries keys"],
-    ) -> Float[Array, "batch queries embed"]:
-        """Attends, and projects back to `embed`."""
-        return self.project(attention.attend(q, k, v, mask))
-
     def project(
         self, attended: Float[Array, "batch queries heads head_dim"]
     ) -> Float[Array, "batch queries embed"]:
@@ -203,7 +196,8 @@ class Block(nnx.Module):
         x = x + (attended if self.post_norm1 is None else self.post_norm1(attended))
         if self.cross is not None and self.cross_norm is not None and context is not None:
             k, v = self.cross.keys_values(context.states, None)
-            x = x + self.cross(self.cross.queries(self.cross_norm(x), None), k, v, context.mask)
+            q = self.cross.queries(self.cross_norm(x), None)
+            x = x + self.cross.project(attention.attend(q, k, v, context.mask))
         fed = self.mlp(self.norm2(x))
         x = x + (fed if self.post_norm2 is None else self.post_norm2(fed))
         return constrain(x, "batch", "length", "embed")
@@ -212,13 +206,13 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch length embed"],
         positions: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length length"],
+        attend: Attend,
         context: Context | None,
     ) -> Float[Array, "batch length embed"]:
         """One block over whole sequences."""
         normed = self.norm1(x)
         k, v = self.attention.keys_values(normed, positions)
-        attended = self.attention(self.attention.queries(normed, positions), k, v, mask)
+        attended = self.attention.project(attend(self.attention.queries(normed, positions), k, v))
         return self.after_attention(x, attended, context)
 
 
@@ -237,10 +231,10 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """Reads whole (packed) sequences."""
         graphdef, stacked = nnx.split(self.blocks)
-        mask = attention.visible(layout, layout, self.config.block)
+        attend = attention.over(layout, self.config.block, kernel=self.config.attention)
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(graphdef, params)(x, layout.positions, mask, context), None
+            return nnx.merge(graphdef, params)(x, layout.positions, attend, context), None
 
         if self.config.remat == "full":
             layer = jax.checkpoint(layer, prevent_cse=False)
