@@ -1,11 +1,31 @@
 """Linear maps, norms and causal convolutions: the small parts that blocks are made of."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from speechlm_jax.arrays import Array, Float
 from speechlm_jax.nn import param
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021): `x @ (kernel + alpha / rank * a @ b)`, b zero at first.
+
+    Attributes:
+      targets: which of a block's maps have one: q, k, v, o, gate, up, down.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    @property
+    def scale(self) -> float:
+        """What `a @ b` is multiplied by."""
+        return self.alpha / self.rank
 
 
 class Linear(nnx.Module):
@@ -20,12 +40,23 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         bias: bool = False,
         scale: float = 1.0,
+        lora: Lora | None = None,
     ):
         self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
         self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
+        self.lora_scale = lora.scale if lora else 0.0
+        self.lora_a = self.lora_b = None
+        if lora:
+            self.lora_a = param.normal(
+                rngs, (inputs, lora.rank), (axes[0], None), stddev=inputs**-0.5
+            )
+            self.lora_b = param.constant((lora.rank, outputs), (None, axes[1]), value=0.0)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = x @ self.lora_a[...].astype(x.dtype)
+            y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

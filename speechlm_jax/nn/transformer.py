@@ -5,19 +5,25 @@ the flow of the speech decoder are this stack with different configs.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn import attention, param
 from speechlm_jax.nn.attention import Attend, Layout
 from speechlm_jax.nn.flash import Kernel
-from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.layers import Linear, Lora, RMSNorm
 from speechlm_jax.nn.rotary import LongContext, rotate
 from speechlm_jax.sharding import constrain
+
+# Values of a block that its config may keep or offload, in the order in which they are made.
+CHECKPOINTED = ("block_input", "qkv", "attended", "mlp_hidden")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,12 @@ class TransformerConfig:
       norm_eps: added to the mean square in every norm.
       cross_attention: whether each block also attends to a context.
       attention: the kernel over whole rows; "auto" follows the platform.
-      remat: "full" recomputes each block in the backward pass.
+      remat: what of a block the backward pass recomputes: "none", "full" (all of it), "dots" (all
+        but the products with weights).
+      saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
+        to the host's memory and back.
       unroll: layers per scan iteration.
+      lora: adapters on the maps of self-attention and MLP.
     """
 
     num_layers: int
@@ -56,8 +66,25 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     cross_attention: bool = False
     attention: Kernel = "auto"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "full", "dots"] = "none"
+    saved: tuple[str, ...] = ()
+    offloaded: tuple[str, ...] = ()
     unroll: int = 1
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        for name in (*self.saved, *self.offloaded):
+            if name not in CHECKPOINTED:
+                raise UserError(f"transformer: {name!r} is none of {', '.join(CHECKPOINTED)}")
+
+    @property
+    def residual_scale(self) -> float:
+        """Of the initial weights of maps whose result is added to the stream."""
+        return (2 * self.num_layers) ** -0.5
+
+    def adapter(self, name: str) -> Lora | None:
+        """The adapter of one of a block's maps."""
+        return self.lora if self.lora and name in self.lora.targets else None
 
 
 class Cache(NamedTuple):
@@ -99,12 +126,14 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, width = config.embed, config.heads * config.head_dim
         kv_width, bias = config.kv_heads * config.head_dim, config.qkv_bias
-        self.q = Linear(embed, width, ("embed", "heads"), rngs=rngs, bias=bias)
-        self.k = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs, bias=bias)
-        self.v = Linear(embed, kv_width, ("embed", "kv_heads"), rngs=rngs, bias=bias)
+        heads, lora = (("embed", "heads"), ("embed", "kv_heads")), config.adapter
+        self.q = Linear(embed, width, heads[0], rngs=rngs, bias=bias, lora=lora("q"))
+        self.k = Linear(embed, kv_width, heads[1], rngs=rngs, bias=bias, lora=lora("k"))
+        self.v = Linear(embed, kv_width, heads[1], rngs=rngs, bias=bias, lora=lora("v"))
         self.o = Linear(
-            width, embed, ("heads", "embed"), rngs=rngs, scale=(2 * config.num_layers) ** -0.5
-        )
+            width, embed, ("heads", "embed"), rngs=rngs, scale=config.residual_scale,
+            lora=lora("o"),
+        )  # fmt: skip
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.config = config
@@ -148,18 +177,16 @@ class Mlp(nnx.Module):
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.gate = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
-        self.up = Linear(config.embed, config.mlp, ("embed", "mlp"), rngs=rngs)
+        embed, mlp, lora = config.embed, config.mlp, config.adapter
+        self.gate = Linear(embed, mlp, ("embed", "mlp"), rngs=rngs, lora=lora("gate"))
+        self.up = Linear(embed, mlp, ("embed", "mlp"), rngs=rngs, lora=lora("up"))
         self.down = Linear(
-            config.mlp,
-            config.embed,
-            ("mlp", "embed"),
-            rngs=rngs,
-            scale=(2 * config.num_layers) ** -0.5,
-        )
+            mlp, embed, ("mlp", "embed"), rngs=rngs, scale=config.residual_scale,
+            lora=lora("down"),
+        )  # fmt: skip
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        hidden = checkpoint_name(jax.nn.silu(self.gate(x)) * self.up(x), "mlp_hidden")
         return self.down(constrain(hidden, "batch", "length", "mlp"))
 
 
@@ -212,7 +239,10 @@ class Block(nnx.Module):
         """One block over whole sequences."""
         normed = self.norm1(x)
         k, v = self.attention.keys_values(normed, positions)
-        attended = self.attention.project(attend(self.attention.queries(normed, positions), k, v))
+        q, k, v = (
+            checkpoint_name(x, "qkv") for x in (self.attention.queries(normed, positions), k, v)
+        )
+        attended = self.attention.project(checkpoint_name(attend(q, k, v), "attended"))
         return self.after_attention(x, attended, context)
 
 
@@ -234,10 +264,11 @@ class Transformer(nnx.Module):
         attend = attention.over(layout, self.config.block, kernel=self.config.attention)
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
+            x = checkpoint_name(x, "block_input")
             return nnx.merge(graphdef, params)(x, layout.positions, attend, context), None
 
-        if self.config.remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=_policy(self.config))
         return jax.lax.scan(layer, x, stacked, unroll=self.config.unroll)[0]
 
     def extend(
@@ -270,6 +301,21 @@ class Transformer(nnx.Module):
         numbers = jnp.arange(self.config.num_layers)
         (x, ks, vs), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (numbers, stacked))
         return x, cache._replace(k=ks, v=vs, filled=cache.filled + x.shape[1])
+
+
+def _policy(config: TransformerConfig) -> Callable[..., bool] | None:
+    """What the backward pass finds kept; None keeps nothing but a block's input."""
+    policies = jax.checkpoint_policies
+    if config.remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    if not config.saved and not config.offloaded:
+        return None
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(config.saved),
+        names_which_can_be_offloaded=list(config.offloaded),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def _to_slots(x: Array, dtype: jnp.dtype) -> Array:

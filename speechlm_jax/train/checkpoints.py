@@ -1,6 +1,6 @@
 """Checkpoints: written by Orbax in the background, trusted only after our own checksums agree.
 
-    checkpoints/00001500/params, variables, optimizer     Orbax items
+    checkpoints/00001500/params, variables, optimizer, extras   Orbax items
     checkpoints/00001500/meta.json                         step, rows seen, identity, config, timing
     checkpoints/00001500/checksums.json                    SHA-256 of every file; written last
 
@@ -24,11 +24,13 @@ from speechlm_jax import artifacts
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.state import TrainState
+from speechlm_jax.train.trainable import select
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"
 META = "meta.json"
-ITEMS = ("params", "variables", "optimizer")
+ITEMS = ("params", "variables", "optimizer", "extras")
+ADAPTERS = "lora_"  # parameters that weights of another run may lack
 
 _log = logging.getLogger("speechlm.checkpoints")
 
@@ -99,7 +101,7 @@ class CheckpointWriter:
         if jax.process_index() == 0 and folder.exists():
             shutil.rmtree(folder)
         _barrier("checkpoint_folder_free")
-        trees = (state.params, state.variables, state.opt_state)
+        trees = (state.params, state.variables, state.opt_state, state.extras)
         items = {name: _to_saved(tree) for name, tree in zip(ITEMS, trees, strict=True)}
         # Orbax refuses an item without arrays
         response = ocp.save_checkpointables_async(
@@ -204,21 +206,27 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
     Raises:
       UserError: the checkpoint is of another model: the first parameter that differs is named.
     """
-    wanted = (abstract.params, abstract.variables, abstract.opt_state)
+    wanted = (abstract.params, abstract.variables, abstract.opt_state, abstract.extras)
     loaded = _load(folder, dict(zip(ITEMS, wanted, strict=True)))
     step = jax.device_put(np.int32(read_meta(folder).step), abstract.step.sharding)
-    return TrainState(step, loaded["params"], loaded["variables"], loaded["optimizer"])
+    return TrainState(step, *(loaded[name] for name in ITEMS))
 
 
 def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
-    """Reads another run's weights onto the mesh of `abstract`; `path` as in `load_params`."""
+    """Reads another run's weights onto the mesh of `abstract`; `path` as in `load_params`.
+
+    Adapters (LoRA) that the other run did not have are left out of what is returned.
+    """
     folder = _find(path)
-    loaded = _load(folder, {"params": abstract.params, "variables": abstract.variables})
+    params, saved = abstract.params, _saved_shapes(folder)["params"]
+    if not any(name.startswith(ADAPTERS) for name in _leaf_names(saved)):
+        params = select(params, lambda path: not path.split("/")[-1].startswith(ADAPTERS))
+    loaded = _load(folder, {"params": params, "variables": abstract.variables})
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
 
 
 def load_params(path: str | Path) -> Weights:
-    """Reads parameters and variables onto this process's first device, for evaluation.
+    """Reads parameters (their average, if kept) and variables onto this process's first device.
 
     Args:
       path: a run's workdir (its newest good checkpoint is taken) or one checkpoint's folder.
@@ -229,16 +237,18 @@ def load_params(path: str | Path) -> Weights:
     folder = _find(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = _saved_shapes(folder)
+    averaged = "ema" in saved.get("extras", {})
     trees = {
         name: jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved[name]
         )
-        for name in ("params", "variables")
+        for name in ("extras" if averaged else "params", "variables")
         if name in saved
     }
     loaded = ocp.load_checkpointables(str(folder), trees)
+    params = loaded["extras"]["ema"] if averaged else loaded["params"]
     return Weights(
-        params=_from_saved(loaded["params"]),
+        params=_from_saved(params),
         variables=_from_saved(loaded.get("variables", {})),
         meta=read_meta(folder),
     )
@@ -350,6 +360,10 @@ def _leaves_like(tree: PyTree, saved: dict[str, Any]) -> list[Any]:
             node = node[name]
         leaves.append(node)
     return leaves
+
+
+def _leaf_names(tree: PyTree) -> list[str]:
+    return [_names(path)[-1] for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def _names(path: Any) -> list[str]:

@@ -61,14 +61,18 @@ class Interval:
     def _count_skipped(self, step: int, skipped: list[bool]) -> None:
         if any(skipped):
             _log.warning(
-                "%s %d: %d steps without a finite gradient", self._name, step, sum(skipped)
+                "%s %d: %d updates skipped (no finite gradient, or a spike)",
+                self._name,
+                step,
+                sum(skipped),
             )
         for one in skipped:
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if one else 0
             if self._skipped_in_a_row >= self._max_skipped:
                 raise UserError(
-                    f"{self._name}: {self._skipped_in_a_row} steps in a row up to step {step} had "
-                    f"no finite gradient; lower optimizer.peak or look for bad values in the data"
+                    f"{self._name}: {self._skipped_in_a_row} updates in a row up to step {step} "
+                    "were skipped (no finite gradient, or a spike); lower optimizer.peak or look "
+                    "for bad values in the data"
                 )
 
 

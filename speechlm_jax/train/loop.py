@@ -28,8 +28,15 @@ from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
-from speechlm_jax.train.state import StateLayout, TrainState, init_state, make_layout
+from speechlm_jax.train.state import (
+    StateConfig,
+    StateLayout,
+    TrainState,
+    init_state,
+    make_layout,
+)
 from speechlm_jax.train.step import make_train_step
+from speechlm_jax.train.trainable import part
 
 CONFIG = "config.json"
 # Fields that change how a run is carried out and not what comes out of it.
@@ -55,7 +62,8 @@ class TrainConfig:
       keep_last, keep_every_steps: which checkpoints stay; see `CheckpointWriter`.
       init_from: workdir or checkpoint of another run whose weights this one starts with; it is read
         only when this run has no checkpoint of its own.
-      max_skipped_steps: so many updates in a row without a finite gradient end the run.
+      state: which parameters are trained, and what is kept beside them.
+      max_skipped_steps: so many skipped updates in a row end the run.
     """
 
     total_steps: int
@@ -68,6 +76,7 @@ class TrainConfig:
     keep_last: int = 2
     keep_every_steps: int = 0
     init_from: str | None = None
+    state: StateConfig = StateConfig()
     max_skipped_steps: int = 100
 
 
@@ -116,9 +125,13 @@ class _Run:
         self.fingerprint = configs.fingerprint(decisive(self.resolved, operational))
         self.mesh: Mesh = make_mesh(config.mesh)
         self.optimizer = make_optimizer(
-            config.optimizer, total_steps=config.total_steps, axes=stage.axes
+            config.optimizer,
+            total_steps=config.total_steps,
+            axes=stage.axes and part(stage.axes, config.state.trainable),
         )
-        self.layout: StateLayout = make_layout(stage, self.optimizer, mesh=self.mesh)
+        self.layout: StateLayout = make_layout(
+            stage, self.optimizer, mesh=self.mesh, config=config.state
+        )
         self.rows_seen = 0
         self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
         self.started = (time.perf_counter(), time.process_time())
@@ -164,7 +177,7 @@ class _Run:
         if self.config.init_from is not None:
             weights = checkpoints.restore_weights(self.config.init_from, self.layout.abstract)
             self._check_carried(weights.meta)
-            state = dataclasses.replace(state, params=weights.params, variables=weights.variables)
+            state = state.starting_from(weights.params, weights.variables)
             info(
                 "%s: weights of %s, step %d",
                 self.stage.name,
@@ -233,7 +246,7 @@ class _Run:
         began = time.perf_counter()
         for evaluation in self.stage.evals:
             if step % evaluation.every_steps == 0 or step == self.config.total_steps:
-                figures = evaluation.run(EvalState(step, state.params, state.variables))
+                figures = evaluation.run(EvalState(step, state.averaged, state.variables))
                 log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
                 shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
                 info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)

@@ -1,6 +1,7 @@
 """What training changes, and where it lies on the mesh."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,20 +9,64 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, PyTree
+from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import param_shardings
 from speechlm_jax.train.optimizer import Optimizer
 from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.trainable import overlay, part
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree of arrays, or of their shapes or shardings; `step` counts finished updates."""
+    """A pytree of arrays, or of their shapes or shardings.
+
+    Attributes:
+      step: finished updates, skipped ones included.
+      opt_state: of the trained parameters alone.
+      extras: what options need: "ema" (averaged parameters), "norms" (of recent gradients).
+    """
 
     step: Any
     params: PyTree
     variables: PyTree
     opt_state: PyTree
+    extras: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+
+    @property
+    def averaged(self) -> PyTree:
+        """The parameters to evaluate: their average over steps, where one is kept."""
+        return self.extras.get("ema", self.params)
+
+    def starting_from(self, params: PyTree, variables: PyTree) -> "TrainState":
+        """The state with weights of another run; leaves that `params` lacks stay as drawn."""
+        params = overlay(self.params, params)
+        extras = dict(self.extras)
+        if "ema" in extras:
+            extras["ema"] = jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(self, params=params, variables=variables, extras=extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateConfig:
+    """What a state holds beside parameters and moments.
+
+    Attributes:
+      trainable: patterns of the parameters that are trained (see `trainable.part`); none: all.
+      ema_decay: of an average of the parameters over steps; 0 keeps none.
+      skip_above: an update is skipped if its gradient's norm exceeds this many times the mean of
+        recent norms; 0 skips none for that.
+    """
+
+    trainable: tuple[str, ...] = ()
+    ema_decay: float = 0.0
+    skip_above: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay: {self.ema_decay} is not within 0 .. 1")
+        if self.skip_above and self.skip_above <= 1:
+            raise UserError(f"skip_above: {self.skip_above} would skip every other update; give 3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +75,7 @@ class StateLayout:
 
     shapes: TrainState
     shardings: TrainState
+    config: StateConfig = StateConfig()
 
     @property
     def abstract(self) -> TrainState:
@@ -41,7 +87,9 @@ class StateLayout:
         )
 
 
-def make_layout(stage: Stage, optimizer: Optimizer, *, mesh: Mesh) -> StateLayout:
+def make_layout(
+    stage: Stage, optimizer: Optimizer, *, mesh: Mesh, config: StateConfig = StateConfig()
+) -> StateLayout:
     """Shapes and shardings of a stage's state; computes nothing.
 
     Optimizer moments lie where their parameter lies; variables and counters lie on every device.
@@ -49,19 +97,23 @@ def make_layout(stage: Stage, optimizer: Optimizer, *, mesh: Mesh) -> StateLayou
     Raises:
       ValueError, UserError: a parameter cannot be laid out (see `sharding.logical_to_spec`).
     """
-    shapes = jax.eval_shape(lambda key: _make_state(stage, optimizer, key), jax.random.key(0))
+    make = partial(_make_state, stage, optimizer, config)
+    shapes = jax.eval_shape(make, jax.random.key(0))
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = param_shardings(shapes.params, stage.axes, mesh=mesh)
     shardings = TrainState(
         step=everywhere,
         params=params,
         variables=jax.tree.map(lambda _: everywhere, shapes.variables),
-        opt_state=_moment_shardings(shapes, params, everywhere),
+        opt_state=_like_params(shapes.opt_state, shapes, params, everywhere),
+        extras=_like_params(shapes.extras, shapes, params, everywhere),
     )
-    return StateLayout(shapes=shapes, shardings=shardings)
+    return StateLayout(shapes=shapes, shardings=shardings, config=config)
 
 
-def _moment_shardings(shapes: TrainState, params: PyTree, everywhere: NamedSharding) -> PyTree:
+def _like_params(
+    tree: PyTree, shapes: TrainState, params: PyTree, everywhere: NamedSharding
+) -> PyTree:
     """A moment's path in the optimizer's state ends with its parameter's path, however wrapped.
 
     (`optax.tree_utils.tree_map_params` cannot look into a partitioned optimizer such as Muon's.)
@@ -75,20 +127,26 @@ def _moment_shardings(shapes: TrainState, params: PyTree, everywhere: NamedShard
                 return where[path[start:]]
         return everywhere
 
-    return jax.tree.map_with_path(sharding, shapes.opt_state)
+    return jax.tree.map_with_path(sharding, tree)
 
 
 def init_state(stage: Stage, optimizer: Optimizer, layout: StateLayout, *, seed: int) -> TrainState:
     """Draws a state; every device makes its own shards alone."""
-    make = jax.jit(lambda key: _make_state(stage, optimizer, key), out_shardings=layout.shardings)
-    return make(jax.random.key(seed))
+    make = partial(_make_state, stage, optimizer, layout.config)
+    return jax.jit(make, out_shardings=layout.shardings)(jax.random.key(seed))
 
 
-def _make_state(stage: Stage, optimizer: Optimizer, key: Array) -> TrainState:
+def _make_state(stage: Stage, optimizer: Optimizer, config: StateConfig, key: Array) -> TrainState:
     params, variables = stage.init(key)
+    extras: dict[str, PyTree] = {}
+    if config.ema_decay:
+        extras["ema"] = jax.tree.map(jnp.copy, params)
+    if config.skip_above:
+        extras["norms"] = {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         variables=variables,
-        opt_state=optimizer.transform.init(params),
+        opt_state=optimizer.transform.init(part(params, config.trainable)),
+        extras=extras,
     )

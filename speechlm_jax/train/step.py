@@ -1,6 +1,7 @@
 """One update: sums over micro batches and devices, divided once."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +11,11 @@ import optax
 from speechlm_jax.arrays import Array, Float, Int, Key, PyTree
 from speechlm_jax.train.optimizer import Optimizer
 from speechlm_jax.train.stage import Metrics, Stage
-from speechlm_jax.train.state import StateLayout, TrainState
+from speechlm_jax.train.state import StateConfig, StateLayout, TrainState
+from speechlm_jax.train.trainable import overlay, part
 
+NORMS_BEFORE_SPIKES = 20  # updates before a norm can be called unusual
+NORM_RATE = 0.02  # of the running mean of norms: about the last 50
 TrainStep = Callable[[TrainState, Mapping[str, Array], Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
@@ -28,52 +32,97 @@ def make_train_step(
     """Compiles (state, batch, run key) to (state, metrics); the state that goes in is given up.
 
     The batch's leading axis holds the rows of all hosts. Metrics are (numerator, denominator): the
-    stage's own, and `loss`, `grad_norm`, `learning_rate`, `skipped_steps`. An update without a
-    finite gradient is skipped: the step counts; parameters, variables and moments stay.
+    stage's own, and `loss`, `grad_norm`, `param_norm`, `learning_rate`, `skipped_steps`,
+    `spiked_steps`. An update without a finite gradient, or (`skip_above`) with a far larger one
+    than of late, is skipped: the step counts; parameters, variables and moments stay.
     """
+    config = layout.config
 
     def train_step(
         state: TrainState, batch: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        variables, sums = _accumulate(stage, state, batch, key, num_microbatches)
+        variables, sums = _accumulate(stage, state, batch, key, num_microbatches, config.trainable)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), sums.grads)
-        grads = jax.lax.with_sharding_constraint(grads, layout.shardings.params)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        rate = jnp.asarray(optimizer.learning_rate(state.step + 1), jnp.float32)
-        params = jax.tree.map(
-            lambda param, update: (param - rate * update).astype(param.dtype), state.params, updates
+        grads = jax.lax.with_sharding_constraint(
+            grads, part(layout.shardings.params, config.trainable)
         )
+        grad_norm = optax.tree.norm(grads)
+        trained = part(state.params, config.trainable)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
+        rate = jnp.asarray(optimizer.learning_rate(state.step + 1), jnp.float32)
+        trained = jax.tree.map(
+            lambda param, update: (param - rate * update).astype(param.dtype), trained, updates
+        )
+        params = overlay(state.params, trained)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.loss)
-        new = TrainState(state.step + 1, params, variables, opt_state)
-        old = TrainState(state.step + 1, state.params, state.variables, state.opt_state)
+        spiked = finite & _spiked(state, config, grad_norm)
+        good = finite & ~spiked
+        extras = _extras(state, config, params, grad_norm)
+        new = TrainState(state.step + 1, params, variables, opt_state, extras)
+        old = dataclasses.replace(state, step=state.step + 1)
         # a NaN in one micro batch also spoils the variables, so they are kept back with the rest
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+        new = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
         one = jnp.ones((), jnp.float32)
         return new, {
             **jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums.metrics),
             "loss": (jnp.where(finite, sums.loss, 0.0), jnp.where(finite, sums.weight, 0.0)),
             "grad_norm": (jnp.where(finite, grad_norm, 0.0), finite.astype(jnp.float32)),
+            "param_norm": (optax.tree.norm(new.params), one),
             "learning_rate": (rate, one),
-            "skipped_steps": (1.0 - finite.astype(jnp.float32), one),
+            "skipped_steps": (1.0 - good.astype(jnp.float32), one),
+            "spiked_steps": (spiked.astype(jnp.float32), one),
         }
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(layout.shardings, None))
 
 
+def _spiked(state: TrainState, config: StateConfig, grad_norm: Array) -> Array:
+    if not config.skip_above:
+        return jnp.zeros((), bool)
+    norms = state.extras["norms"]
+    return (norms["count"] >= NORMS_BEFORE_SPIKES) & (grad_norm > config.skip_above * norms["mean"])
+
+
+def _extras(
+    state: TrainState, config: StateConfig, params: PyTree, grad_norm: Array
+) -> dict[str, PyTree]:
+    """What options carry from a step that is not skipped to the next."""
+    extras = dict(state.extras)
+    if config.ema_decay:
+        rate = 1.0 - config.ema_decay
+        extras["ema"] = jax.tree.map(
+            lambda mean, x: mean + rate * (x - mean), extras["ema"], params
+        )
+    if config.skip_above:
+        norms = extras["norms"]
+        count = norms["count"] + 1
+        rate = jnp.maximum(1.0 / count, NORM_RATE)
+        extras["norms"] = {
+            "mean": norms["mean"] + rate * (grad_norm - norms["mean"]),
+            "count": count,
+        }
+    return extras
+
+
 def _accumulate(
-    stage: Stage, state: TrainState, batch: Mapping[str, Array], key: Array, count: int
+    stage: Stage,
+    state: TrainState,
+    batch: Mapping[str, Array],
+    key: Array,
+    count: int,
+    trainable: Sequence[str],
 ) -> tuple[PyTree, _Sums]:
     """Sums over `count` micro batches, one after the other; the variables pass through them."""
 
     def one(variables: PyTree, rows: Mapping[str, Array], index: Int[Array, ""] | int) -> Any:
-        def loss(params: PyTree) -> Any:
+        def loss(trained: PyTree) -> Any:
+            params = overlay(state.params, trained)
             out = stage.loss(params, variables, rows, jax.random.fold_in(key, index))
             return out.loss_sum.astype(jnp.float32), out
 
-        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(part(state.params, trainable))
         weight = jnp.asarray(out.weight_sum, jnp.float32)
         metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(out.metrics))
         return out.variables, _Sums(grads, value, weight, metrics)

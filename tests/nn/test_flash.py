@@ -1,0 +1,114 @@
+"""Kernels in Pallas' interpreter against the reference: forward, gradient, meshes, documents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from speechlm_jax.nn.attention import Layout, attend, visible
+from speechlm_jax.nn.flash import attend_packed, choose
+from speechlm_jax.sharding import MeshConfig, make_mesh
+
+LENGTH = 256
+
+
+def packed(random, batch):
+    """Three ragged documents in each row, then padding."""
+    segments, positions = np.zeros((2, batch, LENGTH), np.int32)
+    for row in range(batch):
+        ends = [0, *np.sort(random.choice(np.arange(20, 240), 3, replace=False))]
+        for number, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True), start=1):
+            segments[row, first:last] = number
+            positions[row, first:last] = np.arange(last - first)
+    return Layout(jnp.array(segments), jnp.array(positions))
+
+
+@pytest.fixture(scope="module", params=[(2, 64), (1, 16)], ids=["head_dim 64", "multi-query"])
+def case(request):
+    kv_heads, size = request.param
+    random = np.random.default_rng(0)
+    layout = packed(random, 2)
+    q = random.normal(size=(2, LENGTH, 4, size))
+    k, v = random.normal(size=(2, 2, LENGTH, kv_heads, size))
+    weight = random.normal(size=q.shape) * (np.asarray(layout.segments) > 0)[..., None, None]
+    return layout, tuple(jnp.array(x, jnp.float32) for x in (q, k, v)), jnp.array(weight)
+
+
+def value_and_grads(attend_by, qkv, weight):
+    def summed(*qkv):
+        out = attend_by(*qkv)
+        return jnp.sum(out * weight), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(summed, (0, 1, 2), has_aux=True))(*qkv)
+    return out * (weight != 0), grads
+
+
+def reference(layout):
+    mask = visible(layout, layout, 1)
+    return lambda q, k, v: attend(q, k, v, mask)
+
+
+def by_kernel(layout, kernel):
+    return lambda q, k, v: attend_packed(q, k, v, layout.segments, kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_a_kernel_agrees_with_the_reference(case, kernel):
+    layout, qkv, weight = case
+    out, grads = value_and_grads(by_kernel(layout, kernel), qkv, weight)
+    expected, expected_grads = value_and_grads(reference(layout), qkv, weight)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kernel, mesh",
+    [
+        ("splash", MeshConfig(fsdp=2, tensor=2)),
+        ("splash", MeshConfig(fsdp=2, context=2)),
+        ("triton", MeshConfig(fsdp=2, tensor=2)),
+    ],
+    ids=str,
+)
+def test_a_mesh_changes_nothing(case, kernel, mesh):
+    layout, qkv, weight = case
+    with jax.set_mesh(make_mesh(mesh)):
+        out, grads = value_and_grads(by_kernel(layout, kernel), qkv, weight)
+    expected, expected_grads = value_and_grads(reference(layout), qkv, weight)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_a_change_in_one_document_changes_nothing_in_its_neighbours(case, kernel):
+    layout, (q, k, v), _ = case
+    second = (layout.segments == 2)[..., None, None]
+    attend_by = jax.jit(by_kernel(layout, kernel))
+    before, after = attend_by(q, k, v), attend_by(q, k + second, v + 3.0 * second)
+    neighbours = np.asarray((layout.segments == 1) | (layout.segments == 3))
+    np.testing.assert_array_equal(np.asarray(before)[neighbours], np.asarray(after)[neighbours])
+    assert not np.allclose(before, after)
+
+
+def test_auto_follows_the_mesh_and_the_mask():
+    assert choose("auto", block=1, length=256) == "reference", "no mesh"
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        assert choose("auto", block=1, length=256) == "reference", "a mesh of CPUs"
+    assert choose("splash", block=1, length=256) == "splash"
+    topology = jax.sharding.AbstractMesh(
+        (1, 4, 1, 1), ("replica", "fsdp", "tensor", "context"),
+        abstract_device=jax.sharding.AbstractDevice("TPU v5", 1, "tpu"),
+    )  # fmt: skip
+    with jax.sharding.use_abstract_mesh(topology):
+        assert choose("auto", block=1, length=256) == "splash"
+        assert choose("auto", block=1, length=200) == "reference"
+        assert choose("auto", block=8, length=256) == "reference"
+
+
+def test_a_length_that_no_kernel_takes_is_named(case):
+    layout, qkv, _ = case
+    short = tuple(x[:, :100] for x in qkv)
+    with pytest.raises(ValueError, match="length 100: splash attention takes multiples of 128"):
+        attend_packed(*short, layout.segments[:, :100], kernel="splash")
