@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.logs import console_line, info
 from speechlm_jax.train.stage import Metrics
+from speechlm_jax.train.work import Work, rates
 
 _log = logging.getLogger("speechlm.train")
 
@@ -18,25 +20,41 @@ _log = logging.getLogger("speechlm.train")
 class Interval:
     """Metrics since the last log line; they stay on the device until the line is written."""
 
-    def __init__(self, total_steps: int, name: str, *, max_skipped: int):
-        """Starts the clock; `max_skipped` skipped updates in a row end the run."""
+    def __init__(
+        self, total_steps: int, name: str, *, max_skipped: int, chips: int = 1, kind: str = ""
+    ):
+        """Starts the clock; `max_skipped` skipped updates in a row end the run.
+
+        Args:
+          chips, kind: how many devices of which kind share the work.
+        """
         self._total_steps, self._name, self._max_skipped = total_steps, name, max_skipped
+        self._chips, self._kind = chips, kind
         self._skipped_in_a_row = 0
         self._restart()
 
     def _restart(self) -> None:
         self._pending: list[Metrics] = []
-        self._rows = 0
-        self._since = time.perf_counter()
+        self._rows, self._work = 0, Work()
+        self._laps: list[float] = []
+        self._since = self._lap_since = time.perf_counter()
 
-    def add(self, metrics: Metrics, rows: int) -> None:
+    def add(self, metrics: Metrics, rows: int, work: Work = Work()) -> None:
         """Takes one step's metrics; waits for nothing."""
         self._pending.append(metrics)
         self._rows += rows
+        self._work += work
+
+    def lap(self) -> None:
+        """Marks the end of a step."""
+        now = time.perf_counter()
+        self._laps.append(now - self._lap_since)
+        self._lap_since = now
 
     def leave_out(self, seconds: float) -> None:
         """Keeps the time of something else, such as an evaluation, out of the rates."""
         self._since += seconds
+        self._lap_since += seconds
 
     def close(self, step: int) -> dict[str, float]:
         """Waits for the device, returns the interval's figures and starts the next interval.
@@ -49,6 +67,10 @@ class Interval:
         figures = ratios(fetched)
         figures["rows_per_second"] = self._rows / seconds
         figures["seconds_per_step"] = seconds / len(fetched)
+        for percent in (50, 95) if self._laps else ():
+            figures[f"step_seconds_p{percent}"] = float(np.percentile(self._laps, percent))
+        if self._work.tokens:
+            figures |= rates(self._work, seconds, chips=self._chips, device_kind=self._kind)
         left = (self._total_steps - step) * figures["seconds_per_step"]
         info(
             "%s",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Key, PyTree
+from speechlm_jax.train.work import Measure
 
 Metrics = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
@@ -67,6 +68,7 @@ class Stage:
       batches: from the number of rows already seen by all hosts, this host's batches from there on;
         the leading axis of every array counts rows.
       evals: what is measured while training.
+      work: what a batch of this host costs; None where nobody counts.
       identity: fingerprints that a checkpoint must carry to be resumed, by name ("vocabulary",
         "tokenizer", "plan", ...).
     """
@@ -77,4 +79,5 @@ class Stage:
     loss: Callable[[PyTree, PyTree, Mapping[str, Array], Key[Array, ""]], LossOutput]
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evals: tuple[Evaluation, ...] = ()
+    work: Measure | None = None
     identity: dict[str, str] = dataclasses.field(default_factory=dict)

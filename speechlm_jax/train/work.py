@@ -1,0 +1,95 @@
+"""What a batch costs in model FLOPs, and what a device can do: MFU in both conventions.
+
+6 FLOPs a token and weight that multiplies it, and attention: forward 2 x 2 x length x heads x
+head_dim a token and layer, twice that backward (Chowdhery et al. 2022, appendix B). `full` counts
+every pair of positions of a document, `causal` the half that is not masked. Documents that share a
+row do not see each other: pairs are counted document by document, not over the row.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax.arrays import Int, ndarray
+
+# Dense bf16 FLOP/s of a chip by `device_kind`: Google Cloud's TPU pages, NVIDIA's data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a batch asks for; sums of batches are batches.
+
+    Attributes:
+      tokens: ids, padding excluded.
+      flops_full, flops_causal: of forward and backward pass, without recomputation.
+    """
+
+    tokens: float = 0.0
+    flops_full: float = 0.0
+    flops_causal: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.tokens + other.tokens,
+            self.flops_full + other.flops_full,
+            self.flops_causal + other.flops_causal,
+        )
+
+    def times(self, number: float) -> "Work":
+        """The work of so many of it."""
+        return Work(*(number * value for value in dataclasses.astuple(self)))
+
+
+Measure = Callable[[Mapping[str, np.ndarray]], Work]
+
+
+def packed_work(weights: int, *, layers: int, heads: int, head_dim: int) -> Measure:
+    """Work of a decoder-only model on packed rows (`segments`).
+
+    Args:
+      weights: parameters that multiply every token: all but the embedding table, and the table too
+        where it is the output layer.
+    """
+
+    def measure(batch: Mapping[str, np.ndarray]) -> Work:
+        lengths = document_lengths(np.asarray(batch["segments"]))
+        tokens, pairs = float(lengths.sum()), float(np.square(lengths.astype(np.float64)).sum())
+        attention = 12.0 * layers * heads * head_dim * pairs
+        dense = 6.0 * weights * tokens
+        return Work(tokens, dense + attention, dense + attention / 2)
+
+    return measure
+
+
+def document_lengths(segments: Int[ndarray, "batch length"]) -> Int[ndarray, " documents"]:
+    """Lengths of the documents of packed rows, padding excluded."""
+    rows = np.broadcast_to(np.arange(len(segments))[:, None], segments.shape)
+    most = int(segments.max(initial=0)) + 1
+    counts = np.bincount((rows * most + segments).ravel(), minlength=len(segments) * most)
+    counts = counts.reshape(len(segments), most)[:, 1:]
+    return counts[counts > 0]
+
+
+def rates(work: Work, seconds: float, *, chips: int, device_kind: str) -> dict[str, float]:
+    """Tokens a second, a chip too, and MFU where the chip's peak is known."""
+    figures: dict[str, Any] = {
+        "tokens_per_second": work.tokens / seconds,
+        "tokens_per_second_per_chip": work.tokens / seconds / chips,
+    }
+    peak = PEAK_FLOPS.get(device_kind)
+    if peak:
+        figures["mfu_full"] = work.flops_full / seconds / chips / peak
+        figures["mfu_causal"] = work.flops_causal / seconds / chips / peak
+    return figures
