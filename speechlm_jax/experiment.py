@@ -105,6 +105,7 @@ class LanguageModelExperiment:
     """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
 
     `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
+    `z_loss` weighs the squared log-partition (of the language model alone).
     """
 
     data: RowsData
@@ -112,6 +113,7 @@ class LanguageModelExperiment:
     train: TrainConfig
     kind: str = "lm"
     eval_every_steps: int = 500
+    z_loss: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,7 +347,9 @@ def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperi
     if given.kind == "text_to_token":
         stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
     else:
-        stage = lm_stage.make_stage(model, vocab, names, batches, identity=identity)
+        stage = lm_stage.make_stage(
+            model, vocab, names, batches, identity=identity, z_loss=given.z_loss
+        )
     unseen = {
         name: lambda rows=rows, name=name: read_batches(
             rows, batch_size=data.batch_size, task=names.index(name)

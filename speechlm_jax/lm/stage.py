@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
@@ -10,7 +11,17 @@ from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.losses import packed_loss
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+from speechlm_jax.train.work import Measure, packed_work
 from speechlm_jax.vocab import Vocab
+
+
+def language_model_work(config: LanguageModelConfig) -> Measure:
+    """What packed rows cost a language model of this config."""
+    stack = config.transformer
+    shapes = jax.eval_shape(functional(config).init, jax.random.key(0))[0]
+    matrices = [leaf for leaf in jax.tree.leaves(shapes["transformer"]) if leaf.ndim == 3]
+    weights = sum(leaf.size for leaf in matrices) + config.vocab_size * stack.embed
+    return packed_work(weights, layers=stack.num_layers, heads=stack.heads, head_dim=stack.head_dim)
 
 
 def make_stage(
@@ -22,12 +33,16 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
     name: str = "lm",
+    z_loss: float = 0.0,
 ) -> Stage:
     """What the loop needs to train a language model.
 
     Batches hold `ids`, `segments`, `positions`, `loss_mask` [batch, length] and `task` [batch], the
     index of each row's task in `tasks`. The loss is the mean over counted ids, whatever their
     modality (GLM-4-Voice report, section 4.1: no weights are mentioned).
+
+    Args:
+      z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.
     """
     model = functional(config)
 
@@ -36,7 +51,7 @@ def make_stage(
     ) -> LossOutput:
         bound = model.bind(params)
         hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(hidden, bound.head_kernel, batch)
+        lost = packed_loss(hidden, bound.head_kernel, batch, z_weight=z_loss)
         is_speech = (lost.targets >= vocab.speech_offset) & (
             lost.targets < vocab.speech_offset + vocab.codebook_size
         )
@@ -52,5 +67,6 @@ def make_stage(
         loss=loss,
         batches=batches,
         evals=evals,
+        work=language_model_work(config),
         identity={"vocabulary": vocab.fingerprint, **(identity or {})},
     )

@@ -21,7 +21,11 @@ class Goodput:
         try:
             yield
         finally:
-            self._seconds[part] += time.perf_counter() - began
+            self.add(part, time.perf_counter() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts seconds as one part's."""
+        self._seconds[part] += seconds
 
     @property
     def seconds(self) -> dict[str, float]:

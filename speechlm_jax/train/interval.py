@@ -12,7 +12,7 @@ import numpy as np
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.logs import console_line, info
 from speechlm_jax.train.stage import Metrics
-from speechlm_jax.train.work import Work, rates
+from speechlm_jax.train.work import NOTHING, Work, rates
 
 _log = logging.getLogger("speechlm.train")
 
@@ -35,11 +35,11 @@ class Interval:
 
     def _restart(self) -> None:
         self._pending: list[Metrics] = []
-        self._rows, self._work = 0, Work()
+        self._rows, self._work = 0, NOTHING
         self._laps: list[float] = []
         self._since = self._lap_since = time.perf_counter()
 
-    def add(self, metrics: Metrics, rows: int, work: Work = Work()) -> None:
+    def add(self, metrics: Metrics, rows: int, work: Work = NOTHING) -> None:
         """Takes one step's metrics; waits for nothing."""
         self._pending.append(metrics)
         self._rows += rows

@@ -1,5 +1,6 @@
 """Scalars of a run: metrics.jsonl, TensorBoard files (without TensorFlow), the console."""
 
+import importlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
@@ -14,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from speechlm_jax import artifacts
+from speechlm_jax.errors import UserError
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -24,12 +27,15 @@ _log = logging.getLogger("speechlm.train")
 class ScalarLog:
     """Writes each line of figures to metrics.jsonl and to an event file; on the first host only."""
 
-    def __init__(self, workdir: str | Path, *, after_step: int = 0):
+    def __init__(self, workdir: str | Path, *, after_step: int = 0, wandb_project: str = ""):
         """Opens the logs of a run; lines of steps after `after_step` are dropped.
 
         A run that goes on from an older checkpoint repeats those steps.
+
+        Raises:
+          UserError: `wandb_project` is given and Weights & Biases is not installed.
         """
-        self._metrics = self._events = None
+        self._metrics = self._events = self._wandb = None
         if jax.process_index() != 0:
             return
         workdir = Path(workdir)
@@ -37,6 +43,7 @@ class ScalarLog:
         drop_lines_after(workdir / METRICS, after_step)
         self._metrics = open(workdir / METRICS, "a", encoding="utf-8")
         self._events = _EventFile(workdir / TENSORBOARD, first_step=after_step + 1)
+        self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Appends one line of figures at a step; a figure that is not finite is left out."""
@@ -46,12 +53,28 @@ class ScalarLog:
         self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         self._metrics.flush()
         self._events.write(step, finite)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
 
     def close(self) -> None:
         """Closes the files."""
         if self._metrics is not None and self._events is not None:
             self._metrics.close()
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _open_wandb(project: str, workdir: Path) -> Any:
+    """A run of Weights & Biases that goes on when the run does: its id is the folder's name."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            "wandb_project: wandb is not installed; `pip install 'speechlm_jax[wandb]'`"
+        ) from None
+    name = workdir.resolve().name
+    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(workdir))
 
 
 class _EventFile:

@@ -22,10 +22,12 @@ from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, to_global
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from speechlm_jax.train.prefetch import Prefetch
+from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
 from speechlm_jax.train.state import (
@@ -35,14 +37,23 @@ from speechlm_jax.train.state import (
     init_state,
     make_layout,
 )
-from speechlm_jax.train.step import make_train_step
+from speechlm_jax.train.step import TrainStep, make_train_step
 from speechlm_jax.train.trainable import part
+from speechlm_jax.train.work import NOTHING, Work
 
 CONFIG = "config.json"
 # Fields that change how a run is carried out and not what comes out of it.
 OPERATIONAL = {
     "TrainConfig": frozenset(
-        {"mesh", "log_every_steps", "save_every_steps", "keep_last", "keep_every_steps"}
+        {
+            "mesh",
+            "log_every_steps",
+            "save_every_steps",
+            "keep_last",
+            "keep_every_steps",
+            "profile_steps",
+            "wandb_project",
+        }
     )
 }
 # The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
@@ -64,6 +75,8 @@ class TrainConfig:
         only when this run has no checkpoint of its own.
       state: which parameters are trained, and what is kept beside them.
       max_skipped_steps: so many skipped updates in a row end the run.
+      profile_steps: first and last step of a profile, written to workdir/profile; (0, 0): none.
+      wandb_project: logs to Weights & Biases too, if given (extra `wandb`).
     """
 
     total_steps: int
@@ -78,6 +91,8 @@ class TrainConfig:
     init_from: str | None = None
     state: StateConfig = StateConfig()
     max_skipped_steps: int = 100
+    profile_steps: tuple[int, int] = (0, 0)
+    wandb_project: str = ""
 
 
 def fit(
@@ -134,11 +149,15 @@ class _Run:
         )
         self.rows_seen = 0
         self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+        self.goodput = Goodput()
         self.started = (time.perf_counter(), time.process_time())
 
     def fit(self) -> TrainState:
         with jax.set_mesh(self.mesh), StopSignal() as stop:
+            began = time.perf_counter()
             state, step = self.restore()
+            self.goodput = Goodput(self.timing)
+            self.goodput.add("start", time.perf_counter() - began)
             if step >= self.config.total_steps:
                 return state
             if jax.process_index() == 0:
@@ -148,7 +167,7 @@ class _Run:
                 keep_last=self.config.keep_last,
                 keep_every_steps=self.config.keep_every_steps,
             )
-            log = ScalarLog(self.workdir, after_step=step)
+            log = ScalarLog(self.workdir, after_step=step, wandb_project=self.config.wandb_project)
             try:
                 writer.set_aside_after(step)
                 state = self.loop(state, step, writer, log, stop)
@@ -201,22 +220,33 @@ class _Run:
         )
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
-            config.total_steps, self.stage.name, max_skipped=config.max_skipped_steps
+            config.total_steps,
+            self.stage.name,
+            max_skipped=config.max_skipped_steps,
+            chips=self.mesh.size,
+            kind=self.mesh.devices.flat[0].device_kind,
         )
-        with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches:
+        metrics = None
+        profile = Profile(self.workdir / PROFILE, *config.profile_steps)
+        with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches, profile:
             for step in range(done + 1, config.total_steps + 1):
-                batch = self._next(batches, step)
-                state, metrics = train_step(state, to_global(batch, mesh=self.mesh), key)
+                profile.before(step)
+                batch = self._next(batches, step, metrics)
+                state, metrics = self._step(train_step, state, batch, key, metrics)
                 rows = _rows(batch) * jax.process_count()
                 self.rows_seen += rows
-                interval.add(metrics, rows)
+                interval.add(metrics, rows, self._work(batch))
+                interval.lap()
                 last = step == config.total_steps
                 stopping = stop.should_stop(step)
                 if step % config.log_every_steps == 0 or last:
-                    log.write(step, interval.close(step))
+                    with self.goodput.of("step"):
+                        figures = interval.close(step)
+                    log.write(step, figures | self.goodput.shares())
                 interval.leave_out(self._evaluate(state, step, log))
                 if step % config.save_every_steps == 0 or last or stopping:
-                    writer.save(state, self._meta(step))
+                    with self.goodput.of("checkpoint"):
+                        writer.save(state, self._meta(step))
                 writer.check()
                 if stopping:
                     raise Stopped(
@@ -224,7 +254,24 @@ class _Run:
                     )
         return state
 
-    def _next(self, batches: Prefetch[dict[str, np.ndarray]], step: int) -> dict[str, np.ndarray]:
+    def _step(
+        self, train_step: TrainStep, state: TrainState, batch: Any, key: Any, before: Any
+    ) -> Any:
+        """Starts a step and waits for the one before it, so that one runs and one is queued."""
+        with self.goodput.of("step" if before is not None else "compile"):
+            result = train_step(state, to_global(batch, mesh=self.mesh), key)
+            jax.block_until_ready(result[1] if before is None else before)
+        return result
+
+    def _work(self, batch: Mapping[str, np.ndarray]) -> Work:
+        """Of all hosts; this one's batch stands for the others'."""
+        return self.stage.work(batch).times(jax.process_count()) if self.stage.work else NOTHING
+
+    def _next(
+        self, batches: Prefetch[dict[str, np.ndarray]], step: int, running: Any
+    ) -> dict[str, np.ndarray]:
+        """The next batch; waiting for it counts as such unless the device was busy meanwhile."""
+        began = time.perf_counter()
         try:
             batch = next(batches)
         except StopIteration:
@@ -232,6 +279,8 @@ class _Run:
                 f"{self.stage.name}: the batches ended before step {step} of "
                 f"{self.config.total_steps}; lower total_steps or give more data"
             ) from None
+        busy = running is not None and not all(x.is_ready() for x in jax.tree.leaves(running))
+        self.goodput.add("step" if busy else "input", time.perf_counter() - began)
         shards = self.mesh.shape[BATCH_AXES[0]] * self.mesh.shape[BATCH_AXES[1]]
         rows, parts = _rows(batch) * jax.process_count(), shards * self.config.num_microbatches
         if rows % parts:
@@ -250,7 +299,9 @@ class _Run:
                 log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
                 shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
                 info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.goodput.add("evaluate", seconds)
+        return seconds
 
     def _meta(self, step: int) -> Meta:
         wall, cpu = self.started
@@ -262,6 +313,7 @@ class _Run:
             config=self.resolved,
             fingerprint=self.fingerprint,
             timing={
+                **self.goodput.seconds,
                 "wall_seconds": self.timing["wall_seconds"] + time.perf_counter() - wall,
                 "cpu_seconds": self.timing["cpu_seconds"] + time.process_time() - cpu,
             },

@@ -47,11 +47,12 @@ class Work:
             self.flops_causal + other.flops_causal,
         )
 
-    def times(self, number: float) -> "Work":
+    def times(self, number: float | int) -> "Work":
         """The work of so many of it."""
         return Work(*(number * value for value in dataclasses.astuple(self)))
 
 
+NOTHING = Work()
 Measure = Callable[[Mapping[str, np.ndarray]], Work]
 
 

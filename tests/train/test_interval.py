@@ -42,5 +42,5 @@ def test_only_skips_in_a_row_count():
     interval.add(metrics(skipped=1.0), rows=1)
     interval.close(5)
     interval.add(metrics(skipped=1.0), rows=1)
-    with pytest.raises(UserError, match="3 steps in a row up to step 6"):
+    with pytest.raises(UserError, match="3 updates in a row up to step 6"):
         interval.close(6)

@@ -190,7 +190,7 @@ def test_a_run_without_any_finite_gradient_ends(tmp_path):
         while True:
             yield batch_of(0, noise=float("nan"))
 
-    with pytest.raises(UserError, match="8 steps in a row up to step 8"):
+    with pytest.raises(UserError, match="8 updates in a row up to step 8"):
         fit(make_stage(batches=bad), config, tmp_path)
 
 

@@ -1,5 +1,6 @@
 """One update: equal on one device and four, in one part and several; skipped if not finite."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,12 @@ import optax
 import pytest
 from toy_stage import assert_same, batch_of, init, loss, make_stage
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from speechlm_jax.train.state import TrainState, init_state, make_layout
-from speechlm_jax.train.step import make_train_step
+from speechlm_jax.train.state import StateConfig, TrainState, init_state, make_layout
+from speechlm_jax.train.step import NORMS_BEFORE_SPIKES, make_train_step
+from speechlm_jax.train.trainable import part
 
 OPTIMIZER = OptimizerConfig(peak=1e-2, warmup_steps=0, schedule="constant")
 FOUR = MeshConfig(fsdp=2, tensor=2)
@@ -25,12 +28,16 @@ class Trained(NamedTuple):
     metrics: list[dict]
 
 
-def train(batches, *, mesh_config=FOUR, num_devices=4, num_microbatches=1, stage=None):
+def train(
+    batches, *, mesh_config=FOUR, num_devices=4, num_microbatches=1, stage=None,
+    config=StateConfig(), optimizer=OPTIMIZER,
+):  # fmt: skip
     """Runs one step a batch."""
     stage = stage or make_stage()
     mesh = make_mesh(mesh_config, devices=jax.devices()[:num_devices])
-    optimizer = make_optimizer(OPTIMIZER, total_steps=10, axes=stage.axes)
-    layout = make_layout(stage, optimizer, mesh=mesh)
+    axes = stage.axes and part(stage.axes, config.trainable)
+    optimizer = make_optimizer(optimizer, total_steps=100, axes=axes)
+    layout = make_layout(stage, optimizer, mesh=mesh, config=config)
     with jax.set_mesh(mesh):
         state = init_state(stage, optimizer, layout, seed=0)
         step = make_train_step(stage, optimizer, layout, num_microbatches=num_microbatches)
@@ -116,3 +123,49 @@ def test_a_stage_without_axes_is_never_split():
     state = train([batch_of(0)], stage=make_stage(axes=None), mesh_config=MeshConfig()).state
     up = state.params["up"]
     assert up.sharding.shard_shape(up.shape) == up.shape
+
+
+def test_only_what_is_trainable_has_gradients_and_moments_and_changes():
+    free = dataclasses.replace(OPTIMIZER, clip_norm=None)
+    whole = train([batch_of(0)], optimizer=free)
+    trained = train([batch_of(0)], optimizer=free, config=StateConfig(trainable=("u*",)))
+    before, after = trained.states
+    np.testing.assert_allclose(after.params["up"], whole.states[1].params["up"], rtol=1e-5)
+    for name in ("norms", "down"):
+        assert_same(before.params[name], after.params[name])
+    assert optax.tree_utils.tree_get(after.opt_state, "mu").keys() == {"up"}
+    assert trained.metrics[0]["grad_norm"][0] < whole.metrics[0]["grad_norm"][0]
+    assert trained.state.params["up"].sharding == whole.state.params["up"].sharding
+
+
+def test_the_average_is_that_of_the_parameters():
+    config = StateConfig(ema_decay=0.75)
+    trained = train([batch_of(i) for i in range(3)], config=config)
+    mean = trained.states[0].params["up"]
+    for state in trained.states[1:]:
+        mean = 0.75 * mean + 0.25 * state.params["up"]
+    np.testing.assert_allclose(trained.state.averaged["up"], mean, rtol=1e-5)
+    assert trained.state.averaged["up"].sharding == trained.state.params["up"].sharding
+    assert train([batch_of(0)]).states[1].averaged["up"] is not None
+
+
+def test_a_spike_is_skipped_and_forgotten():
+    usual = [batch_of(i) for i in range(NORMS_BEFORE_SPIKES)]
+    wild = batch_of(99, noise=1e4)
+    trained = train([*usual, wild, batch_of(100)], config=StateConfig(skip_above=5.0))
+    *_, before, after, last = trained.states
+    figures = trained.metrics[-2]
+    assert figures["grad_norm"][0] > 5 * trained.metrics[-3]["grad_norm"][0]
+    assert figures["spiked_steps"][0] == figures["skipped_steps"][0] == 1
+    for name in ("params", "variables", "opt_state", "extras"):
+        assert_same(getattr(before, name), getattr(after, name))
+    assert trained.metrics[-1]["skipped_steps"][0] == 0
+    assert not np.array_equal(after.params["up"], last.params["up"])
+    early = train([batch_of(0), wild], config=StateConfig(skip_above=5.0))
+    assert early.metrics[1]["spiked_steps"][0] == 0, "too few norms to know"
+
+
+@pytest.mark.parametrize("wrong", [{"ema_decay": 1.0}, {"skip_above": 0.5}], ids=str)
+def test_a_setting_out_of_range_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        StateConfig(**wrong)
