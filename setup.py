@@ -70,6 +70,6 @@ setup(
     package_data={"": ["*.md", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.jsonl", "*.txt"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["speechlm = speechlm_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["speechlm = speechlm_jax.cli.main:entry"]},
     zip_safe=False,
 )

@@ -6,8 +6,8 @@ Data: Free Spoken Digit Dataset, 5 speakers x 500 single digits, 8 kHz; trains o
 Command: python benchmarks/digits.py   (features, five trainings, five scores; runs/digits)
   One training, once the features are there: speechlm train configs/speech_tokenizer_digits.py
 Machine: two CPU cores, 2 GiB.
-Time: 3.3 minutes a speaker, two side by side.
-Expected: not at its bar of 80% mean word accuracy yet; docs/log.md has the five speakers.
+Time: 12 CPU minutes a speaker, two side by side.
+Expected: 83% mean word accuracy (theo 96%, yweweler 88, jackson 83, nicolas 76, george 71).
 """
 
 from speechlm_jax.audio.augment import AugmentConfig
@@ -60,7 +60,7 @@ def config() -> SpeechTokenizerExperiment:
             decoder_layers=1,
         ),
         train=TrainConfig(
-            total_steps=700,
+            total_steps=2000,
             optimizer=OptimizerConfig(
                 name="muon",
                 peak=3e-3,
@@ -70,6 +70,6 @@ def config() -> SpeechTokenizerExperiment:
                 weight_decay=0.05,
             ),
             log_every_steps=50,
-            save_every_steps=250,
+            save_every_steps=500,
         ),
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -175,3 +176,21 @@ def test_help_and_mistakes_need_no_jax():
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert all(name in done.stdout for name in options.COMMANDS)
+
+
+def test_the_console_script_starts_once_more_with_large_pages(tmp_path):
+    """As `speechlm` and as a module; what a user has set stays."""
+    code = (
+        "import os, sys, speechlm_jax.cli.main as m\n"
+        "m.main = lambda: print(os.environ.get(m.MALLOC), sys.argv[1:])\n"
+        "m.entry()"
+    )
+    script = tmp_path / "speechlm"
+    script.write_text(code, encoding="utf-8")
+    clean = {key: value for key, value in os.environ.items() if key != cli.MALLOC}
+    for given, wanted in ({}, "glibc.malloc.hugetlb=1"), ({cli.MALLOC: "x=1"}, "x=1"):
+        done = subprocess.run(
+            [sys.executable, script, "a", "b c"], env=clean | given, capture_output=True, text=True
+        )
+        expected = wanted if sys.platform == "linux" else given.get(cli.MALLOC)
+        assert done.stdout == f"{expected} ['a', 'b c']\n", done.stderr
