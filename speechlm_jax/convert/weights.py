@@ -26,6 +26,7 @@ from speechlm_jax.convert.families import (
 )
 from speechlm_jax.convert.safetensors_folder import SHARD_BYTES, Folder, Planned, write_folder
 from speechlm_jax.errors import UserError
+from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 
@@ -128,11 +129,13 @@ def write_params(
 ) -> Iterator[str]:
     """Writes a model as a folder that `transformers` opens; yields each file's name.
 
+    Adapters are folded into the weights.
+
     Args:
       length: longest context that the model is trained for.
       extra: further fields of config.json, such as `eos_token_id`.
     """
-    config, params = _unscaled(config, params)
+    config, params = _unscaled(*merge_adapters(config, params))
     family = family_of(config)
     shapes = abstract_params(config)
     leaves = {_joined(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -1,5 +1,7 @@
 """Tiny random models of every family, as `transformers` writes them."""
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the `torch` extra")
@@ -38,4 +40,52 @@ def released(request, tmp_path_factory):
                 tensor.mul_(8.0)
     folder = tmp_path_factory.mktemp("released") / request.param
     model.save_pretrained(folder, max_shard_size="20KB")
+    return model, folder
+
+
+@pytest.fixture(scope="session")
+def glm(tmp_path_factory):
+    """(GlmForCausalLM, the same weights in a folder as GLM-4's remote code names them)."""
+    from safetensors.torch import save_file
+
+    config = transformers.GlmConfig(**SIZES, attention_bias=True)
+    torch.manual_seed(1)
+    model = transformers.GlmForCausalLM(config).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.ndim == 1:
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            else:
+                tensor.mul_(8.0)
+    state = model.state_dict()
+    named = {
+        "transformer.embedding.word_embeddings.weight": state["model.embed_tokens.weight"],
+        "transformer.rotary_pos_emb.inv_freq": torch.ones(2),
+        "transformer.encoder.final_layernorm.weight": state["model.norm.weight"],
+        "transformer.output_layer.weight": state["lm_head.weight"],
+    }
+    same = {
+        "self_attention.dense.weight": "self_attn.o_proj.weight",
+        "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
+        "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
+        "input_layernorm.weight": "input_layernorm.weight",
+        "post_attention_layernorm.weight": "post_attention_layernorm.weight",
+    }
+    for layer in range(3):
+        ours, theirs = f"transformer.encoder.layers.{layer}.", f"model.layers.{layer}."
+        named |= {ours + name: state[theirs + other] for name, other in same.items()}
+        for kind in ("weight", "bias"):
+            parts = [state[f"{theirs}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            named[f"{ours}self_attention.query_key_value.{kind}"] = torch.cat(parts)
+    folder = tmp_path_factory.mktemp("glm-4-voice")
+    save_file({k: v.contiguous().clone() for k, v in named.items()}, folder / "model.safetensors")
+    data = {
+        "model_type": "chatglm", "num_layers": 3, "hidden_size": 24, "ffn_hidden_size": 20,
+        "num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2,
+        "kv_channels": 8, "layernorm_epsilon": 1.5625e-07, "padded_vocab_size": 40,
+        "rope_ratio": 1, "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True,
+        "post_layer_norm": True, "apply_residual_connection_post_layernorm": False,
+        "tie_word_embeddings": False, "seq_length": 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
     return model, folder

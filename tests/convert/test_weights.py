@@ -1,5 +1,8 @@
 """Parity with `transformers`: logits, greedy generation, and folders that it opens unchanged."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,8 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference, functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 
 IDS = np.random.default_rng(0).integers(0, 40, (3, 23))
@@ -102,3 +107,62 @@ def test_all_tensors_that_do_not_fit_are_listed(released, ours):
     for part in ("there", "1 missing: model.norm.weight", "1 unexpected: model.extra",
                  "layers.1.mlp.down_proj.weight [24, 19] instead of [24, 20]"):  # fmt: skip
         assert part in str(told.value)
+
+
+def test_glm_4_voice_comes_in_by_its_own_names_and_leaves_as_glm(glm, tmp_path):
+    model, path = glm
+    folder = Folder(path)
+    family, config = read_config(folder)
+    params = read_params(folder, family, config, where="")
+    logits = ids_to_logits(jnp.array(IDS), model=functional(config), params=params)
+    np.testing.assert_allclose(logits, theirs(model), atol=1e-4)
+    list(write_params(tmp_path / "out", config, params, length=64, dtype="float32"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(again) is transformers.GlmForCausalLM
+    np.testing.assert_allclose(theirs(again), theirs(model), atol=1e-6)
+
+
+def test_a_scaled_tied_model_is_written_as_a_plain_untied_one(draw, tmp_path):
+    config = LanguageModelConfig(40, TransformerConfig(2, 24, 4, 2, 8, 20))
+    params = draw(functional(config))
+    list(write_params(tmp_path / "out", config, params, length=64, dtype="float32"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    logits = ids_to_logits(jnp.array(IDS), model=functional(config), params=params)
+    np.testing.assert_allclose(theirs(again), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is none of llama"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is known"),
+        ({"num_hidden_layers": None}, None),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_not_ours_is_refused(released, tmp_path, change, told):
+    data = {**Folder(released[1]).config, **change}
+    if told is None:
+        del data["num_hidden_layers"]
+        told = "has no field num_hidden_layers"
+    (tmp_path / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(UserError, match=told):
+        read_config(Folder(tmp_path))
+
+
+def test_a_folder_that_is_cut_short_is_named(released, tmp_path):
+    copied = shutil.copytree(released[1], tmp_path / "copy")
+    files = sorted(copied.glob("*.safetensors"))
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    folder = Folder(copied)
+    with pytest.raises(UserError, match=f"{files[1].name}: is not a whole safetensors file"):
+        read_params(folder, *read_config(folder), where="copy")
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name}: in .*index.json, but not there"):
+        _ = Folder(copied).shapes
+
+
+def test_nothing_is_written_over(released, ours, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        list(write_params(tmp_path, *ours, length=64))

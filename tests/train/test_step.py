@@ -17,6 +17,7 @@ from speechlm_jax.train.step import NORMS_BEFORE_SPIKES, make_train_step
 from speechlm_jax.train.trainable import part
 
 OPTIMIZER = OptimizerConfig(peak=1e-2, warmup_steps=0, schedule="constant")
+ALL = StateConfig()
 FOUR = MeshConfig(fsdp=2, tensor=2)
 
 
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
 
 def train(
     batches, *, mesh_config=FOUR, num_devices=4, num_microbatches=1, stage=None,
-    config=StateConfig(), optimizer=OPTIMIZER,
+    config=ALL, optimizer=OPTIMIZER,
 ):  # fmt: skip
     """Runs one step a batch."""
     stage = stage or make_stage()
