@@ -51,6 +51,11 @@ EXTRAS = {
         "pytest>=9.0",
         "ruff>=0.15",
     ],
+    # Models of Hugging Face in and out, and their text vocabularies.
+    "hf": ["safetensors>=0.5", "tokenizers>=0.21", "ml_dtypes>=0.5"],
+    # What the tests compare with; never a newer torch than the constraints name.
+    "oracles": ["torch>=2.13", "transformers>=5.0", "tiktoken>=0.9"],
+    "wandb": ["wandb>=0.19"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
 }

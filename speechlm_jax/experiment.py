@@ -39,6 +39,7 @@ from speechlm_jax.train import checkpoints
 from speechlm_jax.train.held_out import held_out
 from speechlm_jax.train.loop import OPERATIONAL, TrainConfig, decisive, fit
 from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.state import TrainState
 from speechlm_jax.vocab import Vocab
 
 ROWS_PER_CALL = 8  # of held-out rows
@@ -172,6 +173,14 @@ def essence(experiment: Experiment) -> dict[str, Any]:
     return decisive(configs.to_json(experiment), PLACES | started_from)
 
 
+def trained_model(run: str | Path) -> LanguageModelConfig:
+    """The language model that a run (or a converted model) holds, to go on from in a config.
+
+    `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
+    """
+    return _load_meta(run, LanguageModelExperiment)[1].model
+
+
 def load_vocab(mixture: str | Path) -> Vocab:
     """The vocabulary of a prepared mixture."""
     shards = open_shards(mixture)
@@ -234,6 +243,39 @@ def held_out_losses(
     return losses
 
 
+def load_language_model(
+    run: str | Path,
+) -> tuple[checkpoints.Weights, LanguageModelExperiment]:
+    """A trained language or text-to-token model's weights, and what it was trained as."""
+    return _load(run, LanguageModelExperiment)
+
+
+def save_language_model(
+    workdir: str | Path, model: LanguageModelConfig, params: Any, vocab: Vocab
+) -> None:
+    """Writes weights from elsewhere as step 0 of a run, for `init_from`, evaluation and decoding.
+
+    Raises:
+      UserError: the folder holds a run already.
+    """
+    if checkpoints.latest_good(workdir) is not None:
+        raise UserError(f"{workdir}: holds a run already; give a new folder")
+    experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
+    data = configs.to_json(experiment)
+    meta = checkpoints.Meta(
+        stage="lm",
+        step=0,
+        rows_seen=0,
+        identity={"vocabulary": vocab.fingerprint, "tokenizer": vocab.tokenizer_fingerprint},
+        config=data,
+        fingerprint=configs.fingerprint(data),
+        timing={},
+    )
+    writer = checkpoints.CheckpointWriter(workdir)
+    writer.save(TrainState(0, params, {}, {}), meta)
+    writer.close()
+
+
 def weights_fingerprint(weights: checkpoints.Weights) -> str:
     """Identity of trained weights: what they were trained as and for how long."""
     meta = weights.meta
@@ -242,10 +284,19 @@ def weights_fingerprint(weights: checkpoints.Weights) -> str:
 
 def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
     weights = checkpoints.load_params(run)
-    experiment = experiment_from_json(weights.meta.config, str(run))
+    return weights, _as_trained(run, weights.meta, cls)
+
+
+def _load_meta(run: str | Path, cls: type) -> tuple[checkpoints.Meta, Any]:
+    meta = checkpoints.newest_meta(run)
+    return meta, _as_trained(run, meta, cls)
+
+
+def _as_trained(run: str | Path, meta: checkpoints.Meta, cls: type) -> Any:
+    experiment = experiment_from_json(meta.config, str(run))
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
-    return weights, experiment
+    return experiment
 
 
 def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:

@@ -67,7 +67,7 @@ def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(UserError, match="absent.model: no such text vocabulary"):
         TextTokenizer.load(tmp_path / "absent.model")
     (tmp_path / "text.model").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="text.model: is not a SentencePiece model"):
+    with pytest.raises(UserError, match="text.model: is no SentencePiece model or tokenizer.json"):
         TextTokenizer.load(tmp_path / "text.model")
     with pytest.raises(UserError, match="no words"):
         TextTokenizer.train(["", "  "])

@@ -11,6 +11,7 @@ from speechlm_jax.errors import EXIT_OK, UserError
 
 COMMANDS = {
     "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
+    "convert": "a Hugging Face model to a run with speech in its vocabulary, or a run to a model",
     "train": "train what a config file says, or go on where a run stopped",
     "prepare": "turn a mixture's tasks into packed shards that training reads",
     "tokenize": "recordings to speech codes",

@@ -99,7 +99,7 @@ class Writer:
             if "codes" in segment:
                 ids += self.spoken(segment["codes"])
             else:
-                ids += self.tokenizer.encode(segment["text"])
+                ids += self.tokenizer.encode(segment["text"], continues=bool(ids))
         return ids
 
     def spoken(self, codes: Codes) -> list[int]:

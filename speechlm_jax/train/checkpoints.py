@@ -225,6 +225,11 @@ def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
 
 
+def newest_meta(path: str | Path) -> Meta:
+    """What the newest good checkpoint of a run says of itself; `path` as in `load_params`."""
+    return read_meta(_find(path))
+
+
 def load_params(path: str | Path) -> Weights:
     """Reads parameters (their average, if kept) and variables onto this process's first device.
 

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.vocab import Vocab
+
+BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
 
 
 def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
@@ -21,6 +26,16 @@ def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
             "give --run the folder of one"
         )
     return Models(folders, batch_size=batch_size, clip_batch_size=batch_size)
+
+
+def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
+    """The vocabulary of a quickstart run, or of a model that `speechlm convert` turned into one."""
+    run = Path(run)
+    if (run / BASE_VOCAB).is_file():
+        vocab = Vocab.from_json(artifacts.read_json(run / BASE_VOCAB))
+        return vocab, TextTokenizer.load(run / BASE_TEXT)
+    models = open_run(run)
+    return models.vocab, models.text
 
 
 def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:

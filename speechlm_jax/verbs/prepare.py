@@ -9,7 +9,7 @@ from speechlm_jax.data.mixture import read_mixture
 from speechlm_jax.data.prepare import PrepareConfig
 from speechlm_jax.data.prepare import prepare as prepare_mixture
 from speechlm_jax.errors import UserError
-from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.opening import open_vocab
 
 COUNTS = ("rows", "documents", "text_tokens", "speech_tokens", "dropped_documents")
 
@@ -21,7 +21,7 @@ def prepare(
 
     Args:
       mixture: its name.
-      run: a quickstart run's folder; its vocabulary is that of the rows.
+      run: a quickstart run's folder, or a converted model; its vocabulary is that of the rows.
       out: folder of the shards and of the mixture's file, which training reads.
       length: ids in a row.
       seed: of the order of documents.
@@ -31,13 +31,11 @@ def prepare(
     """
     if length < 2:
         raise UserError(f"--length {length}: must be 2 or more")
-    models = open_run(run)
+    vocab, text = open_vocab(run)
     # The tasks of tasks/quickstart.py find a run's data by this; one's own need it not.
     os.environ.setdefault("SPEECHLM_RUN", str(Path(run).resolve()))
     config = PrepareConfig(length=length, seed=seed)
-    path = prepare_mixture(
-        mixture, vocab=models.vocab, tokenizer=models.text, out=out, config=config
-    )
+    path = prepare_mixture(mixture, vocab=vocab, tokenizer=text, out=out, config=config)
     made = read_mixture(path)
     return {
         "mixture": str(path),

@@ -1,0 +1,45 @@
+"""`speechlm convert`: Hugging Face model folders to runs and back."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax.cli import options
+from speechlm_jax.verbs import convert
+
+DETAILS = """\
+A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
+Qwen3) becomes a run: its vocabulary is extended by specials and speech codes, and training starts
+from it by `train.init_from`. A run becomes a folder that transformers opens."""
+EXAMPLE = """\
+speechlm convert Qwen2.5-1.5B --run runs/quickstart --out runs/base
+speechlm convert runs/lm --run runs/base --out my-speech-lm"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = options.add_command(subparsers, "convert", run=run, details=DETAILS, example=EXAMPLE)
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="a model folder of Hugging Face, or a run"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16",
+        help="of exported weights (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--length", metavar="N", type=int, default=8192,
+        help="longest context that an exported config names (default: %(default)s)",
+    )  # fmt: skip
+    options.add_run(parser)
+    options.add_out(parser, "runs/base", "what it is turned into; must be new")
+    options.add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts and prints what was made."""
+    return options.show(
+        convert.convert(
+            args.source, run=args.run_folder, out=args.out, dtype=args.dtype, length=args.length,
+            seed=args.seed,
+        )
+    )  # fmt: skip

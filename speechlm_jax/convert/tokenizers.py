@@ -1,0 +1,148 @@
+"""Text vocabularies of released models: tiktoken ranks to tokenizer.json, and more ids at the end.
+
+GLM-4 is released with tiktoken ranks. As a tokenizer.json every text vocabulary is one file, which
+training reads and `transformers` opens.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax.errors import UserError
+from speechlm_jax.vocab import SPECIALS, Vocab
+
+FILE = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+TIKTOKEN = "tokenizer.model"
+# How GLM-4 (as cl100k_base) splits text before pieces are merged.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def read_tokenizer(folder: str | Path) -> bytes:
+    """The text vocabulary of a released model, as the bytes of a tokenizer.json.
+
+    Raises:
+      UserError: the folder has neither tokenizer.json nor tiktoken ranks.
+    """
+    folder = Path(folder)
+    if (folder / FILE).is_file():
+        return (folder / FILE).read_bytes()
+    if not (folder / TIKTOKEN).is_file():
+        raise UserError(f"{folder}: has neither {FILE} nor {TIKTOKEN} (tiktoken ranks)")
+    specials: dict[str, int] = {}
+    if (folder / CONFIG).is_file():
+        added = artifacts.read_json(folder / CONFIG).get("added_tokens_decoder", {})
+        specials = {entry["content"]: int(id_) for id_, entry in added.items()}
+    ranks = read_ranks(folder / TIKTOKEN)
+    return json.dumps(ranks_to_json(ranks, specials), ensure_ascii=False).encode()
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Tiktoken's file: a piece in base64 and its rank on each line."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        pairs = [line.split() for line in lines if line]
+        return {base64.b64decode(piece, validate=True): int(rank) for piece, rank in pairs}
+    except ValueError:
+        raise UserError(f"{path}: holds no tiktoken ranks (a piece in base64, its rank)") from None
+
+
+def ranks_to_json(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> dict[str, Any]:
+    """The data of a tokenizer.json that splits and merges as tiktoken does by these ranks."""
+    letters = _byte_letters()
+    written = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
+    merges = []
+    for piece in sorted(ranks, key=ranks.__getitem__):
+        if len(piece) > 1:
+            left, right = _last_merge(piece, ranks)
+            merges.append([written[left], written[right]])
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(specials),
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence", "pretokenizers": [split, {**level, "use_regex": False}],
+        },
+        "post_processor": None,
+        "decoder": {**level, "use_regex": False},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {written[piece]: rank for piece, rank in ranks.items()},
+            "merges": merges,
+        },
+    }  # fmt: skip
+
+
+def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
+    """A tokenizer.json with a token for every id of a joint vocabulary.
+
+    Ids between the text vocabulary's and the specials are `<|unused_N|>`; codes are `<|audio_N|>`,
+    as GLM-4-Voice calls them. Tokens that the vocabulary has already stay.
+    """
+    data = json.loads(model)
+    taken = {**data["model"]["vocab"], **{t["content"]: t["id"] for t in data["added_tokens"]}}
+    used = set(taken.values())
+    names = {id_: f"<|{name}|>" for name, id_ in vocab.special_ids.items() if name in SPECIALS}
+    names |= {
+        vocab.speech_offset + code: f"<|audio_{code}|>" for code in range(vocab.codebook_size)
+    }
+    names |= {vocab.voice_offset + i: f"<|voice_{name}|>" for i, name in enumerate(vocab.voices)}
+    new = {names.get(id_, f"<|unused_{id_}|>"): id_ for id_ in range(vocab.size) if id_ not in used}
+    for name in new.keys() & taken.keys():
+        raise UserError(f"text vocabulary: has a token {name} of its own, with id {taken[name]}")
+    data["added_tokens"] += _added(new)
+    return json.dumps(data, ensure_ascii=False).encode()
+
+
+def write_tokenizer(folder: str | Path, model: bytes, *, length: int, eos: str | None) -> None:
+    """Writes a text vocabulary beside a model so that `transformers.AutoTokenizer` opens it."""
+    artifacts.write_bytes(Path(folder) / FILE, model)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+    }
+    artifacts.write_json(Path(folder) / CONFIG, config)
+
+
+def _added(tokens: Mapping[str, int]) -> list[dict[str, Any]]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": id_, "content": content, **flags, "special": True}
+        for content, id_ in sorted(tokens.items(), key=lambda item: item[1])
+    ]
+
+
+def _last_merge(piece: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The two pieces that a piece is made of when lower ranks are merged first."""
+    parts = [bytes([byte]) for byte in piece]
+    limit = ranks[piece]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, limit) for a, b in zip(parts[:-1], parts[1:], strict=True)]
+        lowest = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[lowest] >= limit:
+            raise UserError(f"tiktoken ranks: {piece!r} cannot be made by merging lower ranks")
+        parts[lowest : lowest + 2] = [parts[lowest] + parts[lowest + 1]]
+    left, right = parts
+    return left, right
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable letter that stands for each byte in a byte-level tokenizer.json (GPT-2's)."""
+    plain: Sequence[Iterable[int]] = (range(33, 127), range(161, 173), range(174, 256))
+    letters = {byte: chr(byte) for part in plain for byte in part}
+    others = [byte for byte in range(256) if byte not in letters]
+    return {**letters, **{byte: chr(256 + i) for i, byte in enumerate(others)}}

@@ -1,0 +1,130 @@
+"""From a text model of Hugging Face to a trained speech-text model that `transformers` opens."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from speechlm_jax.cli import main as cli
+from speechlm_jax.errors import EXIT_OK, EXIT_USAGE
+from speechlm_jax.experiment import (
+    LanguageModelExperiment,
+    RowsData,
+    load_language_model,
+    train_experiment,
+    trained_model,
+)
+from speechlm_jax.lm.model import ids_to_logits
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.layers import Lora
+from speechlm_jax.train.loop import TrainConfig
+from speechlm_jax.train.optimizer import OptimizerConfig
+from speechlm_jax.train.state import StateConfig
+from speechlm_jax.verbs.convert import convert
+from speechlm_jax.verbs.opening import open_vocab
+
+torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
+tokenizers = pytest.importorskip("tokenizers", reason="needs the `hf` extra")
+LINES = ["it is the cat of ben", "the city of anna is london"]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A tiny Qwen2 with its tokenizer; its table has more rows than the tokenizer has tokens."""
+    folder = tmp_path_factory.mktemp("released")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet)
+    made.train_from_iterator(LINES, trainer)
+    made.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(released, run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("base") / "base"
+    convert(released, run=run, out=out)
+    return out
+
+
+def logits_of(run_or_base, ids):
+    weights, experiment = load_language_model(run_or_base)
+    config = dataclasses.replace(experiment.model, dtype="float32")
+    return ids_to_logits(jnp.array(ids), model=functional(config), params=weights.params)
+
+
+def test_a_converted_model_knows_what_it_knew(released, base):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(released).eval()
+    ids = np.random.default_rng(0).integers(0, 300, (2, 9))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits
+    np.testing.assert_allclose(logits_of(base, ids)[..., :300], expected, atol=1e-5)
+    vocab, text = open_vocab(base)
+    assert vocab.text_size == 300 and trained_model(base).vocab_size == vocab.size > 300 + 9 + 128
+    assert text.decode(text.encode(LINES[1])) == LINES[1]
+
+
+def test_from_a_text_model_to_one_that_transformers_opens(base, run, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("\n".join(LINES * 20), encoding="utf-8")
+    (tmp_path / "base_lab.py").write_text(
+        "from pathlib import Path\nfrom speechlm_jax.data import tasks\n"
+        "tasks.text('base_lab', Path(__file__).parent / 'text.txt')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    prepare = ["prepare", "base_lab", "--module", "base_lab.py", "--run", str(base)]
+    assert cli.main([*prepare, "--out", "rows", "--length", "64"]) == EXIT_OK
+    model = trained_model(base)
+    stack = dataclasses.replace(model.transformer, lora=Lora(rank=2, targets=("q", "up")))
+    optimizer = OptimizerConfig(peak=3e-2, warmup_steps=0, schedule="constant")
+    train_experiment(
+        LanguageModelExperiment(
+            RowsData("rows/base_lab.mixture.json", batch_size=4),
+            dataclasses.replace(model, transformer=stack),
+            TrainConfig(
+                total_steps=3, optimizer=optimizer, init_from=str(base),
+                state=StateConfig(trainable=("*lora_*",)),
+            ),
+        ),
+        tmp_path / "lm",
+    )  # fmt: skip
+    vocab, text = open_vocab(base)
+    ids = np.array([[*text.encode(LINES[0]), vocab["eos"], vocab.speech_offset + 3]])
+    assert not np.allclose(logits_of("lm", ids), logits_of(base, ids), atol=1e-3)
+    assert cli.main(
+        ["convert", "lm", "--run", str(base), "--out", "out", "--dtype", "float32"]
+    ) == EXIT_OK  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("out").eval()
+    with torch.no_grad():
+        exported = theirs(torch.tensor(ids)).logits
+    np.testing.assert_allclose(exported, logits_of("lm", ids), atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    assert len(tokenizer) == theirs.config.vocab_size == vocab.size
+    assert tokenizer(f"{LINES[0]}<|eos|><|audio_3|>").input_ids == ids[0].tolist()
+    assert tokenizer.eos_token_id == theirs.config.eos_token_id == vocab["eos"]
+
+
+def test_what_cannot_be_converted_is_named(released, base, run, tmp_path, capsys):
+    def refused(*argv):
+        assert cli.main(list(map(str, ("convert", *argv)))) == EXIT_USAGE
+        return capsys.readouterr().err
+
+    assert "holds a run already" in refused(released, "--run", run, "--out", base)
+    assert "holds no whole checkpoint" in refused(tmp_path, "--run", base, "--out", tmp_path / "o")
+    lm = run / "lm_interleaved"
+    assert "give --run the folder" in refused(lm, "--run", base, "--out", tmp_path / "o")
+    data = json.loads((released / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**data, "vocab_size": 299}))
+    said = refused(tmp_path, "--run", run, "--out", tmp_path / "o")
+    assert "has neither tokenizer.json" in said
