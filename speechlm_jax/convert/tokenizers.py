@@ -114,6 +114,8 @@ def write_tokenizer(folder: str | Path, model: bytes, *, length: int, eos: str |
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
         "eos_token": eos,
+        "pad_token": eos,  # or `transformers` adds tokens of its own for these two
+        "unk_token": eos,
     }
     artifacts.write_json(Path(folder) / CONFIG, config)
 

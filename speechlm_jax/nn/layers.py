@@ -45,12 +45,11 @@ class Linear(nnx.Module):
         self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
         self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
         self.lora_scale = lora.scale if lora else 0.0
-        self.lora_a = self.lora_b = None
-        if lora:
-            self.lora_a = param.normal(
-                rngs, (inputs, lora.rank), (axes[0], None), stddev=inputs**-0.5
-            )
-            self.lora_b = param.constant((lora.rank, outputs), (None, axes[1]), value=0.0)
+        down, up = (axes[0], None), (None, axes[1])
+        self.lora_a = (
+            param.normal(rngs, (inputs, lora.rank), down, stddev=inputs**-0.5) if lora else None
+        )
+        self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         y = x @ self.kernel[...].astype(x.dtype)
