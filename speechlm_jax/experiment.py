@@ -19,6 +19,7 @@ from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
+from speechlm_jax.data.plan import MixturePlan, TaskRows
 from speechlm_jax.data.shares import PhaseSpec, Share, make_plan, rates_to_shares
 from speechlm_jax.data.stream import make_batches, read_batches
 from speechlm_jax.errors import UserError
@@ -81,12 +82,15 @@ class RowsData:
     Attributes:
       mixture: the .mixture.json that `prepare` wrote.
       shares: share of the budget by task; empty takes the mixture's SeqIO rates.
+      phases: instead of `shares`, phases with budgets of their own; `train.total_steps` 0 then
+        trains on all their rows.
       batch_size: rows a step, over all hosts.
       seed: of the order of rows.
     """
 
     mixture: str
     shares: dict[str, Share] = dataclasses.field(default_factory=dict)
+    phases: tuple[PhaseSpec, ...] = ()
     batch_size: int = 8
     seed: int = 0
 
@@ -389,9 +393,7 @@ def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperi
         raise UserError(
             f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}"
         )
-    shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
-    rows = given.train.total_steps * data.batch_size
-    plan = make_plan(tasks, [PhaseSpec("train", dict(shares), rows=rows)], seed=data.seed)
+    plan, total_steps = _plan(given, tasks)
     batches = make_batches(plan, shards, batch_size=data.batch_size, **_hosts())
     identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
     names = [task.name for task in tasks]
@@ -410,7 +412,38 @@ def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperi
     if unseen:
         evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
         stage = dataclasses.replace(stage, evals=evals)
-    return dataclasses.replace(given, model=model), stage
+    stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
+    resolved = dataclasses.replace(given.train, total_steps=total_steps)
+    return dataclasses.replace(given, model=model, train=resolved), stage
+
+
+def _plan(given: LanguageModelExperiment, tasks: list[TaskRows]) -> tuple[MixturePlan, int]:
+    """The rows of a run in order, and its number of steps."""
+    data, steps = given.data, given.train.total_steps
+    if not data.phases:
+        shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
+        phase = PhaseSpec("train", dict(shares), rows=steps * data.batch_size)
+        return make_plan(tasks, [phase], seed=data.seed), steps
+    if data.shares:
+        raise UserError("data.shares: belongs into data.phases where there are phases")
+    plan = make_plan(tasks, data.phases, seed=data.seed)
+    most = plan.num_rows // data.batch_size
+    if steps > most:
+        raise UserError(
+            f"train.total_steps: {steps}; the phases have rows for {most} steps of "
+            f"{data.batch_size}; 0 takes them all"
+        )
+    return plan, steps or most
+
+
+def _progress(plan: MixturePlan, rows_seen: int) -> dict[str, float]:
+    """Tokens of each task and modality, and epochs, as figures of a log line."""
+    figures: dict[str, float] = {}
+    for task in plan.progress(rows_seen):
+        figures[f"mixture/{task.name}/text_tokens"] = task.text_tokens
+        figures[f"mixture/{task.name}/speech_tokens"] = task.speech_tokens
+        figures[f"mixture/{task.name}/epochs"] = task.epochs
+    return figures
 
 
 def _speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperiment, Stage]:

@@ -242,6 +242,8 @@ class _Run:
                 if step % config.log_every_steps == 0 or last:
                     with self.goodput.of("step"):
                         figures = interval.close(step)
+                    if self.stage.progress is not None:
+                        figures |= self.stage.progress(self.rows_seen)
                     log.write(step, figures | self.goodput.shares())
                 interval.leave_out(self._evaluate(state, step, log))
                 if step % config.save_every_steps == 0 or last or stopping:

@@ -68,6 +68,7 @@ class Stage:
       batches: from the number of rows already seen by all hosts, this host's batches from there on;
         the leading axis of every array counts rows.
       evals: what is measured while training.
+      progress: from the number of rows seen, figures to log of what the data gave so far.
       work: what a batch of this host costs; None where nobody counts.
       identity: fingerprints that a checkpoint must carry to be resumed, by name ("vocabulary",
         "tokenizer", "plan", ...).
@@ -79,5 +80,6 @@ class Stage:
     loss: Callable[[PyTree, PyTree, Mapping[str, Array], Key[Array, ""]], LossOutput]
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evals: tuple[Evaluation, ...] = ()
+    progress: Callable[[int], dict[str, float]] | None = None
     work: Measure | None = None
     identity: dict[str, str] = dataclasses.field(default_factory=dict)
