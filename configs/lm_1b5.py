@@ -2,10 +2,10 @@
 
 Paper: Zeng et al., arXiv 2411.17607, ablations on a 1.5B model; its settings are not given there.
   The mixture is that of the 9B model (GLM-4-Voice report, arXiv 2412.02612, section 4.1).
-Ours: 512 rows of 4,096 ids a step (2.1M tokens: 48,000 steps); peak 3e-4, a tenth at the end, as for
-  going on from models of this size; half of the text stays in the annealing, 5% of the run, which
-  sees transcribed speech once more.
-Command: speechlm train configs/lm_1b5.py train.init_from=runs/base data.mixture=runs/data/pretrain.mixture.json
+Ours: 512 rows of 4,096 ids a step (2.1M tokens: 48,000 steps); peak 3e-4, a tenth at the end, as
+  for going on from models of this size; half of the text stays in the annealing, 5% of the run,
+  which sees transcribed speech once more.
+Command: speechlm train configs/lm_1b5.py train.init_from=runs/base
   (runs/base: `speechlm convert Qwen2.5-1.5B --run RUN --out runs/base`; docs/pretraining.md)
 Machine: a TPU slice of 32 chips, or 8 GPUs with 80 GB; the mesh is FSDP over all of them.
 Time and expected loss: never run; `docs/pretraining.md` says what was checked without a TPU.

@@ -1,12 +1,12 @@
 """GLM-4-9B with speech: one trillion tokens at the paper's settings.
 
 Paper: Zeng et al., arXiv 2411.17607, section 2.3, and the GLM-4-Voice report, arXiv 2412.02612,
-  section 4.1: AdamW (0.9, 0.95), learning rate 6e-5 falling linearly to 6e-6, length 8192, 30% text,
-  one epoch each of unsupervised speech and of ASR and TTS, the rest interleaved.
+  section 4.1: AdamW (0.9, 0.95), learning rate 6e-5 falling linearly to 6e-6, length 8192, 30%
+  text, one epoch each of unsupervised speech and of ASR and TTS, the rest interleaved.
 Ours, since the papers do not say: 1,024 rows a step (8.4M tokens: 119,000 steps, between GLM-130B's
   4M and Llama 3's 16M), 2,000 steps of warm-up (new rows of the vocabulary start far from their
   place), weight decay 0.1, gradient norm 1, documents kept apart in packed rows.
-Command: speechlm train configs/lm_9b_paper.py train.init_from=runs/base data.mixture=runs/data/pretrain.mixture.json
+Command: speechlm train configs/lm_9b_paper.py train.init_from=runs/base
   (runs/base: `speechlm convert glm-4-9b --run RUN --out runs/base`; docs/pretraining.md)
 Machine: a TPU slice of 64 chips or more; the mesh is FSDP over all of them.
 Time and expected loss: never run; `docs/pretraining.md` says what was checked without a TPU.

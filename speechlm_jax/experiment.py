@@ -417,7 +417,7 @@ def _language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperi
     return dataclasses.replace(given, model=model, train=resolved), stage
 
 
-def _plan(given: LanguageModelExperiment, tasks: list[TaskRows]) -> tuple[MixturePlan, int]:
+def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[MixturePlan, int]:
     """The rows of a run in order, and its number of steps."""
     data, steps = given.data, given.train.total_steps
     if not data.phases:
