@@ -1,0 +1,110 @@
+"""How fast a training step is, on rows that nobody had to prepare: jax, flax, optax and numpy."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.lm.stage import make_stage
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.state import init_state, make_layout
+from speechlm_jax.train.step import make_train_step
+from speechlm_jax.train.work import rates
+from speechlm_jax.vocab import Vocab
+
+MEAN_DOCUMENT = 600  # ids; lengths are log-normal, as those of web pages are
+SPREAD = 1.0  # of the logarithm of lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What is measured.
+
+    Attributes:
+      rows, length: of a batch over all devices.
+      steps: that are timed, after `warmup` others.
+      num_microbatches: parts of a batch.
+    """
+
+    rows: int = 8
+    length: int = 8192
+    steps: int = 10
+    warmup: int = 2
+    num_microbatches: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=0, schedule="constant")
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+
+def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:
+    """Times the step that training runs; seconds are medians over `config.steps` steps."""
+    vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
+    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(
+        config.optimizer, total_steps=config.warmup + config.steps, axes=stage.axes
+    )
+    layout = make_layout(stage, optimizer, mesh=mesh)
+    batch = synthetic_rows(config, model.vocab_size)
+    with jax.set_mesh(mesh):
+        state = init_state(stage, optimizer, layout, seed=config.seed)
+        step = make_train_step(stage, optimizer, layout, num_microbatches=config.num_microbatches)
+        on_mesh, key = to_global(batch, mesh=mesh), jax.random.key(config.seed)
+        began = time.perf_counter()
+        compiled = step.lower(state, on_mesh, key).compile()
+        compile_seconds = time.perf_counter() - began
+        seconds: list[float] = []
+        metrics: Any = None
+        for _ in range(config.warmup + config.steps):
+            began = time.perf_counter()
+            state, metrics = compiled(state, on_mesh, key)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - began)
+    timed = np.array(seconds[config.warmup :])
+    assert stage.work is not None
+    work, device = stage.work(batch), mesh.devices.flat[0]
+    memory = compiled.memory_analysis()
+    return {
+        "device": device.device_kind,
+        "chips": mesh.size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(layout.shapes.params)),
+        "tokens": work.tokens,
+        "step_seconds": float(np.median(timed)),
+        "step_seconds_p95": float(np.percentile(timed, 95)),
+        **rates(work, float(np.median(timed)), chips=mesh.size, device_kind=device.device_kind),
+        "tflops_causal": work.flops_causal / float(np.median(timed)) / 1e12,
+        "compile_seconds": compile_seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        "loss": float(metrics["loss"][0] / metrics["loss"][1]),
+    }
+
+
+def synthetic_rows(config: BenchConfig, vocab_size: int) -> dict[str, ndarray]:
+    """A batch of full rows of documents of random ids."""
+    random = np.random.default_rng(config.seed)
+    segments = np.stack([_documents(config.length, random) for _ in range(config.rows)])
+    starts = np.diff(segments, axis=1, prepend=0) != 0
+    places = np.arange(config.length)
+    first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+    return {
+        "ids": random.integers(0, vocab_size, segments.shape).astype(np.int32),
+        "segments": segments,
+        "positions": (places - first).astype(np.int32),
+        "loss_mask": np.ones(segments.shape, np.float32),
+        "task": np.zeros(config.rows, np.int32),
+    }
+
+
+def _documents(length: int, random: np.random.Generator) -> Int[ndarray, " length"]:
+    """Segments 1, 2, ... of a full row."""
+    mean = np.log(MEAN_DOCUMENT) - SPREAD**2 / 2
+    lengths = np.maximum(8, random.lognormal(mean, SPREAD, size=length // 8)).astype(int)
+    ends = np.cumsum(lengths)
+    return (1 + np.searchsorted(ends, np.arange(length), side="right")).astype(np.int32)

@@ -1,0 +1,67 @@
+"""The bench runs the step of training and counts what it says; presets are what they claim."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from speechlm_jax.convert.families import family_of
+from speechlm_jax.lm.bench import MEAN_DOCUMENT, BenchConfig, bench_train, synthetic_rows
+from speechlm_jax.lm.presets import preset
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.train.work import document_lengths
+
+SMALL = BenchConfig(rows=4, length=64, steps=2, warmup=1)
+
+
+def test_rows_are_full_of_documents():
+    batch = synthetic_rows(BenchConfig(rows=16, length=8192), 1000)
+    lengths = document_lengths(batch["segments"])
+    assert lengths.sum() == 16 * 8192 and 0.5 < lengths.mean() / MEAN_DOCUMENT < 1.3
+    starts = batch["positions"] == 0
+    np.testing.assert_array_equal(starts.sum(axis=1), batch["segments"].max(axis=1))
+    inside = batch["segments"][:, 1:] == batch["segments"][:, :-1]
+    assert (np.diff(batch["positions"], axis=1)[inside] == 1).all()
+
+
+def test_a_measurement_says_what_it_measured():
+    model = preset("tiny", vocab_size=512, dtype="float32")
+    found = bench_train(model, SMALL)
+    assert json.loads(json.dumps(found)) == found
+    assert found["chips"] == 4 and found["tokens"] == 4 * 64
+    np.testing.assert_allclose(found["tokens_per_second"], found["tokens"] / found["step_seconds"])
+    assert 5.5 < found["loss"] < 7.5, "ln 512 = 6.2"
+    assert found["argument_bytes"] > 3 * 4 * found["parameters"] / 4, "weights and moments"
+
+
+def test_it_needs_no_data_library():
+    code = (
+        "import sys, speechlm_jax.cli.bench\n"
+        "bad = {'grain', 'array_record', 'orbax', 'tensorflow', 'seqio', 'librosa', 'sentencepiece'}\n"
+        "print(sorted(bad & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "size, billions, family",
+    [
+        ("150M", 0.126, "llama"),
+        ("0.5B", 0.358, "qwen2"),
+        ("1.5B", 1.31, "qwen2"),
+        ("4B", 3.63, "qwen3"),
+        ("9B", 8.16, "glm"),
+    ],
+)
+def test_a_preset_has_the_size_and_the_family_of_its_model(size, billions, family):
+    model = preset(size, vocab_size=128)
+    shapes = jax.eval_shape(functional(model).init, jax.random.key(0))[0]
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes["transformer"]))
+    assert weights / 1e9 == pytest.approx(billions, rel=0.01)
+    assert family_of(model).model_type == family
+    assert dataclasses.replace(model, vocab_size=0) == preset(size)
