@@ -36,6 +36,8 @@ HELD_OUT = "validation"
 HELD_OUT_RATIO = 0.1
 MIN_SPEAKERS = 5  # from here on whole speakers are held out
 MIN_CLIPS = 4
+EPOCHS = 20  # of few recordings; after more a model knows them by heart and nothing else
+FEWEST_STEPS = 200
 MIN_WORDS = 80  # of the text
 EDGE_MULTIPLE = 32  # mel frames; lengths of batches are rounded up to it
 SPLITS = {"train": (TRAIN,), "held_out": (HELD_OUT,)}
@@ -79,6 +81,12 @@ class OwnData(Chain):
         return {**super().tokenizer_inputs(), "text": self.text.fingerprint}
 
 
+def _steps(speech: Path, *, clips: int, most: int) -> int:
+    """Steps of a training that sees about so many clips in each."""
+    rows = sum(1 for line in (speech / CLIPS).read_bytes().splitlines() if line.strip())
+    return max(FEWEST_STEPS, min(most, EPOCHS * rows // clips))
+
+
 def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, seed: int) -> OwnData:
     """A run on these recordings and this text; UserError if one of them is not there."""
     if not (speech / CLIPS).is_file():
@@ -96,10 +104,16 @@ def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, see
             corpus=dataclasses.replace(
                 base.corpus, eval_clips=48, documents=1500, text_documents=1500
             ),
-            tokenizer_training=Training(steps=1000, batch_size=8, optimizer="muon"),
-            text_to_token_training=Training(steps=1500, batch_size=4, optimizer="muon"),
+            tokenizer_training=Training(
+                steps=_steps(speech, clips=8, most=1000), batch_size=8, optimizer="muon"
+            ),
+            text_to_token_training=Training(
+                steps=_steps(speech, clips=8, most=1500), batch_size=4, optimizer="muon"
+            ),
             lm_training=Training(steps=1800, batch_size=4, optimizer="muon"),
-            speech_decoder_training=Training(steps=1000, batch_size=6, peak=2e-3, optimizer="muon"),
+            speech_decoder_training=Training(
+                steps=_steps(speech, clips=6, most=1000), batch_size=6, peak=2e-3, optimizer="muon"
+            ),
         )
     return OwnData(
         folders, config=config, seed=seed, speech=speech, text_file=text_file,
