@@ -7,13 +7,16 @@ from typing import Any
 from speechlm_jax import experiment, shipped
 from speechlm_jax.cli import options
 from speechlm_jax.errors import EXIT_OK
+from speechlm_jax.train import cluster
+from speechlm_jax.train.cluster import ClusterConfig
 
 DETAILS = """\
 The config is a Python file, yours or one that ships; overrides change its fields. A folder that
 holds a checkpoint of the same run is continued. SIGINT and SIGTERM save and exit with code 75."""
 EXAMPLE = """\
 speechlm train configs/speech_tokenizer_digits.py
-speechlm train my_config.py total_steps=200 optimizer.peak=1e-3 --workdir runs/short"""
+speechlm train my_config.py total_steps=200 optimizer.peak=1e-3 --workdir runs/short
+speechlm train configs/lm_1b5.py --workdir /mnt/shared/lm --hosts 4 --host 1 --coordinator h0:8476"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,10 +36,33 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help="folder of the run: checkpoints, logs (default: runs/NAME_OF_CONFIG)",
     )
+    hosts = parser.add_argument_group("several hosts (the same command on each)")
+    hosts.add_argument(
+        "--hosts", metavar="N", type=int, default=1,
+        help="how many; 0 asks the machine: Cloud TPU, Slurm (default: %(default)s)",
+    )  # fmt: skip
+    hosts.add_argument("--host", metavar="I", type=int, default=0, help="which of them this is")
+    hosts.add_argument(
+        "--coordinator", metavar="HOST:PORT", default=ClusterConfig.coordinator,
+        help="address of host 0 (default: %(default)s)",
+    )  # fmt: skip
+    hosts.add_argument(
+        "--start-seconds", metavar="S", type=int, default=ClusterConfig.start_seconds,
+        help="how long hosts wait for each other (default: %(default)s)",
+    )  # fmt: skip
+    hosts.add_argument(
+        "--heartbeat-seconds", metavar="S", type=int, default=ClusterConfig.heartbeat_seconds,
+        help="after which a silent host is dead, and all others end (default: %(default)s)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains until the config's last step."""
+    cluster.join(
+        ClusterConfig(
+            args.hosts, args.host, args.coordinator, args.start_seconds, args.heartbeat_seconds
+        )
+    )
     config = shipped.find(args.config)
     workdir = args.workdir or Path("runs") / config.stem
     experiment.train(config, overrides=args.overrides, workdir=workdir)

@@ -39,6 +39,7 @@ from speechlm_jax.train.state import (
 )
 from speechlm_jax.train.step import TrainStep, make_train_step
 from speechlm_jax.train.trainable import part
+from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
 
 CONFIG = "config.json"
@@ -53,6 +54,7 @@ OPERATIONAL = {
             "keep_every_steps",
             "profile_steps",
             "wandb_project",
+            "hang_seconds",
         }
     )
 }
@@ -76,6 +78,8 @@ class TrainConfig:
       state: which parameters are trained, and what is kept beside them.
       max_skipped_steps: so many skipped updates in a row end the run.
       profile_steps: first and last step of a profile, written to workdir/profile; (0, 0): none.
+      hang_seconds: without a finished step for so long, the stacks of all threads are written to
+        standard error; 0: never.
       wandb_project: logs to Weights & Biases too, if given (extra `wandb`).
     """
 
@@ -93,6 +97,7 @@ class TrainConfig:
     max_skipped_steps: int = 100
     profile_steps: tuple[int, int] = (0, 0)
     wandb_project: str = ""
+    hang_seconds: float = 1800.0
 
 
 def fit(
@@ -228,7 +233,8 @@ class _Run:
         )
         metrics = None
         profile = Profile(self.workdir / PROFILE, *config.profile_steps)
-        with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches, profile:
+        watchdog, rows_seen = Watchdog(config.hang_seconds), self.rows_seen
+        with Prefetch(iter(self.stage.batches(rows_seen))) as batches, profile, watchdog:
             for step in range(done + 1, config.total_steps + 1):
                 profile.before(step)
                 batch = self._next(batches, step, metrics)
@@ -237,6 +243,7 @@ class _Run:
                 self.rows_seen += rows
                 interval.add(metrics, rows, self._work(batch))
                 interval.lap()
+                watchdog.alive()
                 last = step == config.total_steps
                 stopping = stop.should_stop(step)
                 if step % config.log_every_steps == 0 or last:

@@ -1,0 +1,88 @@
+"""Joining the hosts of a run: who is missing is named, and nobody waits for ever.
+
+JAX runs the cluster: every host connects to the coordinator (host 0), which checks heartbeats; when
+a host dies, the others end within the heartbeat's time-out. A restart goes on from the last
+checkpoint, on fewer hosts too.
+"""
+
+import dataclasses
+import re
+
+
+import jax
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.train.logs import info
+
+PORT = 8476  # JAX's own before 0.8.1; firewalls of older slices know it
+MISSING = re.compile(r"task:(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """The hosts of a run.
+
+    Attributes:
+      hosts: how many; 0 asks the machine (Cloud TPU, Slurm), 1 is a run of its own.
+      host: which of them this is.
+      coordinator: address of host 0, with a port.
+      start_seconds: how long hosts wait for each other at the start.
+      heartbeat_seconds: after which a host that is not heard of is dead, and the others end.
+    """
+
+    hosts: int = 1
+    host: int = 0
+    coordinator: str = f"localhost:{PORT}"
+    start_seconds: int = 1800
+    heartbeat_seconds: int = 100
+
+    def __post_init__(self) -> None:
+        if self.hosts < 0 or not 0 <= self.host < max(self.hosts, 1):
+            raise UserError(f"host {self.host} of {self.hosts}: hosts are counted from 0")
+        if ":" not in self.coordinator:
+            raise UserError(f"coordinator {self.coordinator}: give HOST:PORT, e.g. 10.0.0.2:{PORT}")
+
+
+def join(config: ClusterConfig) -> None:
+    """Connects this process with the others; a no-op for one host.
+
+    Must come before anything else that JAX does.
+
+    Raises:
+      UserError: not all hosts came; those that are missing are named.
+    """
+    if config.hosts == 1:
+        return
+    given = {
+        "initialization_timeout": config.start_seconds,
+        "heartbeat_timeout_seconds": config.heartbeat_seconds,
+    }
+    if config.hosts > 1:
+        given |= {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.hosts,
+            "process_id": config.host,
+        }
+    if jax.config.jax_platforms == "cpu":  # tests, and clusters without accelerators
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**given)
+    except Exception as error:  # the library raises several kinds
+        raise UserError(_explain(str(error), config)) from None
+    info("%d hosts, %d devices", jax.process_count(), jax.device_count())
+
+
+def _explain(message: str, config: ClusterConfig) -> str:
+    """One line of the coordination service's report."""
+    after = f"after {config.start_seconds} s"
+    named = re.search(r"timed out task names:(.*)", message, re.S)
+    missing = sorted({int(number) for number in MISSING.findall(named.group(1))}) if named else []
+    if missing:
+        hosts = ", ".join(map(str, missing))
+        return f"hosts {hosts} of {config.hosts} have not come {after}; look at their logs"
+    if "DEADLINE_EXCEEDED" in message or "timed out" in message.lower():
+        return (
+            f"host {config.host} of {config.hosts}: could not reach the coordinator "
+            f"{config.coordinator} {after}; is host 0 up, and its port open?"
+        )
+    return f"host {config.host} of {config.hosts}: {message.splitlines()[0]}"

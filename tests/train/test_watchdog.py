@@ -1,0 +1,25 @@
+"""Stacks are written while nothing ends, and only then."""
+
+import time
+
+from speechlm_jax.train.watchdog import Watchdog
+
+
+def test_a_hang_shows_its_stacks_and_a_living_run_none(tmp_path):
+    path = tmp_path / "stacks.txt"
+    with open(path, "w", encoding="utf-8") as file:
+        with Watchdog(0.3, file=file) as watchdog:
+            for _ in range(5):
+                time.sleep(0.1)
+                watchdog.alive()
+            assert path.read_text(encoding="utf-8") == ""
+            time.sleep(0.5)
+        said = path.read_text(encoding="utf-8")
+        assert "test_a_hang_shows_its_stacks_and_a_living_run_none" in said
+        time.sleep(0.4)
+        assert path.read_text(encoding="utf-8") == said, "it is off outside"
+
+
+def test_zero_seconds_never_write(tmp_path):
+    with Watchdog(0.0) as watchdog:
+        watchdog.alive()
