@@ -16,7 +16,7 @@ holds a checkpoint of the same run is continued. SIGINT and SIGTERM save and exi
 EXAMPLE = """\
 speechlm train configs/speech_tokenizer_digits.py
 speechlm train my_config.py total_steps=200 optimizer.peak=1e-3 --workdir runs/short
-speechlm train configs/lm_1b5.py --workdir /mnt/shared/lm --hosts 4 --host 1 --coordinator h0:8476"""
+speechlm train my_config.py --workdir /mnt/shared/lm --hosts 4 --host 1 --coordinator h0:8476"""
 
 
 def add_parser(subparsers: Any) -> None:

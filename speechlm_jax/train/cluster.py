@@ -8,7 +8,6 @@ checkpoint, on fewer hosts too.
 import dataclasses
 import re
 
-
 import jax
 
 from speechlm_jax.errors import UserError
