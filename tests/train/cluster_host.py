@@ -1,7 +1,9 @@
 """One host of a cluster: cluster_host.py HOSTS HOST PORT WORKDIR STEPS START_SECONDS."""
 
 import dataclasses
+import logging
 import sys
+import time
 
 import jax
 from toy_stage import CONFIG, ROWS, batches, make_stage
@@ -24,12 +26,11 @@ def main(hosts: int, host: int, port: int, workdir: str, steps: int, start_secon
 
     def rows(rows_seen):
         for batch in batches(rows_seen):
+            time.sleep(0.02 * (hosts > 1))  # time to be killed in
             yield {name: values[mine] for name, values in batch.items()}
 
-    # a schedule that does not know the number of steps: runs of different lengths are one run
-    optimizer = dataclasses.replace(CONFIG.optimizer, schedule="constant")
-    config = dataclasses.replace(CONFIG, total_steps=steps, optimizer=optimizer)
-    fit(make_stage(batches=rows), config, workdir)
+    logging.basicConfig(level=logging.INFO)
+    fit(make_stage(batches=rows), dataclasses.replace(CONFIG, total_steps=steps), workdir)
     return 0
 
 
