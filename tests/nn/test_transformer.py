@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, visible, whole
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.nn.transformer import Cache, Context, Transformer, TransformerConfig
@@ -122,3 +123,48 @@ def test_remat_and_unroll_change_nothing(params):
 
     plain, other = value_and_grads(), value_and_grads(remat="full", unroll=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other)
+
+
+@pytest.mark.parametrize(
+    "remat",
+    [
+        {"remat": "dots"},
+        {"remat": "full"},
+        {"remat": "full", "saved": ("qkv", "attended")},
+        {"remat": "full", "saved": ("block_input",), "offloaded": ("mlp_hidden",)},
+    ],
+    ids=str,
+)
+def test_what_is_recomputed_changes_no_gradient(params, remat):
+    x = jnp.array(np.random.default_rng(0).normal(size=(1, LENGTH, 8)), jnp.float32)
+    layout = whole(jnp.array([LENGTH]), LENGTH)
+
+    def gradient(**changes):
+        def loss(params):
+            return jnp.sum(functional(**changes).bind(params)(x, layout) ** 2)
+
+        return jax.jit(jax.grad(loss))(params)
+
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4),
+        gradient(**remat),
+        gradient(),
+    )
+
+
+def test_a_value_that_no_block_has_is_refused():
+    with pytest.raises(UserError, match="'mlp' is none of block_input, qkv, attended, mlp_hidden"):
+        dataclasses.replace(CONFIG, remat="full", saved=("mlp",))
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_a_stack_is_the_same_with_every_kernel(params, kernel):
+    """Two documents and padding in a row."""
+    segments = jnp.array([[1] * 60 + [2] * 50 + [0] * 18])
+    layout = Layout(segments, jnp.array([[*range(60), *range(50), *range(18)]]))
+    x = jnp.array(np.random.default_rng(0).normal(size=(1, 128, 8)), jnp.float32)
+    one, other = (
+        functional(attention=name).bind(params)(x, layout)[:, :110]
+        for name in ("reference", kernel)
+    )
+    np.testing.assert_allclose(other, one, atol=1e-4)
