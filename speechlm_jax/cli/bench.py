@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if config.steps < 1 or config.rows < 1 or config.length < 8:
         raise UserError("bench: steps and rows must be 1 or more, length 8 or more")
     found = bench.bench_train(dataclasses.replace(model, transformer=stack), config)
-    result = {"model": args.size, "dtype": args.dtype, **configs.to_json(config), **found}
     if args.out is not None:
-        artifacts.write_json(args.out, result)
-    return options.show(result)
+        artifacts.write_json(args.out, found)
+    return options.show(found)

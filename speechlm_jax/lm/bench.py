@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -70,6 +71,8 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
     work, device = stage.work(batch), mesh.devices.flat[0]
     memory = compiled.memory_analysis()
     return {
+        "model": configs.to_json(model),
+        "bench": configs.to_json(config),
         "device": device.device_kind,
         "chips": mesh.size,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(layout.shapes.params)),

@@ -3,7 +3,7 @@
 | name | parameters without embeddings | shape of |
 |---|---|---|
 | tiny | 0.2M | none: for tests |
-| 150M | 0.13B | none: head_dim 64, as the smallest Llamas have |
+| 150M | 0.12B | none: head_dim 64, as the smallest Llamas have |
 | 0.5B | 0.36B | Qwen2.5-0.5B |
 | 1.5B | 1.31B | Qwen2.5-1.5B |
 | 4B | 3.63B | Qwen3-4B |

@@ -6,15 +6,14 @@ checkpoint, on fewer hosts too.
 """
 
 import dataclasses
-import re
 
 import jax
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.logs import info
+from speechlm_jax.train.rendezvous import meet
 
 PORT = 8476  # JAX's own before 0.8.1; firewalls of older slices know it
-MISSING = re.compile(r"task:(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,24 +63,7 @@ def join(config: ClusterConfig) -> None:
         }
     if jax.config.jax_platforms == "cpu":  # tests, and clusters without accelerators
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(**given)
-    except Exception as error:  # the library raises several kinds
-        raise UserError(_explain(str(error), config)) from None
+    if config.hosts > 1:
+        meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
+    jax.distributed.initialize(**given)
     info("%d hosts, %d devices", jax.process_count(), jax.device_count())
-
-
-def _explain(message: str, config: ClusterConfig) -> str:
-    """One line of the coordination service's report."""
-    after = f"after {config.start_seconds} s"
-    named = re.search(r"timed out task names:(.*)", message, re.S)
-    missing = sorted({int(number) for number in MISSING.findall(named.group(1))}) if named else []
-    if missing:
-        hosts = ", ".join(map(str, missing))
-        return f"hosts {hosts} of {config.hosts} have not come {after}; look at their logs"
-    if "DEADLINE_EXCEEDED" in message or "timed out" in message.lower():
-        return (
-            f"host {config.host} of {config.hosts}: could not reach the coordinator "
-            f"{config.coordinator} {after}; is host 0 up, and its port open?"
-        )
-    return f"host {config.host} of {config.hosts}: {message.splitlines()[0]}"

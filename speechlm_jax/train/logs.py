@@ -40,10 +40,10 @@ class ScalarLog:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
         drop_lines_after(workdir / METRICS, after_step)
         self._metrics = open(workdir / METRICS, "a", encoding="utf-8")
         self._events = _EventFile(workdir / TENSORBOARD, first_step=after_step + 1)
-        self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Appends one line of figures at a step; a figure that is not finite is left out."""

@@ -34,7 +34,7 @@ def test_a_measurement_says_what_it_measured():
     assert json.loads(json.dumps(found)) == found
     assert found["chips"] == 4 and found["tokens"] == 4 * 64
     np.testing.assert_allclose(found["tokens_per_second"], found["tokens"] / found["step_seconds"])
-    assert 5.5 < found["loss"] < 7.5, "ln 512 = 6.2"
+    assert 4.5 < found["loss"] < 7.5, "ln 512 = 6.2, and some steps were taken"
     assert found["argument_bytes"] > 3 * 4 * found["parameters"] / 4, "weights and moments"
 
 
@@ -51,7 +51,7 @@ def test_it_needs_no_data_library():
 @pytest.mark.parametrize(
     "size, billions, family",
     [
-        ("150M", 0.126, "llama"),
+        ("150M", 0.124, "llama"),
         ("0.5B", 0.358, "qwen2"),
         ("1.5B", 1.31, "qwen2"),
         ("4B", 3.63, "qwen3"),

@@ -41,7 +41,13 @@ def test_hosts_that_do_not_come_are_named(tmp_path):
     came = [start(tmp_path, port, hosts=4, host=host, start_seconds=8) for host in (0, 2)]
     said = [process.communicate(timeout=90)[1] for process in came]
     assert all(process.returncode == EXIT_USAGE for process in came), said
-    assert any(re.search(r"hosts 1, 3 of 4 have not come after 8 s", text) for text in said), said
+    assert all("hosts 1, 3 of 4 have not come after 8 s" in text for text in said), said
+
+
+def test_a_host_without_its_coordinator_says_so(tmp_path):
+    process = start(tmp_path, free_port(), hosts=2, host=1, start_seconds=2)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_USAGE and "host 1 of 2: could not reach localhost:" in said
 
 
 @pytest.mark.slow  # a minute: heartbeats, and two starts of JAX
