@@ -92,7 +92,7 @@ def trained(monkeypatch, draw):
     identity = {"vocabulary": VOCAB.fingerprint, "tokenizer": "tokenizer", "plan": "p"}
     meta = Meta("lm", 8, 24, identity, configs.to_json(LM), "fingerprint", {})
     weights = Weights(draw(functional(LM.model)), {}, meta)
-    monkeypatch.setattr(experiment.checkpoints, "load_params", lambda run: weights)
+    monkeypatch.setattr(checkpoints, "load_params", lambda run: weights)
     return weights
 
 

@@ -52,7 +52,8 @@ def fused_cross_entropy(
       z_weight: of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
       chunk: positions whose logits a device holds at a time, at least a column of the batch.
     """
-    out = FusedLoss(*_fused(hidden, kernel, targets, weights, z_weight, chunk))
+    found: Any = _fused(hidden, kernel, targets, weights, z_weight, chunk)
+    out = FusedLoss(*found)
     return out._replace(losses=jax.lax.stop_gradient(out.losses))
 
 

@@ -6,6 +6,7 @@ checkpoint, on fewer hosts too.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -51,7 +52,7 @@ def join(config: ClusterConfig) -> None:
     """
     if config.hosts == 1:
         return
-    given = {
+    given: dict[str, Any] = {
         "initialization_timeout": config.start_seconds,
         "heartbeat_timeout_seconds": config.heartbeat_seconds,
     }
@@ -61,7 +62,9 @@ def join(config: ClusterConfig) -> None:
             "num_processes": config.hosts,
             "process_id": config.host,
         }
-    if jax.config.jax_platforms == "cpu":  # tests, and clusters without accelerators
+    if (
+        getattr(jax.config, "jax_platforms", None) == "cpu"
+    ):  # tests, and clusters without accelerators
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if config.hosts > 1:
         meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)

@@ -1,0 +1,133 @@
+"""What a run is: its data, model and training as one frozen dataclass, and files of such."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.augment import AugmentConfig
+from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.data.shares import PhaseSpec, Share
+from speechlm_jax.errors import UserError
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.speech_decoder.flow import FlowConfig
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
+from speechlm_jax.train.loop import TrainConfig, decisive
+
+# Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
+PLACES = {
+    "ClipsData": frozenset({"features", "text_vocab", "codes"}),
+    "RowsData": frozenset({"mixture"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipsData:
+    """Clips to train on.
+
+    Attributes:
+      features: feature folder (see `audio.recordings`).
+      text_vocab: SentencePiece model of the transcripts.
+      codes: codes folder of the same clips, where codes are needed.
+      split: clips whose manifest row has this `split` (rows without one belong to "train").
+      kinds: if given, only clips of these `kind`s.
+      not_speakers: speakers left out.
+      augment: how a speech tokenizer's clips are varied; None takes them as they are.
+    """
+
+    features: str
+    text_vocab: str = ""
+    codes: str = ""
+    split: str = "train"
+    kinds: tuple[str, ...] = ()
+    not_speakers: tuple[str, ...] = ()
+    buckets: BucketConfig = BucketConfig()
+    augment: AugmentConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsData:
+    """Packed rows to train on.
+
+    Attributes:
+      mixture: the .mixture.json that `prepare` wrote.
+      shares: share of the budget by task; empty takes the mixture's SeqIO rates.
+      phases: instead of `shares`, phases with budgets of their own; `train.total_steps` 0 then
+        trains on all their rows.
+      batch_size: rows a step, over all hosts.
+      seed: of the order of rows.
+    """
+
+    mixture: str
+    shares: dict[str, Share] = dataclasses.field(default_factory=dict)
+    phases: tuple[PhaseSpec, ...] = ()
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerExperiment:
+    """Trains a speech tokenizer; `model.text_size` 0 is read from the text vocabulary."""
+
+    data: ClipsData
+    model: SpeechTokenizerConfig
+    train: TrainConfig
+    loss: SpeechTokenizerLoss = SpeechTokenizerLoss()
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelExperiment:
+    """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
+
+    `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
+    `z_loss` weighs the squared log-partition (of the language model alone).
+    """
+
+    data: RowsData
+    model: LanguageModelConfig
+    train: TrainConfig
+    kind: str = "lm"
+    eval_every_steps: int = 500
+    z_loss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechDecoderExperiment:
+    """Trains a flow from codes to mel frames; fields of `model` at 0 are read from the data."""
+
+    data: ClipsData
+    model: FlowConfig
+    train: TrainConfig
+
+
+Experiment = SpeechTokenizerExperiment | LanguageModelExperiment | SpeechDecoderExperiment
+EXPERIMENTS = {
+    cls.__name__: cls
+    for cls in (SpeechTokenizerExperiment, LanguageModelExperiment, SpeechDecoderExperiment)
+}
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads an experiment from a Python config file or from a resolved config.json."""
+    if Path(path).suffix == ".json":
+        return experiment_from_json(artifacts.read_json(path), str(path))
+    found = configs.load(path)
+    if type(found).__name__ not in EXPERIMENTS:
+        raise UserError(f"{path}: config() returned {type(found).__name__}, not an experiment")
+    return found
+
+
+def experiment_from_json(data: dict[str, Any], where: str) -> Experiment:
+    """An experiment from its JSON data."""
+    cls = EXPERIMENTS.get(data.get("class", ""))
+    if cls is None:
+        raise UserError(f"{where}: is not the config of an experiment")
+    return configs.from_json(cls, data)
+
+
+def essence(experiment: Experiment) -> dict[str, Any]:
+    """An experiment's JSON data without folders: the same wherever its data and `init_from` lie."""
+    started_from = {"TrainConfig": frozenset({"init_from"})}
+    return decisive(configs.to_json(experiment), PLACES | started_from)

@@ -1,0 +1,165 @@
+"""A run's folder -> the trained thing that a verb needs, and weights from elsewhere as a run."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import config as configs
+from speechlm_jax.data.mixture import open_shards
+from speechlm_jax.data.stream import read_batches
+from speechlm_jax.errors import UserError
+from speechlm_jax.experiment.configs import (
+    LanguageModelExperiment,
+    RowsData,
+    SpeechDecoderExperiment,
+    SpeechTokenizerExperiment,
+    experiment_from_json,
+)
+from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
+from speechlm_jax.nn.inference import Inference
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
+from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.train import checkpoints
+from speechlm_jax.train.loop import TrainConfig
+from speechlm_jax.train.state import TrainState
+from speechlm_jax.vocab import Vocab
+
+ROWS_PER_CALL = 8  # of held-out rows
+
+
+def trained_model(run: str | Path) -> LanguageModelConfig:
+    """The language model that a run (or a converted model) holds, to go on from in a config.
+
+    `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
+    """
+    return _load_meta(run, LanguageModelExperiment)[1].model
+
+
+def load_vocab(mixture: str | Path) -> Vocab:
+    """The vocabulary of a prepared mixture."""
+    shards = open_shards(mixture)
+    return next(iter(shards.values())).vocab
+
+
+def load_reader(
+    run: str | Path, *, batch_size: int = 64
+) -> tuple[Reader, SpeechTokenizerExperiment, str]:
+    """A trained speech tokenizer, its experiment, and its fingerprint."""
+    weights, experiment = _load(run, SpeechTokenizerExperiment)
+    reader = Reader(experiment.model, weights.params, weights.variables, batch_size=batch_size)
+    return reader, experiment, weights_fingerprint(weights)
+
+
+def load_inference(
+    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None, batch_size: int = 64
+) -> tuple[Inference, LanguageModelExperiment]:
+    """A trained language or text-to-token model, from its run or one of its checkpoints.
+
+    Raises:
+      UserError: it is not of this `kind`, or was trained with another vocabulary than `vocab`.
+    """
+    weights, experiment = _load(run, LanguageModelExperiment)
+    if kind is not None and experiment.kind != kind:
+        raise UserError(f"{run}: is a model of kind {experiment.kind}; give one of kind {kind}")
+    if vocab is not None:
+        tokenizer = vocab.tokenizer_fingerprint
+        _require(weights, run, {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer})
+    return Inference(experiment.model, weights.params, batch_size=batch_size), experiment
+
+
+def load_speech_decoder(
+    run: str | Path, *, tokenizer: str | None = None, batch_size: int = 32
+) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
+    """A trained speech decoder; UserError if it speaks codes of another `tokenizer`."""
+    weights, experiment = _load(run, SpeechDecoderExperiment)
+    if tokenizer is not None:
+        _require(weights, run, {"tokenizer": tokenizer})
+    return SpeechDecoder(experiment.model, weights.params, batch_size=batch_size), experiment
+
+
+def held_out_losses(
+    run: str | Path, *, mixture: str | Path | None = None, most_rows: int = 64
+) -> dict[str, list[RowLoss]]:
+    """What a language model loses on held-out rows, by task.
+
+    Args:
+      run: a run's folder, or one of its checkpoints.
+      mixture: prepared rows; by default those that the model was trained on.
+      most_rows: of a task.
+    """
+    weights, experiment = _load(run, LanguageModelExperiment)
+    losses = {}
+    for task, rows in open_shards(mixture or experiment.data.mixture, split="validation").items():
+        _require(weights, run, {"vocabulary": rows.vocab.fingerprint})
+        batches = read_batches(rows, batch_size=ROWS_PER_CALL)
+        found = rows_to_losses(experiment.model, weights.params, batches)
+        losses[task] = list(islice(found, min(most_rows, len(rows))))
+    return losses
+
+
+def load_language_model(
+    run: str | Path,
+) -> tuple[checkpoints.Weights, LanguageModelExperiment]:
+    """A trained language or text-to-token model's weights, and what it was trained as."""
+    return _load(run, LanguageModelExperiment)
+
+
+def save_language_model(
+    workdir: str | Path, model: LanguageModelConfig, params: Any, vocab: Vocab
+) -> None:
+    """Writes weights from elsewhere as step 0 of a run, for `init_from`, evaluation and decoding.
+
+    Raises:
+      UserError: the folder holds a run already.
+    """
+    if checkpoints.latest_good(workdir) is not None:
+        raise UserError(f"{workdir}: holds a run already; give a new folder")
+    experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
+    data = configs.to_json(experiment)
+    meta = checkpoints.Meta(
+        stage="lm",
+        step=0,
+        rows_seen=0,
+        identity={"vocabulary": vocab.fingerprint, "tokenizer": vocab.tokenizer_fingerprint},
+        config=data,
+        fingerprint=configs.fingerprint(data),
+        timing={},
+    )
+    writer = checkpoints.CheckpointWriter(workdir)
+    writer.save(TrainState(0, params, {}, {}), meta)
+    writer.close()
+
+
+def weights_fingerprint(weights: checkpoints.Weights) -> str:
+    """Identity of trained weights: what they were trained as and for how long."""
+    meta = weights.meta
+    return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
+
+
+def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
+    weights = checkpoints.load_params(run)
+    return weights, _as_trained(run, weights.meta, cls)
+
+
+def _load_meta(run: str | Path, cls: type) -> tuple[checkpoints.Meta, Any]:
+    meta = checkpoints.newest_meta(run)
+    return meta, _as_trained(run, meta, cls)
+
+
+def _as_trained(run: str | Path, meta: checkpoints.Meta, cls: type) -> Any:
+    experiment = experiment_from_json(meta.config, str(run))
+    if not isinstance(experiment, cls):
+        raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
+    return experiment
+
+
+def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:
+    """UserError that names both sides where weights were trained with something else."""
+    for name, value in wanted.items():
+        found = weights.meta.identity.get(name)
+        if found != value:
+            raise UserError(
+                f"{run}: was trained with {name} {found}, the data and models beside it have "
+                f"{value}; use a checkpoint and a run that belong together"
+            )

@@ -1,0 +1,204 @@
+"""Experiment -> (the experiment with every field resolved, the stage that the loop trains)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
+from speechlm_jax.audio.recordings import Features
+from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
+from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
+from speechlm_jax.data.plan import MixturePlan, TaskRows
+from speechlm_jax.data.shares import PhaseSpec, make_plan, rates_to_shares
+from speechlm_jax.data.stream import make_batches, read_batches
+from speechlm_jax.errors import UserError
+from speechlm_jax.experiment.configs import (
+    ClipsData,
+    LanguageModelExperiment,
+    SpeechDecoderExperiment,
+    SpeechTokenizerExperiment,
+)
+from speechlm_jax.lm import stage as lm_stage
+from speechlm_jax.speech_decoder import stage as decoder_stage
+from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text_to_token import stage as text_to_token_stage
+from speechlm_jax.train.held_out import held_out
+from speechlm_jax.train.stage import Stage
+
+
+def _hosts() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _chosen(data: ClipsData, features: Features) -> list[int]:
+    """Numbers of the clips that an experiment trains on."""
+    return [
+        i
+        for i, row in enumerate(features.rows)
+        if row.get("split", "train") == data.split
+        and (not data.kinds or row.get("kind") in data.kinds)
+        and row.get("speaker") not in data.not_speakers
+    ]
+
+
+def _clip_to_row(
+    config: AugmentConfig | None, features: Features, chosen: list[int]
+) -> Callable[..., Varied]:
+    """What turns a chosen clip into a row; without a config, the clip as it is."""
+    if config is None:
+        return lambda number, *, row, limit: Varied((number,), features.mel(chosen[number]))
+    speakers = [features.rows[i]["speaker"] for i in chosen]
+    return Augmenter(config, features.mel_config, lambda n: features.mel(chosen[n]), speakers)
+
+
+def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerExperiment, Stage]:
+    """A speech tokenizer on clips and their transcripts."""
+    data = given.data
+    features = Features(data.features)
+    text = TextTokenizer.load(data.text_vocab)
+    model = dataclasses.replace(given.model, text_size=given.model.text_size or text.size)
+    resolved = dataclasses.replace(given, model=model)
+    chosen = _chosen(data, features)
+    ids = [np.array(text.encode(features.rows[i]["text"]), np.int32) for i in chosen]
+    raw = [features.rows[i]["text"].encode() for i in chosen]
+    lengths = features.lengths
+    clips = BucketedClips([lengths[i] for i in chosen], data.buckets)
+    vary = _clip_to_row(data.augment, features, chosen)
+    joined = data.augment.max_joined if data.augment else 1
+    most_ids, most_bytes = joined * max(map(len, ids)), joined * (max(map(len, raw)) + 1) - 1
+
+    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        varied = [
+            vary(int(n), row=int(row), limit=edge) for n, row in zip(numbers, rows, strict=True)
+        ]
+        said = [np.concatenate([ids[n] for n in v.numbers]) for v in varied]
+        written = [b" ".join(raw[n] for n in v.numbers) for v in varied]
+        mel, mel_lengths = pad_rows([v.mel for v in varied], edge, np.float32)
+        text_ids, text_lengths = pad_rows(said, most_ids)
+        spelled, byte_lengths = pad_rows(
+            [np.frombuffer(line, np.uint8) for line in written], most_bytes
+        )
+        return {
+            "mel": mel,
+            "mel_lengths": mel_lengths,
+            "text_ids": text_ids,
+            "text_lengths": text_lengths,
+            "bytes": spelled,
+            "byte_lengths": byte_lengths,
+        }
+
+    stage = tokenizer_stage.make_stage(
+        model,
+        resolved.loss,
+        clip_batches(clips, collate, **_hosts()),
+        identity={"features": features.fingerprint, "text": text.fingerprint},
+    )
+    return resolved, stage
+
+
+def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
+    """A language or text-to-token model on packed rows."""
+    data = given.data
+    shards = open_shards(data.mixture)
+    tasks = task_rows(shards)
+    vocab = next(iter(shards.values())).vocab
+    model = dataclasses.replace(given.model, vocab_size=given.model.vocab_size or vocab.size)
+    if model.vocab_size < vocab.size:
+        raise UserError(
+            f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}"
+        )
+    plan, total_steps = _plan(given, tasks)
+    batches = make_batches(plan, shards, batch_size=data.batch_size, **_hosts())
+    identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
+    names = [task.name for task in tasks]
+    if given.kind == "text_to_token":
+        stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
+    else:
+        stage = lm_stage.make_stage(
+            model, vocab, names, batches, identity=identity, z_loss=given.z_loss
+        )
+    unseen = {
+        name: lambda rows=rows, name=name: read_batches(
+            rows, batch_size=data.batch_size, task=names.index(name)
+        )
+        for name, rows in open_shards(data.mixture, split="validation").items()
+    }
+    if unseen:
+        evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
+        stage = dataclasses.replace(stage, evals=evals)
+    stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
+    resolved = dataclasses.replace(given.train, total_steps=total_steps)
+    return dataclasses.replace(given, model=model, train=resolved), stage
+
+
+def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[MixturePlan, int]:
+    """The rows of a run in order, and its number of steps."""
+    data, steps = given.data, given.train.total_steps
+    if not data.phases:
+        shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
+        phase = PhaseSpec("train", dict(shares), rows=steps * data.batch_size)
+        return make_plan(tasks, [phase], seed=data.seed), steps
+    if data.shares:
+        raise UserError("data.shares: belongs into data.phases where there are phases")
+    plan = make_plan(tasks, data.phases, seed=data.seed)
+    most = plan.num_rows // data.batch_size
+    if steps > most:
+        raise UserError(
+            f"train.total_steps: {steps}; the phases have rows for {most} steps of "
+            f"{data.batch_size}; 0 takes them all"
+        )
+    return plan, steps or most
+
+
+def _progress(plan: MixturePlan, rows_seen: int) -> dict[str, float]:
+    """Tokens of each task and modality, and epochs, as figures of a log line."""
+    figures: dict[str, float] = {}
+    for task in plan.progress(rows_seen):
+        figures[f"mixture/{task.name}/text_tokens"] = task.text_tokens
+        figures[f"mixture/{task.name}/speech_tokens"] = task.speech_tokens
+        figures[f"mixture/{task.name}/epochs"] = task.epochs
+    return figures
+
+
+def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperiment, Stage]:
+    """A flow from the codes of clips to their mel frames."""
+    data = given.data
+    features = Features(data.features)
+    codes_manifest = artifacts.read_manifest(data.codes)
+    rows = {row["id"]: row for row in artifacts.read_jsonl(Path(data.codes) / "codes.jsonl")}
+    chosen = [i for i in _chosen(data, features) if rows[features.rows[i]["id"]]["codes"]]
+    voices = sorted({features.rows[i]["speaker"] for i in chosen})
+    per_code = given.model.mel_frames_per_code
+    codes = [np.array(rows[features.rows[i]["id"]]["codes"], np.int32) for i in chosen]
+    speakers = [1 + voices.index(features.rows[i]["speaker"]) for i in chosen]
+    sample = np.concatenate([features.mel(i) for i in chosen[:500]])
+    model = dataclasses.replace(
+        given.model,
+        codebook_size=codes_manifest.extra["codebook_size"],
+        num_voices=len(voices),
+        mel_mean=float(sample.mean()),
+        mel_std=float(sample.std()),
+    )
+    clips = BucketedClips([len(row) * per_code for row in codes], data.buckets)
+
+    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        padded, lengths = pad_rows([codes[n] for n in numbers], edge // per_code)
+        mels = [features.mel(chosen[n])[: len(codes[n]) * per_code] for n in numbers]
+        return {
+            "mel": pad_rows(mels, edge, np.float32)[0],
+            "codes": padded,
+            "code_lengths": lengths,
+            "voices": np.array([speakers[n] for n in numbers], np.int32),
+        }
+
+    stage = decoder_stage.make_stage(
+        model,
+        clip_batches(clips, collate, **_hosts()),
+        identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
+    )
+    return dataclasses.replace(given, model=model), stage
