@@ -1,7 +1,7 @@
 """Experiments: config -> stage -> training run, and run -> the trained thing that a verb needs.
 
 The one room that joins the others. An experiment is a frozen dataclass (`configs`); `train` makes
-its stage (`stages`) and runs the loop; `load_*` (`runs`) read back what a checkpoint was trained as.
+its stage (`stages`) and runs the loop; `load_*` (`runs`) read back what was trained.
 """
 
 from collections.abc import Sequence
