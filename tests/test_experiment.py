@@ -25,6 +25,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart.sizes import FULL, MICRO
 from speechlm_jax.text import TextTokenizer
+from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoints import Meta, Weights
 from speechlm_jax.vocab import Vocab
 

@@ -37,7 +37,10 @@ MOST_NAMED = 8  # tensors in an error
 class Source(Protocol):
     """What parameters are read from: a folder, or one whose vocabulary was extended."""
 
-    shapes: dict[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        ...
 
     def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
         """A part of a tensor."""

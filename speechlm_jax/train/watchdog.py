@@ -22,6 +22,6 @@ class Watchdog:
     def alive(self) -> None:
         """Says that a step has ended."""
         if self._seconds:
-            faulthandler.dump_traceback_later(
-                self._seconds, repeat=True, file=self._file or sys.__stderr__
-            )
+            file = self._file or sys.__stderr__
+            if file is not None:  # there is none under pythonw
+                faulthandler.dump_traceback_later(self._seconds, repeat=True, file=file)
