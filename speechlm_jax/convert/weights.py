@@ -7,7 +7,7 @@ holds more than its own shards and one tensor.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from speechlm_jax.arrays import Int, PyTree, Shaped, ndarray
+from speechlm_jax.convert.extension import Extended
 from speechlm_jax.convert.families import (
     LAYER,
     Family,
@@ -33,18 +34,8 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 MOST_NAMED = 8  # tensors in an error
 
 
-@runtime_checkable
-class Source(Protocol):
-    """What parameters are read from: a folder, or one whose vocabulary was extended."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        ...
-
-    def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
-        """A part of a tensor."""
-        ...
+# What parameters are read from: a folder, or one whose vocabulary was extended.
+Source: TypeAlias = Folder | Extended
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,9 +62,7 @@ def join(config: ClusterConfig) -> None:
             "num_processes": config.hosts,
             "process_id": config.host,
         }
-    if (
-        getattr(jax.config, "jax_platforms", None) == "cpu"
-    ):  # tests, and clusters without accelerators
+    if getattr(jax.config, "jax_platforms", None) == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if config.hosts > 1:
         meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
