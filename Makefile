@@ -24,13 +24,18 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,espeak]'
 	touch $@
 
+# What the tests compare with (PyTorch, transformers) is installed for them alone.
+$(VENV)/.oracles: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,oracles]'
+	touch $@
+
 quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size micro"
 	$(BIN)/speechlm quickstart $(ARGS)
 
-test: venv  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
+test: $(VENV)/.oracles  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-all: venv  ## The same with the slow tests
+test-all: $(VENV)/.oracles  ## The same with the slow tests
 	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
 
 lint: venv  ## Check style and format
