@@ -28,7 +28,8 @@ from speechlm_jax.errors import EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
 from speechlm_jax.evals.codebook import code_counts
 from speechlm_jax.evals.items import Item, figure_from_items, write_items
 from speechlm_jax.evals.wer import Reading, wer_items
-from speechlm_jax.experiment import SpeechTokenizerExperiment, load_reader
+from speechlm_jax.experiment.configs import SpeechTokenizerExperiment
+from speechlm_jax.experiment.runs import load_reader
 from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.speech_tokenizer.reading import Reader
 from speechlm_jax.text import TextTokenizer

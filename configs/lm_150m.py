@@ -6,7 +6,7 @@ Machine: one host with accelerators; the mesh is FSDP over all of its devices.
 Time and expected loss: not measured yet.
 """
 
-from speechlm_jax.experiment import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.train.loop import TrainConfig

@@ -12,7 +12,7 @@ Time and expected loss: never run; `docs/pretraining.md` says what was checked w
 """
 
 from speechlm_jax.data.shares import PhaseSpec, epochs, fraction, rest
-from speechlm_jax.experiment import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig

@@ -13,7 +13,7 @@ Expected: 83% mean word accuracy (theo 96%, yweweler 88, jackson 83, nicolas 76,
 from speechlm_jax.audio.augment import AugmentConfig
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.data.clips import BucketConfig
-from speechlm_jax.experiment import ClipsData, SpeechTokenizerExperiment
+from speechlm_jax.experiment.configs import ClipsData, SpeechTokenizerExperiment
 from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig

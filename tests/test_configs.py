@@ -12,12 +12,20 @@ import numpy as np
 import pytest
 
 from speechlm_jax import config as configs
-from speechlm_jax import experiment, shipped
+from speechlm_jax import shipped
 from speechlm_jax.audio.augment import AugmentConfig
 from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.bulk.features import write_features
 from speechlm_jax.cli import main as cli
+from speechlm_jax.experiment import training
+from speechlm_jax.experiment.configs import (
+    Experiment,
+    LanguageModelExperiment,
+    SpeechTokenizerExperiment,
+    experiment_from_json,
+    load_experiment,
+)
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.text import TextTokenizer
@@ -27,8 +35,8 @@ FILES = [name for name in shipped.names() if name.startswith("configs/")]
 ROOT = Path(shipped.__file__).parents[1]
 
 
-def _load(name: str) -> experiment.Experiment:
-    return experiment.load_experiment(shipped.find(name))
+def _load(name: str) -> Experiment:
+    return load_experiment(shipped.find(name))
 
 
 def _header(name: str) -> str:
@@ -64,7 +72,7 @@ def test_the_commands_of_the_header_exist(name):
 def test_a_config_survives_json_and_overrides(name):
     loaded = _load(name)
     data = json.loads(json.dumps(configs.to_json(loaded)))
-    assert experiment.experiment_from_json(data, name) == loaded
+    assert experiment_from_json(data, name) == loaded
     assert configs.override(loaded, ["train.seed=7"]).train.seed == 7
 
 
@@ -94,7 +102,7 @@ def recordings(tmp_path_factory) -> Path:
     return folder
 
 
-def _stage(given: experiment.SpeechTokenizerExperiment, recordings, out, monkeypatch):
+def _stage(given: SpeechTokenizerExperiment, recordings, out, monkeypatch):
     """The stage that the loop would get for the experiment on these recordings."""
     mel = dataclasses.replace(WHISPER, num_mels=given.model.encoder.num_mels, f_max=4000.0)
     features = write_features(recordings, out / "features", mel, workers=0, progress="")
@@ -107,13 +115,13 @@ def _stage(given: experiment.SpeechTokenizerExperiment, recordings, out, monkeyp
         not_speakers=("bob",),
     )
     stages = []
-    monkeypatch.setattr(experiment, "fit", lambda stage, *_, **__: stages.append(stage))
-    experiment.train_experiment(dataclasses.replace(given, data=data), out / "run")
+    monkeypatch.setattr(training, "fit", lambda stage, *_, **__: stages.append(stage))
+    training.train_experiment(dataclasses.replace(given, data=data), out / "run")
     return stages[0]
 
 
-TOKENIZERS = [n for n in FILES if isinstance(_load(n), experiment.SpeechTokenizerExperiment)]
-LANGUAGE_MODELS = [n for n in FILES if isinstance(_load(n), experiment.LanguageModelExperiment)]
+TOKENIZERS = [n for n in FILES if isinstance(_load(n), SpeechTokenizerExperiment)]
+LANGUAGE_MODELS = [n for n in FILES if isinstance(_load(n), LanguageModelExperiment)]
 
 
 def test_every_kind_of_config_is_tried():

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from speechlm_jax import artifacts, experiment
+from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.errors import UserError
-from speechlm_jax.experiment import (
+from speechlm_jax.experiment import runs, training
+from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
     RowsData,
@@ -67,11 +68,11 @@ def test_a_python_file_is_an_experiment_and_overrides_are_strict(tmp_path, monke
     path.write_text("\n".join([*lines, "def config():", f"    return {LM!r}"]))
     assert load_experiment(path) == LM
     trained = []
-    monkeypatch.setattr(experiment, "train_experiment", lambda *given: trained.append(given))
-    experiment.train(path, overrides=["train.total_steps=7"], workdir=tmp_path / "run")
+    monkeypatch.setattr(training, "train_experiment", lambda *given: trained.append(given))
+    training.train(path, overrides=["train.total_steps=7"], workdir=tmp_path / "run")
     assert trained[0][0].train.total_steps == 7
     with pytest.raises(UserError, match="total_steps"):
-        experiment.train(path, overrides=["train.total_step=7"], workdir=tmp_path)
+        training.train(path, overrides=["train.total_step=7"], workdir=tmp_path)
 
 
 def test_what_is_no_experiment_is_refused(tmp_path):
@@ -98,28 +99,28 @@ def trained(monkeypatch, draw):
 
 
 def test_weights_are_loaded_as_what_they_were_trained_as(trained):
-    inference, found = experiment.load_inference("run", kind="lm", vocab=VOCAB)
+    inference, found = runs.load_inference("run", kind="lm", vocab=VOCAB)
     assert found == LM and inference.config == LM.model
     with pytest.raises(UserError, match="run: holds a LanguageModel.*not a SpeechTokenizer"):
-        experiment.load_reader("run")
+        runs.load_reader("run")
     with pytest.raises(UserError, match="kind lm; give one of kind text_to_token"):
-        experiment.load_inference("run", kind="text_to_token")
+        runs.load_inference("run", kind="text_to_token")
     other = dataclasses.replace(VOCAB, codebook_size=5)
     with pytest.raises(UserError, match=f"{VOCAB.fingerprint}.*{other.fingerprint}"):
-        experiment.load_inference("run", vocab=other)
+        runs.load_inference("run", vocab=other)
 
 
 def test_the_fingerprint_of_weights_tells_runs_and_steps_apart(trained):
     meta = trained.meta
     changes = [{}, {"step": 9}, {"fingerprint": "f"}, {"identity": {"vocabulary": "v"}}]
     found = [
-        experiment.weights_fingerprint(
+        runs.weights_fingerprint(
             dataclasses.replace(trained, meta=dataclasses.replace(meta, **change))
         )
         for change in changes
     ]
     assert len(set(found)) == len(changes)
-    assert found[0] == experiment.weights_fingerprint(trained)
+    assert found[0] == runs.weights_fingerprint(trained)
 
 
 @pytest.fixture
@@ -152,8 +153,8 @@ def test_a_tokenizers_batches_hold_the_chosen_clips_and_their_transcripts(corpus
         data, MICRO.tokenizer, MICRO.tokenizer_training.config(seed=0)
     )
     fitted = []
-    monkeypatch.setattr(experiment, "fit", lambda *args, **named: fitted.append((args, named)))
-    experiment.train_experiment(given, corpus / "run")
+    monkeypatch.setattr(training, "fit", lambda *args, **named: fitted.append((args, named)))
+    training.train_experiment(given, corpus / "run")
     (stage, train, workdir), named = fitted[0]
     resolved, features = named["resolved"], Features(data.features)
     text = TextTokenizer.load(data.text_vocab)

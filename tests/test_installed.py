@@ -76,7 +76,7 @@ tasks.asr("lab_asr", HERE / "codes")
 tasks.mixture("lab", {"lab_text": 0.4, "lab_stories": 0.4, "lab_asr": 0.2})
 """
 CONFIG = """
-from speechlm_jax.experiment import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.train.loop import TrainConfig

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import experiment, shipped
+from speechlm_jax import shipped
 from speechlm_jax.cli import options
 from speechlm_jax.errors import EXIT_OK
+from speechlm_jax.experiment import training
 from speechlm_jax.train import cluster
 from speechlm_jax.train.cluster import ClusterConfig
 
@@ -65,5 +66,5 @@ def run(args: argparse.Namespace) -> int:
     )
     config = shipped.find(args.config)
     workdir = args.workdir or Path("runs") / config.stem
-    experiment.train(config, overrides=args.overrides, workdir=workdir)
+    training.train(config, overrides=args.overrides, workdir=workdir)
     return EXIT_OK

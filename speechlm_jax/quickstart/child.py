@@ -10,8 +10,8 @@ import os
 import sys
 import threading
 
-from speechlm_jax import experiment
 from speechlm_jax.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
+from speechlm_jax.experiment import training
 
 
 def main(config: str, workdir: str) -> int:
@@ -19,7 +19,7 @@ def main(config: str, workdir: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        experiment.train(config, workdir=workdir)
+        training.train(config, workdir=workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

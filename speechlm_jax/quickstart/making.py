@@ -13,7 +13,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.espeak import make_voices
 from speechlm_jax.bulk.corpus import corpus
 from speechlm_jax.bulk.features import write_features
-from speechlm_jax.experiment import (
+from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
     RowsData,

@@ -12,7 +12,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Integer, ndarray
 from speechlm_jax.data.formats import Writer
-from speechlm_jax.experiment import load_inference, load_reader, load_speech_decoder
+from speechlm_jax.experiment.runs import load_inference, load_reader, load_speech_decoder
 from speechlm_jax.interleave.build import SpanRequest
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.quickstart import data

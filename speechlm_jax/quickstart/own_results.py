@@ -7,7 +7,7 @@ from speechlm_jax.evals.codebook import code_counts, perplexity_figure, usage_it
 from speechlm_jax.evals.controls import exchange
 from speechlm_jax.evals.items import Item, figures_from_items
 from speechlm_jax.evals.wer import wer_items
-from speechlm_jax.experiment import held_out_losses
+from speechlm_jax.experiment.runs import held_out_losses
 from speechlm_jax.quickstart import evaluate, samples, scoring, summary
 from speechlm_jax.quickstart.own_data import OwnData, bad_recordings
 from speechlm_jax.quickstart.report import write_report

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
-from speechlm_jax.experiment import Experiment, essence
+from speechlm_jax.experiment.configs import Experiment, essence
 
 KIND = "training"
 LOG = "log.txt"

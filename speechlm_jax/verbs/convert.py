@@ -13,7 +13,7 @@ from speechlm_jax.convert import tokenizers, weights
 from speechlm_jax.convert.extension import Extended
 from speechlm_jax.convert.safetensors_folder import CONFIG, Folder
 from speechlm_jax.errors import UserError
-from speechlm_jax.experiment import load_language_model, save_language_model
+from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer

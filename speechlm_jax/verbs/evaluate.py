@@ -11,7 +11,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import Item, figures_from_items, write_items
-from speechlm_jax.experiment import held_out_losses, load_inference
+from speechlm_jax.experiment.runs import held_out_losses, load_inference
 from speechlm_jax.quickstart.evaluate import lm_items
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.scoring import loss_items

@@ -45,7 +45,7 @@ def test_every_command_takes_the_common_options(command, capsys):
 @pytest.mark.parametrize("command", options.COMMANDS)
 def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkeypatch, tmp_path):
     module = importlib.import_module(f"speechlm_jax.cli.{command}")
-    names = ("experiment", "steps", command)
+    names = ("training", "steps", command)
     (room,) = (getattr(module, name) for name in names if hasattr(module, name))
     does = {"bench": "bench_train"}.get(command, command)
     verb = mock.create_autospec(getattr(room, does), return_value={"done": 1})

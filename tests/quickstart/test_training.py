@@ -9,7 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
-from speechlm_jax.experiment import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart import training

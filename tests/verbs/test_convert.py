@@ -9,13 +9,9 @@ import pytest
 
 from speechlm_jax.cli import main as cli
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE
-from speechlm_jax.experiment import (
-    LanguageModelExperiment,
-    RowsData,
-    load_language_model,
-    train_experiment,
-    trained_model,
-)
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.runs import load_language_model, trained_model
+from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.layers import Lora

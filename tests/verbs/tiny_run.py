@@ -12,14 +12,14 @@ from speechlm_jax import config as configs
 from speechlm_jax.data import mixture, rows
 from speechlm_jax.data.formats import Example, Writer, example_to_document
 from speechlm_jax.data.packing import Packer
-from speechlm_jax.experiment import (
+from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
-    load_reader,
 )
+from speechlm_jax.experiment.runs import load_reader
 from speechlm_jax.nn.inference import functional as language_model
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
