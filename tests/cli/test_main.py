@@ -178,6 +178,18 @@ def test_help_and_mistakes_need_no_jax():
     assert all(name in done.stdout for name in options.COMMANDS)
 
 
+def test_a_missing_extra_is_named():
+    code = (
+        "import sys\n"
+        "sys.modules['safetensors'] = None\n"
+        "from speechlm_jax.cli import main\n"
+        "sys.exit(main.main(['convert', 'here']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "safetensors is not installed; `pip install 'speechlm_jax[hf]'`" in done.stderr
+
+
 def test_the_console_script_starts_once_more_with_large_pages(tmp_path):
     """As `speechlm` and as a module; what a user has set stays."""
     code = (
