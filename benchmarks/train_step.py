@@ -19,6 +19,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from speechlm_jax.cli.main import LARGE_PAGES, MALLOC
+
 THREADS = 2
 ROWS, LENGTH, VOCAB = 4, 512, 32_000
 SIZES = {
@@ -114,7 +116,7 @@ def _measure(who: str, size: str) -> dict[str, float]:
 
 
 def _in_process(who: str, size: str) -> dict[str, float]:
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    environment = {**os.environ, MALLOC: LARGE_PAGES}
     command = [sys.executable, __file__, "--one", who, "--size", size]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

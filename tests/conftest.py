@@ -126,9 +126,9 @@ def draw():
 
     def params(functional, seed=0):
         random = np.random.default_rng(seed)
-        shapes = jax.eval_shape(functional.init, jax.random.key(0))[0]
         return jax.tree_util.tree_map_with_path(
-            lambda path, shape: jax.numpy.asarray(leaf(random, path, shape), shape.dtype), shapes
+            lambda path, shape: jax.numpy.asarray(leaf(random, path, shape), shape.dtype),
+            functional.shapes,
         )
 
     return params

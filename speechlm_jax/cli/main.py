@@ -13,6 +13,7 @@ from speechlm_jax.cli import logs, options
 from speechlm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
 
 MALLOC = "GLIBC_TUNABLES"  # other C libraries ignore it
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def entry() -> None:
@@ -23,7 +24,7 @@ def entry() -> None:
     process starts, so the process starts once more, as itself; its children inherit it.
     """
     if sys.platform == "linux" and MALLOC not in os.environ:
-        os.environ[MALLOC] = "glibc.malloc.hugetlb=1"
+        os.environ[MALLOC] = LARGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sys.exit(main())
 

@@ -25,14 +25,19 @@ from speechlm_jax.convert.families import (
     config_to_json,
     family_of,
 )
-from speechlm_jax.convert.safetensors_folder import SHARD_BYTES, Folder, Planned, write_folder
+from speechlm_jax.convert.safetensors_folder import (
+    CONFIG,
+    SHARD_BYTES,
+    Folder,
+    Planned,
+    write_folder,
+)
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 
 MOST_NAMED = 8  # tensors in an error
-
 
 # What parameters are read from: a folder, or one whose vocabulary was extended.
 Source: TypeAlias = Folder | Extended
@@ -48,27 +53,27 @@ class Place:
     order: Int[ndarray, " rows"] | None  # foreign rows in our order
 
     def read(self, source: Source, index: tuple[slice, ...]) -> Shaped[ndarray, "..."]:
-        """The part of the parameter that an index into it asks for."""
+        """The part of the parameter that an index (of bounded slices) into it asks for."""
         if LAYER not in self.tensor.name:
             return self._one(source, self.tensor.name, index)
-        layers = range(index[0].start or 0, index[0].stop)
+        layers = range(index[0].start, index[0].stop)
         names = (self.tensor.name.replace(LAYER, str(layer)) for layer in layers)
         return np.stack([self._one(source, name, index[1:]) for name in names])
 
     def _one(self, source: Source, name: str, index: tuple[slice, ...]) -> ndarray:
         rows, *columns = index[::-1] if self.tensor.transposed else index
-        first, last = rows.start or 0, self.rows if rows.stop is None else rows.stop
         if self.order is None:
-            found = source.read(name, slice(self.first + first, self.first + last), *columns)
+            mine = slice(self.first + rows.start, self.first + rows.stop)
+            found = source.read(name, mine, *columns)
         else:
             whole = source.read(name, slice(self.first, self.first + self.rows), *columns)
-            found = whole[self.order[first:last]]
+            found = whole[self.order[rows]]
         return found.T if self.tensor.transposed else found
 
 
 def read_config(folder: Folder) -> tuple[Family, LanguageModelConfig]:
     """Family and config of the model in a folder."""
-    return config_from_json(folder.config, str(folder.path / "config.json"))
+    return config_from_json(folder.config, str(folder.path / CONFIG))
 
 
 def read_params(
@@ -85,7 +90,7 @@ def read_params(
     Raises:
       UserError: tensors are missing, unexpected or of another shape; all kinds are listed.
     """
-    shapes = abstract_params(config)
+    shapes = functional(config).shapes
     places = _places(family, config, shapes)
     _check(source.shapes, family.tensors(config), config, shapes, where)
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -104,11 +109,6 @@ def read_params(
         for (path, leaf), sharding in zip(flat, laid, strict=True)
     ]
     return jax.tree.unflatten(tree, leaves)
-
-
-def abstract_params(config: LanguageModelConfig) -> PyTree:
-    """Shapes of a model's parameters."""
-    return jax.eval_shape(functional(config).init, jax.random.key(0))[0]
 
 
 def write_params(
@@ -131,7 +131,7 @@ def write_params(
     """
     config, params = _unscaled(*merge_adapters(config, params))
     family = family_of(config)
-    shapes = abstract_params(config)
+    shapes = functional(config).shapes
     leaves = {_joined(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     orders = {path: place.order for path, place in _places(family, config, shapes).items()}
 

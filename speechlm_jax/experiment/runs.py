@@ -33,7 +33,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
     `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
     """
-    return _load_meta(run, LanguageModelExperiment)[1].model
+    return _as_trained(run, checkpoints.newest_meta(run), LanguageModelExperiment).model
 
 
 def load_vocab(mixture: str | Path) -> Vocab:
@@ -140,11 +140,6 @@ def weights_fingerprint(weights: checkpoints.Weights) -> str:
 def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
     weights = checkpoints.load_params(run)
     return weights, _as_trained(run, weights.meta, cls)
-
-
-def _load_meta(run: str | Path, cls: type) -> tuple[checkpoints.Meta, Any]:
-    meta = checkpoints.newest_meta(run)
-    return meta, _as_trained(run, meta, cls)
 
 
 def _as_trained(run: str | Path, meta: checkpoints.Meta, cls: type) -> Any:

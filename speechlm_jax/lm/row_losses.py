@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.losses import packed_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +28,7 @@ def rows_to_losses(
 
     @jax.jit
     def sums(params: PyTree, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        bound = model.bind(params)
-        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(hidden, bound.head_kernel, dict(batch))
+        lost = model.bind(params).packed_loss(batch)
         return jnp.sum(lost.losses * lost.weights, axis=1), jnp.sum(lost.weights, axis=1)
 
     for batch in batches:

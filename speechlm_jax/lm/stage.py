@@ -6,10 +6,8 @@ import jax
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.losses import packed_loss
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 from speechlm_jax.train.work import Measure, packed_work
 from speechlm_jax.vocab import Vocab
@@ -18,8 +16,9 @@ from speechlm_jax.vocab import Vocab
 def language_model_work(config: LanguageModelConfig) -> Measure:
     """What packed rows cost a language model of this config."""
     stack = config.transformer
-    shapes = jax.eval_shape(functional(config).init, jax.random.key(0))[0]
-    matrices = [leaf for leaf in jax.tree.leaves(shapes["transformer"]) if leaf.ndim == 3]
+    matrices = [
+        leaf for leaf in jax.tree.leaves(functional(config).shapes["transformer"]) if leaf.ndim == 3
+    ]
     weights = sum(leaf.size for leaf in matrices) + config.vocab_size * stack.embed
     return packed_work(weights, layers=stack.num_layers, heads=stack.heads, head_dim=stack.head_dim)
 
@@ -49,9 +48,7 @@ def make_stage(
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        bound = model.bind(params)
-        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(hidden, bound.head_kernel, batch, z_weight=z_loss)
+        lost = model.bind(params).packed_loss(batch, z_weight=z_loss)
         is_speech = (lost.targets >= vocab.speech_offset) & (
             lost.targets < vocab.speech_offset + vocab.codebook_size
         )

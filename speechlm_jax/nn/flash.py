@@ -97,7 +97,8 @@ def _splash(q: Array, k: Array, v: Array, segments: Array) -> Array:
     causal = splash_mask.CausalMask((length, length), shard_count=parts)
     kernel = splash.make_splash_mha(
         mask=splash_mask.MultiHeadMask([causal] * heads),
-        block_sizes=sizes, head_shards=shards, q_seq_shards=parts, interpret=platform() != "tpu",
+        block_sizes=sizes, head_shards=shards, q_seq_shards=parts,
+        interpret=OF_PLATFORM.get(platform()) != "splash",
     )  # fmt: skip
     wide = -(-size // LANES) * LANES
     q, k, v = (
@@ -130,11 +131,9 @@ def _triton(q: Array, k: Array, v: Array, segments: Array) -> Array:
     )  # fmt: skip
     mine = partial(
         triton.mha, sm_scale=size**-0.5, causal=True, block_sizes=sizes,
-        interpret=platform() not in ("gpu", "cuda"),
+        interpret=OF_PLATFORM.get(platform()) != "triton",
     )  # fmt: skip
     k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
     by_head = PartitionSpec(BATCH_AXES, None, "tensor", None)
-    attend = _over_mesh(
-        lambda *given: mine(*given), (*[by_head] * 3, PartitionSpec(BATCH_AXES, None)), by_head
-    )
+    attend = _over_mesh(mine, (*[by_head] * 3, PartitionSpec(BATCH_AXES, None)), by_head)
     return attend(q, k, v, segments)

@@ -1,6 +1,7 @@
 """The decoder-only language model that `lm` and `text_to_token` share: ids -> logits."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +10,7 @@ from speechlm_jax.arrays import Array, Float, Int
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.losses import PackedLoss, packed_loss
 from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
 from speechlm_jax.sharding import constrain
 
@@ -78,6 +80,11 @@ class LanguageModel(nnx.Module):
     ) -> Float[Array, "batch length vocab"]:
         """Logits of the next id at each position of (packed) sequences."""
         return self.logits(self.transformer(self.embed(ids), layout))
+
+    def packed_loss(self, batch: Mapping[str, Array], *, z_weight: float = 0.0) -> PackedLoss:
+        """What it loses on packed rows: `ids`, `segments`, `positions`, `loss_mask`."""
+        hidden = self.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
+        return packed_loss(hidden, self.head_kernel, batch, z_weight=z_weight)
 
     def extend(
         self, ids: Int[Array, "batch new"], layout: Layout, cache: Cache

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.losses import packed_loss
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 
@@ -32,9 +30,7 @@ def make_stage(
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        bound = model.bind(params)
-        hidden = bound.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
-        lost = packed_loss(hidden, bound.head_kernel, batch)
+        lost = model.bind(params).packed_loss(batch)
         metrics = {"accuracy": (jnp.sum(lost.correct * lost.weights), lost.weight_sum)}
         return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
 

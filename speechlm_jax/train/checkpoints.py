@@ -207,7 +207,7 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
       UserError: the checkpoint is of another model: the first parameter that differs is named.
     """
     wanted = (abstract.params, abstract.variables, abstract.opt_state, abstract.extras)
-    loaded = _load(folder, dict(zip(ITEMS, wanted, strict=True)))
+    loaded = _load(folder, _saved_shapes(folder), dict(zip(ITEMS, wanted, strict=True)))
     step = jax.device_put(np.int32(read_meta(folder).step), abstract.step.sharding)
     return TrainState(step, *(loaded[name] for name in ITEMS))
 
@@ -218,10 +218,10 @@ def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
     Adapters (LoRA) that the other run did not have are left out of what is returned.
     """
     folder = _find(path)
-    params, saved = abstract.params, _saved_shapes(folder)["params"]
-    if not any(name.startswith(ADAPTERS) for name in _leaf_names(saved)):
+    params, saved = abstract.params, _saved_shapes(folder)
+    if not any(name.startswith(ADAPTERS) for name in _leaf_names(saved["params"])):
         params = select(params, lambda path: not path.split("/")[-1].startswith(ADAPTERS))
-    loaded = _load(folder, {"params": params, "variables": abstract.variables})
+    loaded = _load(folder, saved, {"params": params, "variables": abstract.variables})
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
 
 
@@ -303,9 +303,8 @@ def _is_damaged(path: Path) -> bool:
     return path.name.endswith(".damaged")
 
 
-def _load(folder: Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Reads items into the trees of `wanted` (abstract arrays with shardings)."""
-    saved = _saved_shapes(folder)
+def _load(folder: Path, saved: dict[str, PyTree], wanted: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Reads items (of these `saved` shapes) into the trees of `wanted` (with shardings)."""
     items = {name: _to_saved(tree) for name, tree in wanted.items()}
     for name, tree in items.items():
         _check_same(folder, name, saved.get(name, {}), tree)

@@ -62,9 +62,8 @@ def join(config: ClusterConfig) -> None:
             "num_processes": config.hosts,
             "process_id": config.host,
         }
+        meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
     if getattr(jax.config, "jax_platforms", None) == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if config.hosts > 1:
-        meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
     jax.distributed.initialize(**given)
     info("%d hosts, %d devices", jax.process_count(), jax.device_count())

@@ -58,8 +58,7 @@ def convert(
 def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[str, Any]:
     folder = Folder(source)
     family, config = weights.read_config(folder)
-    model = tokenizers.read_tokenizer(source)
-    text, codes = TextTokenizer(model), open_run(run).codes_identity
+    text, codes = TextTokenizer(tokenizers.read_tokenizer(source)), open_run(run).codes_identity
     vocab = Vocab(
         text_size=max(config.vocab_size, text.size),
         codebook_size=codes["codebook_size"],
@@ -69,16 +68,16 @@ def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[st
     )
     config = dataclasses.replace(config, vocab_size=vocab.size)
     longer = Extended(folder, family.tensors(config), vocab.size, seed=seed)
-    shapes, axes = weights.abstract_params(config), functional(config).axes
-    shardings = param_shardings(shapes, axes, mesh=make_mesh(MeshConfig()))
+    model = functional(config)
+    shardings = param_shardings(model.shapes, model.axes, mesh=make_mesh(MeshConfig()))
     params = weights.read_params(longer, family, config, where=str(source), shardings=shardings)
     save_language_model(out, config, params, vocab)
-    artifacts.write_bytes(out / BASE_TEXT, model)
+    artifacts.write_bytes(out / BASE_TEXT, text.model)
     artifacts.write_json(out / BASE_VOCAB, vocab.to_json())
     return {
         "run": str(out),
         "family": family.model_type,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.shapes)),
         "ids": {"text": vocab.text_size, "all": vocab.size, "codes_from": vocab.speech_offset},
         "vocabulary": vocab.fingerprint,
     }
@@ -95,16 +94,11 @@ def _into_folder(
             f"{source}: was trained with vocabulary {theirs}, {run} has {vocab.fingerprint}; give "
             "--run the folder that its rows were prepared with"
         )
-    written = [
-        file
-        for file in tqdm(
-            weights.write_params(
-                out, experiment.model, found.params, length=length, dtype=dtype,
-                extra={"bos_token_id": vocab["bos"], "eos_token_id": vocab["eos"]},
-            ),
-            desc="export", unit="file",
-        )
-    ]  # fmt: skip
+    ends = {"bos_token_id": vocab["bos"], "eos_token_id": vocab["eos"]}
+    writing = weights.write_params(
+        out, experiment.model, found.params, length=length, dtype=dtype, extra=ends
+    )
+    written = list(tqdm(writing, desc="export", unit="file"))
     if text.is_json:
         extended = tokenizers.extend_tokenizer(text.model, vocab)
         tokenizers.write_tokenizer(out, extended, length=length, eos="<|eos|>")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the `torch` extra")
-transformers = pytest.importorskip("transformers", reason="needs the `torch` extra")
+torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
@@ -25,6 +25,16 @@ CASES = {
 }
 
 
+def stir(model):
+    """Norms and biases start at ones and zeros, small matrices at nearly nothing: mistakes hide."""
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.ndim == 1:
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            else:
+                tensor.mul_(8.0)
+
+
 @pytest.fixture(scope="session", params=CASES)
 def released(request, tmp_path_factory):
     """(model of transformers, folder that it was saved in)."""
@@ -32,12 +42,7 @@ def released(request, tmp_path_factory):
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **more})
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    with torch.no_grad():  # norms and biases start at ones and zeros, which hide mistakes
-        for tensor in model.parameters():
-            if tensor.ndim == 1:
-                tensor.add_(0.3 * torch.randn_like(tensor))
-            else:
-                tensor.mul_(8.0)
+    stir(model)
     folder = tmp_path_factory.mktemp("released") / request.param
     model.save_pretrained(folder, max_shard_size="20KB")
     return model, folder
@@ -51,12 +56,7 @@ def glm(tmp_path_factory):
     config = transformers.GlmConfig(**SIZES, attention_bias=True)
     torch.manual_seed(1)
     model = transformers.GlmForCausalLM(config).eval()
-    with torch.no_grad():
-        for tensor in model.parameters():
-            if tensor.ndim == 1:
-                tensor.add_(0.3 * torch.randn_like(tensor))
-            else:
-                tensor.mul_(8.0)
+    stir(model)
     state = model.state_dict()
     named = {
         "transformer.embedding.word_embeddings.weight": state["model.embed_tokens.weight"],

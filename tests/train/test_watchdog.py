@@ -21,5 +21,8 @@ def test_a_hang_shows_its_stacks_and_a_living_run_none(tmp_path):
 
 
 def test_zero_seconds_never_write(tmp_path):
-    with Watchdog(0.0) as watchdog:
+    path = tmp_path / "stacks.txt"
+    with open(path, "w", encoding="utf-8") as file, Watchdog(0.0, file=file) as watchdog:
         watchdog.alive()
+        time.sleep(0.2)
+    assert path.read_text(encoding="utf-8") == ""
