@@ -63,7 +63,7 @@ def setup_value():
 @pytest.fixture(scope="session")
 def heavy():
     """What a training host goes without."""
-    return ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
+    return ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text", "pyarrow")
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.parquet import read_parquet
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
 SPLITS = ("train", "validation")
-ROW_FILES = {  # by the manifest's kind
+ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "codes": "codes.jsonl",
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
@@ -36,7 +37,8 @@ class Rows:
     id (for a line of text: file and line) hashes below `validation_ratio`, else to "train".
 
     Attributes:
-      places: files or globs (.txt: a document a line; .jsonl: a row a line), or finished folders.
+      places: files or globs (.txt: a document a line; .jsonl: a row a line; .parquet), or finished
+        folders.
       are_folders: which of the two.
       fields: what an example holds ("text", "codes", "segments") -> the row's field it comes from.
       validation_ratio: of the rows that name no split.
@@ -53,7 +55,9 @@ class Rows:
         """The row files in order; UserError if a place has none."""
         if not self.are_folders:
             return [file for place in self.paths() for file in _glob(place)]
-        return [folder / _row_file(folder) for folder in self.paths()]
+        return [
+            file for folder in self.paths() for file in row_files(folder, _manifest(folder).kind)
+        ]
 
     def paths(self) -> list[Path]:
         """The places, now."""
@@ -63,9 +67,13 @@ class Rows:
         ]
 
     def identity(self) -> Any:
-        """Names the rows: what the files hold, and what is taken of them."""
+        """Names the rows: what the files hold, and what is taken of them.
+
+        Raises:
+          UserError: a place has no files, or a folder's are not those that its manifest names.
+        """
         if self.are_folders:
-            data: Any = [artifacts.read_manifest(folder).fingerprint for folder in self.paths()]
+            data: Any = [_unchanged(folder).fingerprint for folder in self.paths()]
         else:
             data = [[file.name, artifacts.sha256_file(file)] for file in self.files()]
         keep = code_identity(self.keep) if self.keep else None
@@ -88,10 +96,7 @@ class Rows:
         for file in files:
             for row in read_rows(file):
                 if self._split_of(row) == split and (self.keep is None or self.keep(row)):
-                    try:
-                        yield {name: self._value(row, name, codebook_size) for name in self.fields}
-                    except _BadRow as error:
-                        raise UserError(f"{file}: row {row['id']!r} {error}") from None
+                    yield row_to_example(file, row, self.fields, codebook_size=codebook_size)
 
     def _split_of(self, row: Mapping[str, Any]) -> str:
         if row.get("split") is not None:
@@ -99,26 +104,40 @@ class Rows:
         digest = hashlib.sha256(str(row["id"]).encode()).digest()
         return SPLITS[int.from_bytes(digest[:6], "big") < self.validation_ratio * 2**48]
 
-    def _value(self, row: Mapping[str, Any], name: str, codebook_size: int | None) -> Any:
-        field = self.fields[name]
-        value = row.get(field)
-        if name == "text" and value is None and "segments" in row:
-            value = _segments_to_text(row["segments"])
-        if value is None:
-            raise _BadRow(f"has no field '{field}'")
-        if name == "codes":
-            return _to_codes(value, field, codebook_size)
-        if name == "segments":
-            return json.dumps(_to_segments(value, field, codebook_size))
-        if name == "turns":
-            return json.dumps(_to_turns(value, field, codebook_size))
-        if not isinstance(value, str):
-            raise _BadRow(f"has no text in '{field}'")
-        return value
-
 
 class _BadRow(Exception):
     """What is wrong with a row, to be told with its file and id."""
+
+
+def row_to_example(
+    file: Path, row: Mapping[str, Any], fields: Mapping[str, str], *, codebook_size: int | None
+) -> dict[str, Any]:
+    """What `fields` name of a row, as in `Rows`; segments and turns become JSON.
+
+    Raises:
+      UserError: a field is missing or wrong; `file` and the row's id are named.
+    """
+    try:
+        return {name: _to_value(row, name, field, codebook_size) for name, field in fields.items()}
+    except _BadRow as error:
+        raise UserError(f"{file}: row {row['id']!r} {error}") from None
+
+
+def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int | None) -> Any:
+    value = row.get(field)
+    if name == "text" and value is None and "segments" in row:
+        value = _segments_to_text(row["segments"])
+    if value is None:
+        raise _BadRow(f"has no field '{field}'")
+    if name == "codes":
+        return _to_codes(value, field, codebook_size)
+    if name == "segments":
+        return json.dumps(_to_segments(value, field, codebook_size))
+    if name == "turns":
+        return json.dumps(_to_turns(value, field, codebook_size))
+    if not isinstance(value, str):
+        raise _BadRow(f"has no text in '{field}'")
+    return value
 
 
 def code_identity(function: Any) -> Any:
@@ -145,9 +164,10 @@ def _value_identity(value: Any) -> Any:
 def _to_codes(value: Any, field: str, codebook_size: int | None) -> np.ndarray:
     try:
         codes = np.asarray(value, np.int32)
+        is_whole = not codes.size or np.asarray(value).dtype.kind in "iu"  # not 1.5, not True
     except (TypeError, ValueError, OverflowError):
-        codes = None
-    if codes is None or codes.ndim != 1:
+        codes, is_whole = np.zeros(0, np.int32), False
+    if not is_whole or codes.ndim != 1:
         raise _BadRow(f"has no list of codes in '{field}'")
     if (
         codebook_size is not None
@@ -204,13 +224,50 @@ def _glob(place: Path) -> list[Path]:
     return found
 
 
-def _row_file(folder: Path) -> str:
-    kind = artifacts.read_manifest(folder).kind
+def row_files(folder: Path, kind: str) -> list[Path]:
+    """The files that hold a folder's rows, in order of their names.
+
+    Raises:
+      UserError: the folder holds no such rows, or holds both JSON lines and Parquet.
+    """
     if kind not in ROW_FILES:
         raise UserError(
             f"{folder}: holds {kind}; a task reads a folder of codes or of interleaved documents"
         )
-    return ROW_FILES[kind]
+    lines, parquet = folder / ROW_FILES[kind], sorted(folder.glob("*.parquet"))
+    if lines.is_file() and parquet:
+        raise UserError(f"{folder}: holds {lines.name} and {parquet[0].name}; keep one of the two")
+    if not lines.is_file() and not parquet:
+        raise UserError(f"{folder}: holds neither {lines.name} nor *.parquet")
+    return parquet or [lines]
+
+
+def _manifest(folder: Path) -> artifacts.Manifest:
+    if folder.is_dir() and not (folder / artifacts.MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: has no {artifacts.MANIFEST}; run its stage, or for codes made elsewhere "
+            "data.declare.declare_codes (tasks/README.md)"
+        )
+    return artifacts.read_manifest(folder)
+
+
+def _unchanged(folder: Path) -> artifacts.Manifest:
+    """A folder's manifest; UserError unless its row files are those that the manifest names."""
+    manifest = _manifest(folder)
+    files = row_files(folder, manifest.kind)
+    found = {(file.name, artifacts.sha256_file(file)) for file in files}
+    named = {
+        (name, digest)
+        for name, digest in manifest.files.items()
+        if name == ROW_FILES[manifest.kind] or name.endswith(".parquet")
+    }
+    if found != named:
+        name = min(found ^ named)[0]
+        raise UserError(
+            f"{folder / name}: is not what {artifacts.MANIFEST} names; run its stage again, or for "
+            "codes made elsewhere data.declare.declare_codes"
+        )
+    return manifest
 
 
 def _check_codes(folder: Path, vocab: Vocab) -> None:
@@ -229,9 +286,10 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file, or lines of any other as {"id", "text"}; each has an id."""
-    if file.suffix == ".jsonl":
-        for number, row in enumerate(artifacts.read_jsonl(file), 1):
+    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id."""
+    if file.suffix in (".jsonl", ".parquet"):
+        read = read_parquet if file.suffix == ".parquet" else artifacts.read_jsonl
+        for number, row in enumerate(read(file), 1):
             yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
         return
     try:

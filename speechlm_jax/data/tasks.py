@@ -69,7 +69,7 @@ def text(
     keep: Keep | None = None,
     metric_fns: Sequence[Callable] = (),
 ) -> seqio.Task:
-    """Registers text files: .txt (a document a line) or .jsonl (a row a line); globs are fine.
+    """Registers text files: .txt (a document a line), .jsonl (a row a line) or .parquet; or globs.
 
     Args:
       name: of the task.

@@ -249,6 +249,31 @@ def test_the_file_in_the_readme_registers_a_mixture(tmp_path):
     assert set(as_text(row_documents(mixture.open_shards(path)["lab_text"]))) == {"a red cat <eos>"}
 
 
+def test_the_readmes_codes_make_the_same_rows_in_both_formats(tmp_path, monkeypatch):
+    readme = (QUICKSTART.parent / "README.md").read_text()
+    (tmp_path / "my_codes.py").write_text(readme.split("```python\n")[2].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    made = import_module(str(tmp_path / "my_codes.py"))
+    lines, parquet = (
+        [path.read_bytes() for path in sorted(Path("my_rows").glob(f"{name}-*/*/*.arrayrecord"))]
+        for name in ("asr_of_lines", "asr_of_parquet")
+    )
+    assert lines == parquet and len(lines) == 2 and all(lines)
+    # The folder's two files, one for each shard.
+    path = prepare(
+        "asr_of_parquet",
+        vocab=made.vocab,
+        tokenizer=made.text,
+        out="two_shards",
+        config=PrepareConfig(length=64, num_shards=2),
+        quiet=True,
+    )
+    found = mixture.open_shards(path)["asr_of_parquet"]
+    first = mixture.open_shards("my_rows/asr_of_lines.mixture.json")["asr_of_lines"]
+    assert len(list(Path("two_shards").glob("*/train/*.arrayrecord"))) == 2
+    assert as_text(row_documents(found)) == as_text(row_documents(first))
+
+
 def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
     (tmp_path / "beside_me.py").write_text("NUMBER = 3\n")
     monkeypatch.chdir(tmp_path)
