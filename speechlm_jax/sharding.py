@@ -7,7 +7,7 @@ words of docs/glossary.md); the same word may lie elsewhere as a parameter and a
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -196,6 +196,28 @@ def to_global(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, Array
         name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
         for name, rows in batch.items()
     }
+
+
+def platform() -> str:
+    """What the mesh in scope is made of, or this process's devices where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def axis_size(name: str) -> int:
+    """Devices along an axis of the mesh in scope."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[name]
+
+
+def over_mesh(
+    run: Callable[..., PyTree], in_specs: tuple[Any, ...], out_specs: Any
+) -> Callable[..., PyTree]:
+    """`run` on each device of the mesh in scope, with its parts; itself where there is no mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:

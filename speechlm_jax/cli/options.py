@@ -13,7 +13,7 @@ COMMANDS = {
     "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
     "convert": "a Hugging Face model to a run with speech in its vocabulary, or a run to a model",
     "train": "train what a config file says, or go on where a run stopped",
-    "bench": "time the training step of a model size on this machine",
+    "bench": "time the training step of a model on this machine",
     "prepare": "turn a mixture's tasks into packed shards that training reads",
     "tokenize": "recordings to speech codes",
     "synthesize": "text to speech codes",

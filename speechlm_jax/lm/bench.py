@@ -30,6 +30,7 @@ class BenchConfig:
       rows, length: of a batch over all devices.
       steps: that are timed, after `warmup` others.
       num_microbatches: parts of a batch.
+      z_loss: as in training.
     """
 
     rows: int = 8
@@ -40,12 +41,13 @@ class BenchConfig:
     optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=0, schedule="constant")
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
+    z_loss: float = 0.0
 
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:
     """Times the step that training runs; seconds are medians over `config.steps` steps."""
     vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
-    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
+    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()), z_loss=config.z_loss)
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(
         config.optimizer, total_steps=config.warmup + config.steps, axes=stage.axes

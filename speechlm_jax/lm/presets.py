@@ -40,6 +40,7 @@ _STACKS: dict[Size, TransformerConfig] = {
         rope_theta=10_000.0, rope_fraction=0.5, qkv_bias=True, norm_eps=1.5625e-07,
     ),
 }  # fmt: skip
+SIZES: tuple[Size, ...] = tuple(_STACKS)
 TIED: tuple[Size, ...] = ("tiny", "0.5B", "1.5B", "4B")
 
 

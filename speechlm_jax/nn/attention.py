@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.nn import flash
+from speechlm_jax.nn.blockwise import attend_blockwise
 from speechlm_jax.nn.flash import Kernel
 
 Attend: TypeAlias = Callable[[Array, Array, Array], Array]  # queries, keys, values
@@ -63,9 +64,11 @@ def over(layout: Layout, block: int | None, *, kernel: Kernel = "auto") -> Atten
       ValueError: the kernel does not know the mask (`block`) or the length.
     """
     chosen = flash.choose(kernel, block=block, length=layout.segments.shape[1])
-    if chosen == "reference":
+    if chosen in ("reference", "blockwise"):
         mask = visible(layout, layout, block)
-        return lambda q, k, v: attend(q, k, v, mask)
+        if chosen == "reference":
+            return lambda q, k, v: attend(q, k, v, mask)
+        return lambda q, k, v: attend_blockwise(q, k, v, mask, block=block)
     if block != 1:
         raise ValueError(f"block {block}: {kernel} attention is causal; use the reference")
     return lambda q, k, v: flash.attend_packed(q, k, v, layout.segments, kernel=chosen)
@@ -82,15 +85,24 @@ def attend_cached(
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array, order: str) -> Array:
-    """Attention over keys whose axes have this order: batch, keys, groups (KV heads), head_dim."""
+    """Attention over keys whose axes have this order: batch, keys, groups (KV heads), head_dim.
+
+    The queries of a group's heads stand one after the other, so that every product, forward and
+    backward, is of plain matrices: on a CPU, XLA copies the scores for any other (docs/log.md).
+    """
     batch, queries, heads, head_dim = q.shape
     groups = k.shape[order.index("g")]
-    q = q.reshape(batch, queries, groups, heads // groups, head_dim)
-    scores = jnp.einsum(f"bqghd,{order}->bghqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * head_dim**-0.5 + jnp.where(mask, 0.0, -1e30)[:, None, None]
+    split = (batch, groups, heads // groups, queries)
+    q = q.reshape(batch, queries, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
+    k, v = (jnp.einsum(f"{order}->bgkd", x) for x in (k, v))
+    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    unseen = jnp.where(mask, 0.0, -1e30)[:, None, None]
+    scores = (scores.reshape(*split, -1) + unseen).reshape(scores.shape)
     # Weights are divided after they are summed over values: one pass less over the scores.
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    out = jnp.einsum(f"bghqk,{order}->bqghd", weights.astype(v.dtype), v)
-    total = jnp.sum(weights, axis=-1).transpose(0, 3, 1, 2)[..., None]
-    return (out / total.astype(out.dtype)).reshape(batch, queries, heads, head_dim)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights.astype(v.dtype), v)
+    out = out / jnp.sum(weights, axis=-1, keepdims=True).astype(out.dtype)
+    out = out.reshape(*split, head_dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, queries, heads, head_dim)

@@ -20,28 +20,25 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, Float, Int
-from speechlm_jax.sharding import BATCH_AXES
+from speechlm_jax.sharding import BATCH_AXES, axis_size, over_mesh, platform
 
-Kernel: TypeAlias = Literal["auto", "reference", "splash", "triton"]
+Kernel: TypeAlias = Literal["auto", "reference", "blockwise", "splash", "triton"]
 LANES = 128  # of a TPU's vector registers: head_dim is padded to it, lengths are multiples of it
 SPLASH_BLOCK = 512
 TRITON_BLOCK = 64
-OF_PLATFORM: dict[str, Kernel] = {"tpu": "splash", "gpu": "triton", "cuda": "triton"}
-
-
-def platform() -> str:
-    """What the mesh in scope is made of; "cpu" where there is none."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return "cpu" if device is None else device.platform
+OF_PLATFORM: dict[str, Kernel] = {
+    "tpu": "splash", "gpu": "triton", "cuda": "triton", "cpu": "blockwise",
+}  # fmt: skip
 
 
 def choose(kernel: Kernel, *, block: int | None, length: int) -> Kernel:
     """The kernel that "auto" stands for: the platform's, where it knows the mask and the length."""
     if kernel != "auto":
         return kernel
-    known = block == 1 and length % LANES == 0
-    return OF_PLATFORM.get(platform(), "reference") if known else "reference"
+    found = OF_PLATFORM.get(platform(), "reference")
+    if found == "blockwise":
+        return found if axis_size("context") == 1 else "reference"
+    return found if block == 1 and length % LANES == 0 else "reference"
 
 
 def attend_packed(
@@ -66,28 +63,17 @@ def attend_packed(
     return run(q, k, v, segments)
 
 
-def _axis_size(name: str) -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[name]
-
-
-def _kv_for(shards: int, q: Array, *kvs: Array) -> tuple[Array, ...]:
+def kv_for(shards: int, q: Array, *kvs: Array) -> tuple[Array, ...]:
     """Keys and values whose heads divide over `shards`; repeated for each query head if need be."""
     if kvs[0].shape[2] % shards == 0:
         return kvs
     return tuple(jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in kvs)
 
 
-def _over_mesh(run: Callable[..., Array], specs: tuple, out: PartitionSpec) -> Callable[..., Array]:
-    if jax.sharding.get_abstract_mesh().empty:
-        return run
-    return jax.shard_map(run, in_specs=specs, out_specs=out, check_vma=False)
-
-
 def _splash(q: Array, k: Array, v: Array, segments: Array) -> Array:
     length, heads, size = q.shape[1:]
-    shards, parts = _axis_size("tensor"), _axis_size("context")
-    k, v = _kv_for(shards, q, k, v)
+    shards, parts = axis_size("tensor"), axis_size("context")
+    k, v = kv_for(shards, q, k, v)
     block = min(SPLASH_BLOCK, length // parts)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
@@ -116,13 +102,13 @@ def _splash(q: Array, k: Array, v: Array, segments: Array) -> Array:
     spec = None
     if not mesh.empty:
         spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec("tensor", "context")))
-    attend = _over_mesh(mine, (spec, queries, by_head, by_head, *rows), queries)
+    attend = over_mesh(mine, (spec, queries, by_head, by_head, *rows), queries)
     out = attend(kernel, q, k, v, segments, segments)
     return out[..., :size].swapaxes(1, 2)
 
 
 def _triton(q: Array, k: Array, v: Array, segments: Array) -> Array:
-    if _axis_size("context") > 1:
+    if axis_size("context") > 1:
         raise ValueError("mesh.context: the GPU kernel does not split the length; use context=1")
     size, groups = q.shape[-1], q.shape[2] // k.shape[2]
     sizes = triton.BlockSizes(
@@ -135,5 +121,5 @@ def _triton(q: Array, k: Array, v: Array, segments: Array) -> Array:
     )  # fmt: skip
     k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
     by_head = PartitionSpec(BATCH_AXES, None, "tensor", None)
-    attend = _over_mesh(mine, (*[by_head] * 3, PartitionSpec(BATCH_AXES, None)), by_head)
+    attend = over_mesh(mine, (*[by_head] * 3, PartitionSpec(BATCH_AXES, None)), by_head)
     return attend(q, k, v, segments)

@@ -52,11 +52,13 @@ class Linear(nnx.Module):
         self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        batch, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         y = x @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y.reshape(*batch, -1)
 
 
 class RMSNorm(nnx.Module):

@@ -9,7 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.cli import main as cli
 from speechlm_jax.convert.families import family_of
+from speechlm_jax.errors import EXIT_USAGE
 from speechlm_jax.lm.bench import MEAN_DOCUMENT, BenchConfig, bench_train, synthetic_rows
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.nn.inference import functional
@@ -65,3 +69,34 @@ def test_a_preset_has_the_size_and_the_family_of_its_model(size, billions, famil
     assert weights / 1e9 == pytest.approx(billions, rel=0.01)
     assert family_of(model).model_type == family
     assert dataclasses.replace(model, vocab_size=0) == preset(size)
+
+
+def test_the_step_of_a_config_is_measured(tmp_path, capsys):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData\n"
+        "from speechlm_jax.lm.presets import preset\n"
+        "from speechlm_jax.train.loop import TrainConfig\n"
+        "def config():\n"
+        "    model, train = preset('tiny', dtype='float32'), TrainConfig(9, num_microbatches=2)\n"
+        "    rows = RowsData('', batch_size=8)\n"
+        "    return LanguageModelExperiment(rows, model, train, z_loss=0.5)\n",
+        encoding="utf-8",
+    )
+    resolved = tmp_path / "config.json"
+    artifacts.write_json(resolved, configs.to_json(configs.load(path)))
+    found = []
+    for where in (path, resolved):
+        asked = f"bench train {where} length=32 steps=1 warmup=0 --vocab 256 --remat none"
+        assert cli.main(asked.split()) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["bench"] == found[1]["bench"] and found[0]["loss"] == found[1]["loss"]
+    assert found[0]["tokens"] == 8 * 32 and found[0]["bench"]["num_microbatches"] == 2
+    assert found[0]["model"]["vocab_size"] == 256
+    assert found[0]["model"]["transformer"]["remat"] == "none"
+    assert found[0]["loss"] > 10, "a z-loss of 0.5 weighs more than the loss itself"
+
+
+def test_what_is_no_language_model_is_refused(capsys):
+    assert cli.main(["bench", "train", "configs/speech_tokenizer_digits.py"]) == EXIT_USAGE
+    assert "is not the config of a language model" in capsys.readouterr().err

@@ -1,11 +1,13 @@
-"""Kernels in Pallas' interpreter against the reference: forward, gradient, meshes, documents."""
+"""Kernels (Pallas' in its interpreter) against the reference: forward, gradient, meshes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speechlm_jax.nn.attention import Layout, attend, visible
+from speechlm_jax.nn import blockwise
+from speechlm_jax.nn.attention import Layout, attend, visible, whole
+from speechlm_jax.nn.blockwise import attend_blockwise
 from speechlm_jax.nn.flash import attend_packed, choose
 from speechlm_jax.sharding import MeshConfig, make_mesh
 
@@ -49,10 +51,13 @@ def reference(layout):
 
 
 def by_kernel(layout, kernel):
+    if kernel == "blockwise":
+        mask = visible(layout, layout, 1)
+        return lambda q, k, v: attend_blockwise(q, k, v, mask, block=1)
     return lambda q, k, v: attend_packed(q, k, v, layout.segments, kernel=kernel)
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton"])
+@pytest.mark.parametrize("kernel", ["splash", "triton", "blockwise"])
 def test_a_kernel_agrees_with_the_reference(case, kernel):
     layout, qkv, weight = case
     out, grads = value_and_grads(by_kernel(layout, kernel), qkv, weight)
@@ -68,6 +73,7 @@ def test_a_kernel_agrees_with_the_reference(case, kernel):
         ("splash", MeshConfig(fsdp=2, tensor=2)),
         ("splash", MeshConfig(fsdp=2, context=2)),
         ("triton", MeshConfig(fsdp=2, tensor=2)),
+        ("blockwise", MeshConfig(fsdp=2, tensor=2)),
     ],
     ids=str,
 )
@@ -81,7 +87,41 @@ def test_a_mesh_changes_nothing(case, kernel, mesh):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton"])
+@pytest.mark.parametrize("block", [None, 1, 24])
+@pytest.mark.parametrize("length", [40, 300])
+def test_blocks_of_queries_give_what_all_at_once_do(block, length, monkeypatch):
+    monkeypatch.setattr(blockwise, "SCORES", 2**14)  # a row at a time
+    random = np.random.default_rng(length)
+    q, k, v = (
+        jnp.array(random.normal(size=(3, length, heads, 8)), jnp.float32) for heads in (4, 2, 2)
+    )
+    layout = whole(jnp.array([length, length // 2, 1]), length)
+    mask = visible(layout, layout, block)
+    weight = jnp.array(random.normal(size=q.shape)) * (layout.segments > 0)[..., None, None]
+    out, grads = value_and_grads(
+        lambda *qkv: attend_blockwise(*qkv, mask, block=block), (q, k, v), weight
+    )
+    expected, expected_grads = value_and_grads(lambda *qkv: attend(*qkv, mask), (q, k, v), weight)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_row_at_a_time_takes_less_memory(monkeypatch):
+    monkeypatch.setattr(blockwise, "SCORES", 1)
+    mask = jnp.ones((2, 2048, 2048), bool)
+    qkv = [jax.ShapeDtypeStruct((2, 2048, 4, 8), jnp.float32)] * 3
+
+    def bytes_of(attend_by):
+        grads = jax.grad(lambda *qkv: jnp.sum(attend_by(*qkv)), (0, 1, 2))
+        return jax.jit(grads).lower(*qkv).compile().memory_analysis().temp_size_in_bytes
+
+    whole = bytes_of(lambda *qkv: attend(*qkv, mask))
+    in_blocks = bytes_of(lambda *qkv: attend_blockwise(*qkv, mask, block=1))
+    assert in_blocks < 0.5 * whole
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton", "blockwise"])
 def test_a_change_in_one_document_changes_nothing_in_its_neighbours(case, kernel):
     layout, (q, k, v), _ = case
     second = (layout.segments == 2)[..., None, None]
@@ -93,9 +133,11 @@ def test_a_change_in_one_document_changes_nothing_in_its_neighbours(case, kernel
 
 
 def test_auto_follows_the_mesh_and_the_mask():
-    assert choose("auto", block=1, length=256) == "reference", "no mesh"
+    assert choose("auto", block=1, length=256) == "blockwise", "no mesh: this process's devices"
     with jax.set_mesh(make_mesh(MeshConfig())):
-        assert choose("auto", block=1, length=256) == "reference", "a mesh of CPUs"
+        assert choose("auto", block=8, length=200) == "blockwise", "a mesh of CPUs"
+    with jax.set_mesh(make_mesh(MeshConfig(context=2))):
+        assert choose("auto", block=1, length=256) == "reference", "keys lie elsewhere"
     assert choose("splash", block=1, length=256) == "splash"
     topology = jax.sharding.AbstractMesh(
         (1, 4, 1, 1), ("replica", "fsdp", "tensor", "context"),
