@@ -17,7 +17,8 @@ except ModuleNotFoundError as error:
 DETAILS = """\
 A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
 Qwen3) becomes a run: its vocabulary is extended by specials and speech codes, and training starts
-from it by `train.init_from`. A run becomes a folder that transformers opens."""
+from it by `train.init_from`. GLM-4-Voice keeps its own codes: `--run` is then a folder of codes
+made with its speech tokenizer. A run becomes a folder that transformers opens."""
 EXAMPLE = """\
 speechlm convert Qwen2.5-1.5B --run runs/quickstart --out runs/base
 speechlm convert runs/lm --run runs/base --out my-speech-lm"""

@@ -102,7 +102,8 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
     new = {names.get(id_, f"<|unused_{id_}|>"): id_ for id_ in range(vocab.size) if id_ not in used}
     for name in new.keys() & taken.keys():
         raise UserError(f"text vocabulary: has a token {name} of its own, with id {taken[name]}")
-    data["added_tokens"] += _added(new)
+    # in order, or the library that reads them numbers them anew
+    data["added_tokens"] = sorted(data["added_tokens"] + _added(new), key=lambda t: t["id"])
     return json.dumps(data, ensure_ascii=False).encode()
 
 

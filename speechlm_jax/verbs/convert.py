@@ -12,12 +12,13 @@ from speechlm_jax import artifacts
 from speechlm_jax.convert import tokenizers, weights
 from speechlm_jax.convert.extension import Extended
 from speechlm_jax.convert.safetensors_folder import CONFIG, Folder
+from speechlm_jax.convert.speech_ids import spoken_vocab
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.verbs.opening import BASE_TEXT, BASE_VOCAB, open_run, open_vocab
+from speechlm_jax.verbs.opening import BASE_TEXT, BASE_VOCAB, open_codes, open_vocab
 from speechlm_jax.vocab import Vocab
 
 _log = logging.getLogger("speechlm.convert")
@@ -35,14 +36,16 @@ def convert(
     """Turns a Hugging Face model folder into a run, or a run into such a folder.
 
     Into a run: the vocabulary is extended by the specials and the codes of `run`'s speech
-    tokenizer (see `convert.extension` for what new rows start from), and weights are read onto all
-    devices of this machine. `out` then serves as `init_from`, and as `--run` of `prepare`.
+    tokenizer (see `convert.extension` for what new rows start from), unless the model has codes
+    already (GLM-4-Voice), and weights are read onto all devices of this machine. `out` then serves
+    as `init_from`, and as `--run` of `prepare`.
 
     Into a folder: `transformers` opens it unchanged, its tokenizer has every id.
 
     Args:
       source: either.
-      run: whose speech tokenizer (into a run), or whose vocabulary (into a folder), it is.
+      run: whose speech tokenizer (into a run), or whose vocabulary (into a folder), it is; into a
+        run, it may also be a folder of codes made elsewhere (`data.declare`).
       dtype, length: of an exported model: its weights, its longest context.
       seed: of new rows.
 
@@ -58,8 +61,8 @@ def convert(
 def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[str, Any]:
     folder = Folder(source)
     family, config = weights.read_config(folder)
-    text, codes = TextTokenizer(tokenizers.read_tokenizer(source)), open_run(run).codes_identity
-    vocab = Vocab(
+    text, codes = TextTokenizer(tokenizers.read_tokenizer(source)), open_codes(run)
+    vocab = spoken_vocab(text, codes, size=config.vocab_size) or Vocab(
         text_size=max(config.vocab_size, text.size),
         codebook_size=codes["codebook_size"],
         frame_rate_hz=codes["frame_rate_hz"],

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
+CODES_IDENTITY = ("tokenizer", "frame_rate_hz", "codebook_size")
 
 
 def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
@@ -36,6 +38,16 @@ def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
         return vocab, TextTokenizer.load(run / BASE_TEXT)
     models = open_run(run)
     return models.vocab, models.text
+
+
+def open_codes(run: str | Path) -> dict[str, Any]:
+    """Identity of the codes of a run, or of a folder of codes: tokenizer, rate, codebook size."""
+    folder = Path(run)
+    if (folder / artifacts.MANIFEST).is_file():
+        manifest = artifacts.read_manifest(folder)
+        if manifest.kind == "codes":
+            return {name: manifest.extra[name] for name in CODES_IDENTITY}
+    return open_run(run).codes_identity
 
 
 def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:

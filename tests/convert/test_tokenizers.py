@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from speechlm_jax.convert.speech_ids import spoken_vocab
 from speechlm_jax.convert.tokenizers import (
     SPLIT,
     extend_tokenizer,
@@ -116,3 +117,45 @@ def test_what_holds_no_vocabulary_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x0e\x00not ranks")
     with pytest.raises(UserError, match="holds no tiktoken ranks"):
         read_tokenizer(tmp_path)
+
+
+CODES = {"tokenizer": "glm", "frame_rate_hz": 12.5, "codebook_size": 3}
+
+
+def speaking(text, codes, **more):
+    data = json.loads(text.model)
+    tokens = {f"<|audio_{i}|>": id_ for i, id_ in enumerate(codes)} | more
+    data["added_tokens"] += [
+        {**data["added_tokens"][0], "content": name, "id": id_} for name, id_ in tokens.items()
+    ]
+    return TextTokenizer(json.dumps(data).encode())
+
+
+def test_a_model_that_speaks_keeps_its_ids(text, tmp_path):
+    assert spoken_vocab(text, CODES, size=400) is None, "it has no codes"
+    spoken = speaking(text, [320, 321, 322])
+    vocab = spoken_vocab(spoken, CODES, size=330)
+    assert vocab.size == 330 and vocab.speech_offset == 320 and vocab.codebook_size == 3
+    assert vocab["eos"] == 300 and vocab["user"] == 301 and vocab["begin_of_speech"] == 302
+    others = [vocab[name] for name in SPECIALS if vocab[name] > 302]
+    assert sorted(others) == list(range(303, 303 + 6)), "what it lacks lies in the gap"
+    write_tokenizer(tmp_path, extend_tokenizer(spoken.model, vocab), length=64, eos="<|endoftext|>")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == 330
+    assert theirs("<|audio_2|><|asr|><|user|>").input_ids == [322, vocab["asr"], 301]
+
+
+@pytest.mark.parametrize(
+    "codes, more, told",
+    [
+        ([320, 321], {}, "has 2 codes from id 320 on; --run has a codebook of 3"),
+        ([320, 322, 323], {}, "--run has a codebook of 3"),
+        ([305, 306, 307], {}, "are all taken"),
+        ([320, 321, 322], {"<|more|>": 323}, "are all taken"),
+        ([328, 329, 330], {}, "are all taken"),
+    ],
+    ids=str,
+)
+def test_codes_that_do_not_fit_are_refused(text, codes, more, told):
+    with pytest.raises(UserError, match=told):
+        spoken_vocab(speaking(text, codes, **more), CODES, size=330)

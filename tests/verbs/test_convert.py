@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax import artifacts
 from speechlm_jax.cli import main as cli
+from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.experiment.runs import load_language_model, trained_model
@@ -109,6 +112,33 @@ def test_from_a_text_model_to_one_that_transformers_opens(base, run, tmp_path, m
     assert len(tokenizer) == theirs.config.vocab_size == vocab.size
     assert tokenizer(f"{LINES[0]}<|eos|><|audio_3|>").input_ids == ids[0].tolist()
     assert tokenizer.eos_token_id == theirs.config.eos_token_id == vocab["eos"]
+
+
+def test_a_model_that_speaks_takes_codes_made_elsewhere(released, tmp_path):
+    folder = tmp_path / "speaking"
+    shutil.copytree(released, folder)
+    made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = max(made.get_vocab().values()) + 10
+    data = json.loads(made.to_str())
+    plain = {"special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    data["added_tokens"] += [
+        {"id": first + code, "content": f"<|audio_{code}|>", "normalized": False, **plain}
+        for code in range(2)
+    ]
+    artifacts.write_json(folder / "tokenizer.json", data)
+    codes = tmp_path / "codes"
+    artifacts.write_jsonl(codes / "codes.jsonl", [{"id": "a", "codes": [0, 1, 1]}])
+    declare_codes(codes, tokenizer="elsewhere", frame_rate_hz=12.5, codebook_size=2)
+    asked = ["convert", folder, "--run", codes, "--out", tmp_path / "base"]
+    assert cli.main(list(map(str, asked))) == EXIT_OK
+    vocab, _ = open_vocab(tmp_path / "base")
+    assert vocab.size == 300 and vocab.speech_offset == first
+    assert vocab.tokenizer_fingerprint == "elsewhere"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = np.array([[5, first, first + 1, vocab["eos"], 7]])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits
+    np.testing.assert_allclose(logits_of(tmp_path / "base", ids), expected, atol=1e-5)
 
 
 def test_what_cannot_be_converted_is_named(released, base, run, tmp_path, capsys):
