@@ -23,7 +23,7 @@ from speechlm_jax.train.cluster import ClusterConfig, join
 from speechlm_jax.train.loop import fit
 from speechlm_jax.train.stage import Evaluation
 
-LONG_STEPS = 600
+LONG_STEPS = 300
 SIGNAL_AT_STEP = 3
 # both hosts of two hold parts of all parameters and read the same rows
 SPANNING = MeshConfig(fsdp=1, tensor=4)
