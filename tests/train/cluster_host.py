@@ -45,7 +45,7 @@ def train_toy(workdir, *, seconds=0.0, num_batches=None, evals=None, **changes):
 
 
 def train_all(workdir, host):
-    train_toy(workdir / "toy")
+    train_toy(workdir / "toy", save_every_steps=12)  # a save takes half a second
     config = toy_language_model.CONFIG
     part = row_part(make_mesh(config.mesh))
     fit(toy_language_model.make_language_model(part), config, workdir / "lm")

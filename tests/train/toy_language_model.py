@@ -14,11 +14,11 @@ from speechlm_jax.vocab import Vocab
 ROWS, LENGTH, VOCAB = 4, 64, 256
 TASKS = ("first", "second")
 CONFIG = TrainConfig(
-    total_steps=4,
+    total_steps=2,
     optimizer=OptimizerConfig(warmup_steps=1),
     mesh=MeshConfig(fsdp=2, tensor=2),
     log_every_steps=1,
-    save_every_steps=4,
+    save_every_steps=2,
 )
 
 
