@@ -189,6 +189,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+@dataclasses.dataclass(frozen=True)
+class RowPart:
+    """Part `index` of the `count` equal parts that the rows of a batch are read in."""
+
+    index: int
+    count: int
+
+
+def row_part(mesh: Mesh) -> RowPart:
+    """Which rows of each batch this host must read.
+
+    Hosts read different rows, unless `tensor` or `context` spans them: those read the same.
+
+    Raises:
+      UserError: hosts share some of their rows and not all.
+    """
+    places: dict[int, list[int]] = {}
+    rows = mesh.devices.reshape(mesh.shape["replica"] * mesh.shape["fsdp"], -1)
+    for place, devices in enumerate(rows):
+        for host in {device.process_index for device in devices}:
+            places.setdefault(host, []).append(place)
+    parts = sorted({tuple(mine) for mine in places.values()})
+    if len(parts) * len(parts[0]) != len(rows) or sum(map(len, parts)) != len(rows):
+        raise UserError(
+            f"mesh: {dict(mesh.shape)} gives {len(places)} hosts unlike parts of a batch; let "
+            "tensor x context divide the devices of a host, or be a multiple of them"
+        )
+    return RowPart(parts.index(tuple(places[jax.process_index()])), len(parts))
+
+
 def to_global(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, Array]:
     """Turns this host's rows into global arrays whose rows lie over `replica` and `fsdp`."""
     sharding = batch_sharding(mesh)

@@ -1,10 +1,12 @@
 """Mesh shapes, the two rule tables, and activations placed by the mesh in scope."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import (
@@ -12,10 +14,12 @@ from speechlm_jax.sharding import (
     MESH_AXES,
     PARAM_RULES,
     MeshConfig,
+    RowPart,
     constrain,
     logical_to_spec,
     make_mesh,
     param_shardings,
+    row_part,
     to_global,
 )
 
@@ -41,6 +45,39 @@ def test_one_axis_takes_the_rest(config, shape):
 def test_a_mesh_that_does_not_lay_out_is_the_users_mistake(config):
     with pytest.raises(UserError, match="mesh"):
         make_mesh(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def mesh_of(hosts, shape):
+    """A mesh of these hosts' devices, in this order."""
+    devices = [FakeDevice(number, host) for number, host in enumerate(hosts)]
+    return Mesh(np.array(devices, object).reshape(shape), MESH_AXES)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shape", "part"),
+    [
+        ((0, 0, 1, 1), (1, 4, 1, 1), RowPart(0, 2)),
+        ((0, 0, 1, 1), (1, 2, 2, 1), RowPart(0, 2)),
+        ((0, 0, 1, 1), (1, 1, 4, 1), RowPart(0, 1)),
+        ((0, 0, 1, 1, 2, 2, 3, 3), (1, 2, 2, 2), RowPart(0, 2)),
+        ((1, 1, 0, 0), (2, 2, 1, 1), RowPart(1, 2)),
+    ],
+)
+def test_hosts_read_the_rows_of_their_devices(hosts, shape, part):
+    assert row_part(mesh_of(hosts, shape)) == part
+
+
+def test_hosts_that_share_some_rows_are_refused():
+    with pytest.raises(UserError, match="2 hosts unlike parts"):
+        row_part(mesh_of((0, 0, 0, 1, 1, 1), (1, 3, 2, 1)))
 
 
 def test_axes_follow_the_table():

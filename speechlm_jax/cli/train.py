@@ -59,12 +59,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains until the config's last step."""
-    cluster.join(
+    config = shipped.find(args.config)
+    workdir = args.workdir or Path("runs") / config.stem
+    joined = cluster.join(
         ClusterConfig(
             args.hosts, args.host, args.coordinator, args.start_seconds, args.heartbeat_seconds
         )
     )
-    config = shipped.find(args.config)
-    workdir = args.workdir or Path("runs") / config.stem
-    training.train(config, overrides=args.overrides, workdir=workdir)
+    with joined:
+        training.train(config, overrides=args.overrides, workdir=workdir)
     return EXIT_OK

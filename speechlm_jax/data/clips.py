@@ -74,6 +74,8 @@ def clip_batches(
     the rows' numbers in the stream, from which anything random must be drawn.
     """
     size = clips.config.batch_size
+    if size % process_count:
+        raise UserError(f"batch_size {size} does not divide by the {process_count} hosts")
     part = size // process_count
     mine = slice(process_index * part, (process_index + 1) * part)
 

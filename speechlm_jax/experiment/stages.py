@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from speechlm_jax import artifacts
@@ -18,11 +17,13 @@ from speechlm_jax.data.stream import make_batches, read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
     ClipsData,
+    Experiment,
     LanguageModelExperiment,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
 )
 from speechlm_jax.lm import stage as lm_stage
+from speechlm_jax.sharding import make_mesh, row_part
 from speechlm_jax.speech_decoder import stage as decoder_stage
 from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
 from speechlm_jax.text import TextTokenizer
@@ -31,8 +32,10 @@ from speechlm_jax.train.held_out import held_out
 from speechlm_jax.train.stage import Stage
 
 
-def _hosts() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def _hosts(given: Experiment) -> dict[str, int]:
+    """The part of each batch that this host reads."""
+    part = row_part(make_mesh(given.train.mesh))
+    return {"process_index": part.index, "process_count": part.count}
 
 
 def _chosen(data: ClipsData, features: Features) -> list[int]:
@@ -95,7 +98,7 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
     stage = tokenizer_stage.make_stage(
         model,
         resolved.loss,
-        clip_batches(clips, collate, **_hosts()),
+        clip_batches(clips, collate, **_hosts(given)),
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
     return resolved, stage
@@ -113,7 +116,7 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
             f"model.vocab_size: {model.vocab_size}; the rows' vocabulary has {vocab.size}"
         )
     plan, total_steps = _plan(given, tasks)
-    batches = make_batches(plan, shards, batch_size=data.batch_size, **_hosts())
+    batches = make_batches(plan, shards, batch_size=data.batch_size, **_hosts(given))
     identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
     names = [task.name for task in tasks]
     if given.kind == "text_to_token":
@@ -198,7 +201,7 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
 
     stage = decoder_stage.make_stage(
         model,
-        clip_batches(clips, collate, **_hosts()),
+        clip_batches(clips, collate, **_hosts(given)),
         identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
     )
     return dataclasses.replace(given, model=model), stage

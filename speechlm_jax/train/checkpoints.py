@@ -120,6 +120,11 @@ class CheckpointWriter:
             pending, self._pending = self._pending, None
             pending.result()
 
+    def finish(self) -> None:
+        """Waits until the last save is on disk, on all hosts: none leaves while others write."""
+        self.wait()
+        _barrier("checkpoints_finished")
+
     def close(self) -> None:
         """Waits for the last save and ends the background thread."""
         try:

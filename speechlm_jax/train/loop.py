@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
-from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, to_global
+from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, row_part, to_global
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
 from speechlm_jax.train.goodput import Goodput
@@ -78,8 +78,8 @@ class TrainConfig:
       state: which parameters are trained, and what is kept beside them.
       max_skipped_steps: so many skipped updates in a row end the run.
       profile_steps: first and last step of a profile, written to workdir/profile; (0, 0): none.
-      hang_seconds: without a finished step for so long, the stacks of all threads are written to
-        standard error; 0: never.
+      hang_seconds: so long without a finished step, evaluation or save, and the stacks of all
+        threads are written to standard error; on several hosts the run then ends. 0: never.
       wandb_project: logs to Weights & Biases too, if given (extra `wandb`).
     """
 
@@ -152,13 +152,15 @@ class _Run:
         self.layout: StateLayout = make_layout(
             stage, self.optimizer, mesh=self.mesh, config=config.state
         )
+        self.row_parts = row_part(self.mesh).count
+        self.watchdog = Watchdog(config.hang_seconds, end=jax.process_count() > 1)
         self.rows_seen = 0
         self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
         self.goodput = Goodput()
         self.started = (time.perf_counter(), time.process_time())
 
     def fit(self) -> TrainState:
-        with jax.set_mesh(self.mesh), StopSignal() as stop:
+        with jax.set_mesh(self.mesh), StopSignal() as stop, self.watchdog:
             began = time.perf_counter()
             state, step = self.restore()
             self.goodput = Goodput(self.timing)
@@ -233,17 +235,16 @@ class _Run:
         )
         metrics = None
         profile = Profile(self.workdir / PROFILE, *config.profile_steps)
-        watchdog, rows_seen = Watchdog(config.hang_seconds), self.rows_seen
-        with Prefetch(iter(self.stage.batches(rows_seen))) as batches, profile, watchdog:
+        with Prefetch(iter(self.stage.batches(self.rows_seen))) as batches, profile:
             for step in range(done + 1, config.total_steps + 1):
                 profile.before(step)
                 batch = self._next(batches, step, metrics)
                 state, metrics = self._step(train_step, state, batch, key, metrics)
-                rows = _rows(batch) * jax.process_count()
+                rows = _rows(batch) * self.row_parts
                 self.rows_seen += rows
                 interval.add(metrics, rows, self._work(batch))
                 interval.lap()
-                watchdog.alive()
+                self.watchdog.alive()
                 last = step == config.total_steps
                 stopping = stop.should_stop(step)
                 if step % config.log_every_steps == 0 or last:
@@ -256,6 +257,8 @@ class _Run:
                 if step % config.save_every_steps == 0 or last or stopping:
                     with self.goodput.of("checkpoint"):
                         writer.save(state, self._meta(step))
+                        if last or stopping:
+                            writer.finish()
                 writer.check()
                 if stopping:
                     raise Stopped(
@@ -274,7 +277,7 @@ class _Run:
 
     def _work(self, batch: Mapping[str, np.ndarray]) -> Work:
         """Of all hosts; this one's batch stands for the others'."""
-        return self.stage.work(batch).times(jax.process_count()) if self.stage.work else NOTHING
+        return self.stage.work(batch).times(self.row_parts) if self.stage.work else NOTHING
 
     def _next(
         self, batches: Prefetch[dict[str, np.ndarray]], step: int, running: Any
@@ -291,7 +294,7 @@ class _Run:
         busy = running is not None and not all(x.is_ready() for x in jax.tree.leaves(running))
         self.goodput.add("step" if busy else "input", time.perf_counter() - began)
         shards = self.mesh.shape[BATCH_AXES[0]] * self.mesh.shape[BATCH_AXES[1]]
-        rows, parts = _rows(batch) * jax.process_count(), shards * self.config.num_microbatches
+        rows, parts = _rows(batch) * self.row_parts, shards * self.config.num_microbatches
         if rows % parts:
             raise UserError(
                 f"{self.stage.name}: a batch of {rows} rows does not divide into "
@@ -308,6 +311,7 @@ class _Run:
                 log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
                 shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
                 info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
+                self.watchdog.alive()
         seconds = time.perf_counter() - began
         self.goodput.add("evaluate", seconds)
         return seconds

@@ -53,6 +53,11 @@ def test_hosts_share_a_batch():
             np.testing.assert_array_equal(whole[field], np.concatenate([h[field] for h in halves]))
 
 
+def test_a_batch_that_hosts_cannot_share_is_refused():
+    with pytest.raises(UserError, match="does not divide by the 3 hosts"):
+        stream(process_count=3)
+
+
 def test_padding_keeps_rows_and_refuses_what_is_too_long():
     padded, lengths = pad_rows([np.array([1, 2]), np.array([3])], 3)
     assert padded.tolist() == [[1, 2, 0], [3, 0, 0]] and lengths.tolist() == [2, 1]

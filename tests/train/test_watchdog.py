@@ -1,5 +1,7 @@
 """Stacks are written while nothing ends, and only then."""
 
+import subprocess
+import sys
 import time
 
 from speechlm_jax.train.watchdog import Watchdog
@@ -26,3 +28,16 @@ def test_zero_seconds_never_write(tmp_path):
         watchdog.alive()
         time.sleep(0.2)
     assert path.read_text(encoding="utf-8") == ""
+
+
+def test_with_end_the_process_ends_after_its_stacks():
+    code = (
+        "import time\n"
+        "from speechlm_jax.train.watchdog import Watchdog\n"
+        "with Watchdog(0.2, end=True):\n"
+        "    time.sleep(30)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 1 and "most recent call first" in done.stderr
