@@ -241,11 +241,17 @@ def axis_size(name: str) -> int:
     return 1 if mesh.empty else mesh.shape[name]
 
 
+def on_one_device() -> bool:
+    """Whether no mesh is in scope, or one of a single device: nothing has to be said to others."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def over_mesh(
     run: Callable[..., PyTree], in_specs: tuple[Any, ...], out_specs: Any
 ) -> Callable[..., PyTree]:
-    """`run` on each device of the mesh in scope, with its parts; itself where there is no mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """`run` on each device of the mesh in scope, with its parts; itself on one device."""
+    if on_one_device():
         return run
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
-from speechlm_jax.sharding import BATCH_AXES
+from speechlm_jax.sharding import BATCH_AXES, on_one_device, over_mesh
 
 CHUNK_POSITIONS = 1024  # on one device
 
@@ -97,7 +97,7 @@ def _over_mesh(
     """`_chunks` on every device of the mesh in scope, each with its part."""
     run = partial(_chunks, z_weight=z_weight, chunk=chunk, grads=grads)
     cast = kernel.astype(hidden.dtype)  # before it crosses the network
-    if jax.sharding.get_abstract_mesh().empty:
+    if on_one_device():
         return run(hidden, cast, targets, weights)
 
     def mine(*given: Array) -> tuple[Array, ...]:
@@ -113,12 +113,9 @@ def _over_mesh(
     rows = PartitionSpec(BATCH_AXES, "context")
     wide = PartitionSpec(BATCH_AXES, "context", None)
     outs = (PartitionSpec(), rows, rows, wide, PartitionSpec("fsdp", "tensor"))
-    return jax.shard_map(
-        mine,
-        in_specs=(wide, PartitionSpec(None, "tensor"), rows, rows),
-        out_specs=outs if grads else outs[:3],
-        check_vma=False,
-    )(hidden, cast, targets, weights)
+    in_specs = (wide, PartitionSpec(None, "tensor"), rows, rows)
+    found = over_mesh(mine, in_specs, outs if grads else outs[:3])
+    return found(hidden, cast, targets, weights)
 
 
 def _chunks(
