@@ -31,7 +31,7 @@ from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.sharding import make_mesh, row_part
-from speechlm_jax.train import checkpoints
+from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.cluster import ClusterConfig, join
 from speechlm_jax.train.loop import TrainConfig, fit
 from speechlm_jax.train.optimizer import OptimizerConfig
@@ -139,11 +139,11 @@ def _kill(
     workdir: Path, steps: int, hosts: int, number: int, moments: random.Random
 ) -> dict[str, object]:
     """Starts, waits until a step has been saved, and kills at a random moment or inside a save."""
-    folder = workdir / checkpoints.FOLDER
-    before = checkpoints.steps(folder)
+    folder = workdir / checkpoint_folder.FOLDER
+    before = checkpoint_folder.steps(folder)
     processes = _start(workdir, steps, hosts)
     victim = moments.randrange(hosts)
-    while _running(processes) and checkpoints.steps(folder) == before:
+    while _running(processes) and checkpoint_folder.steps(folder) == before:
         time.sleep(0.002)
     if number % 3 == 0:
         while _running(processes) and not _saving(folder):
@@ -153,9 +153,9 @@ def _kill(
     alive = _running(processes)  # the run must not have ended before
     processes[victim].kill()
     seconds = _seconds_to_end(processes)
-    saved = checkpoints.steps(folder)
+    saved = checkpoint_folder.steps(folder)
     inside = _saving(folder)
-    good = checkpoints.latest_good(workdir)
+    good = checkpoint_folder.latest_good(workdir)
     kept = -1 if good is None else int(good.name)
     result = {
         "kill": number,
@@ -185,7 +185,7 @@ def _seconds_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> float:
 
 def _saving(folder: Path) -> bool:
     """Whether a checkpoint is there that is not finished."""
-    finished = {f"{step:08d}" for step in checkpoints.steps(folder)}
+    finished = {f"{step:08d}" for step in checkpoint_folder.steps(folder)}
     return folder.is_dir() and any(
         path.is_dir() and path.name not in finished for path in folder.iterdir()
     )

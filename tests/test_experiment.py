@@ -27,7 +27,8 @@ from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart.sizes import FULL, MICRO
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
-from speechlm_jax.train.checkpoints import Meta, Weights
+from speechlm_jax.train.checkpoint_folder import Meta
+from speechlm_jax.train.checkpoints import Weights
 from speechlm_jax.vocab import Vocab
 
 VOCAB = Vocab(12, 4, 12.5, "text", "tokenizer", num_spare=4, pad_to_multiple=8)

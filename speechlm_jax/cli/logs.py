@@ -36,4 +36,6 @@ def set_up(level: Level, *, as_json: bool = False) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    # Orbax logs each error that it raises, with its stack
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("speechlm").setLevel(_LEVELS[level])

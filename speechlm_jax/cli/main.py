@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         message = str(stopped) or "everything is saved; the same command continues"
         return _leave(EXIT_STOPPED, "stopped", message, as_json=as_json)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"{error.filename or 'writing'}: {error.strerror}; make room, then run it again"
+        return _leave(EXIT_USAGE, "error", message, as_json=as_json)
     except KeyboardInterrupt:
         return _leave(
             EXIT_INTERRUPTED,

@@ -14,7 +14,8 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
-from speechlm_jax.train.loop import TrainConfig, decisive
+from speechlm_jax.train.loop import TrainConfig
+from speechlm_jax.train.same_run import decisive
 
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
 PLACES = {

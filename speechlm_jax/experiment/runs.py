@@ -20,7 +20,7 @@ from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.reading import Reader
-from speechlm_jax.train import checkpoints
+from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.state import TrainState
 from speechlm_jax.vocab import Vocab
@@ -33,7 +33,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
     `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
     """
-    return _as_trained(run, checkpoints.newest_meta(run), LanguageModelExperiment).model
+    return _as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
 
 
 def load_vocab(mixture: str | Path) -> Vocab:
@@ -113,11 +113,11 @@ def save_language_model(
     Raises:
       UserError: the folder holds a run already.
     """
-    if checkpoints.latest_good(workdir) is not None:
+    if checkpoint_folder.latest_good(workdir) is not None:
         raise UserError(f"{workdir}: holds a run already; give a new folder")
     experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
     data = configs.to_json(experiment)
-    meta = checkpoints.Meta(
+    meta = checkpoint_folder.Meta(
         stage="lm",
         step=0,
         rows_seen=0,
@@ -142,7 +142,7 @@ def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
     return weights, _as_trained(run, weights.meta, cls)
 
 
-def _as_trained(run: str | Path, meta: checkpoints.Meta, cls: type) -> Any:
+def _as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
     experiment = experiment_from_json(meta.config, str(run))
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")

@@ -14,7 +14,8 @@ from speechlm_jax.experiment.configs import (
     SpeechTokenizerExperiment,
     load_experiment,
 )
-from speechlm_jax.train.loop import OPERATIONAL, fit
+from speechlm_jax.train.loop import fit
+from speechlm_jax.train.same_run import OPERATIONAL
 
 
 def train(config: str | Path, *, overrides: Sequence[str] = (), workdir: str | Path) -> None:

@@ -1,15 +1,9 @@
-"""Checkpoints: written by Orbax in the background, trusted only after our own checksums agree.
+"""Checkpoints: written by Orbax in the background, sealed by our own checksums, read onto any mesh.
 
-    checkpoints/00001500/params, variables, optimizer, extras   Orbax items
-    checkpoints/00001500/meta.json                         step, rows seen, identity, config, timing
-    checkpoints/00001500/checksums.json                    SHA-256 of every file; written last
-
-A folder without checksums.json was not finished. Nothing else in the project knows of Orbax.
+checkpoint_folder.py has their layout. Nothing else in the project knows of Orbax.
 """
 
 import dataclasses
-import logging
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,42 +14,26 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
-from speechlm_jax import artifacts
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
+from speechlm_jax.train.checkpoint_folder import (
+    FOLDER,
+    Keep,
+    Meta,
+    find,
+    read_meta,
+    remove_unfinished,
+    seal,
+    set_aside,
+    step_folder,
+    steps,
+)
 from speechlm_jax.train.state import TrainState
 from speechlm_jax.train.trainable import select
 
-FOLDER = "checkpoints"
-CHECKSUMS = "checksums.json"
-META = "meta.json"
 ITEMS = ("params", "variables", "optimizer", "extras")
 ADAPTERS = "lora_"  # parameters that weights of another run may lack
-
-_log = logging.getLogger("speechlm.checkpoints")
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says of itself.
-
-    Attributes:
-      stage: name of the stage.
-      step: finished updates.
-      rows_seen: rows of all hosts that went into them; the data stream goes on from here.
-      identity: fingerprints that the stage had (`Stage.identity`).
-      config: the resolved config as JSON data.
-      fingerprint: of what decides the result in that config.
-      timing: wall_seconds and cpu_seconds of the run so far, over its restarts.
-    """
-
-    stage: str
-    step: int
-    rows_seen: int
-    identity: dict[str, str]
-    config: Any
-    fingerprint: str
-    timing: dict[str, float]
+KEEP = Keep()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +52,15 @@ class CheckpointWriter:
     follow in a background thread. An error there is raised by the next `save`, `check` or `close`.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int = 2, keep_every_steps: int = 0):
-        """Removes what an interrupted save left behind.
-
-        Args:
-          keep_last: how many of the newest checkpoints stay, at least 1.
-          keep_every_steps: checkpoints of multiples of this stay for ever; 0 for none.
-        """
+    def __init__(self, workdir: str | Path, *, keep: Keep = KEEP):
+        """Removes what an interrupted save left behind."""
         self.folder = (Path(workdir) / FOLDER).resolve()
-        self._keep_last = max(1, keep_last)
-        self._keep_every_steps = keep_every_steps
+        self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if path.is_dir() and not (path / CHECKSUMS).is_file() and not _is_damaged(path):
-                    _log.warning("%s: an interrupted save, removed", path)
-                    shutil.rmtree(path)
+            remove_unfinished(self.folder)
         _barrier("checkpoints_ready")
 
     def save(self, state: TrainState, meta: Meta) -> None:
@@ -118,7 +87,20 @@ class CheckpointWriter:
         """Waits until the last save is on disk and has its checksums."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            try:
+                pending.result()
+            except (OSError, ValueError) as error:  # TensorStore's errors of files are ValueErrors
+                if isinstance(error, OSError) or "os_error_code" in str(error):
+                    raise UserError(self._unsaved(error)) from None
+                raise
+
+    def _unsaved(self, error: Exception) -> str:
+        good = steps(self.folder)
+        goes_on = f"goes on from step {good[-1]}" if good else "starts anew"
+        return (
+            f"{self.folder}: a checkpoint could not be written ({str(error).splitlines()[0]}); "
+            f"make room, then the same command {goes_on}"
+        )
 
     def finish(self) -> None:
         """Waits until the last save is on disk, on all hosts: none leaves while others write."""
@@ -135,74 +117,14 @@ class CheckpointWriter:
     def set_aside_after(self, step: int) -> None:
         """Renames the checkpoints of later steps: they failed their checks, and must not count."""
         if jax.process_index() == 0:
-            for later in [s for s in steps(self.folder) if s > step]:
-                folder = step_folder(self.folder, later)
-                target = folder.with_name(f"{folder.name}.damaged")
-                shutil.rmtree(target, ignore_errors=True)
-                folder.rename(target)
+            set_aside(self.folder, after=step)
         _barrier("checkpoints_set_aside")
 
     def _finish(self, response: Any, folder: Path, meta: Meta) -> None:
         response.result()
         if jax.process_index() == 0:
-            artifacts.write_json(folder / META, dataclasses.asdict(meta))
-            artifacts.write_json(folder / CHECKSUMS, _hash_files(folder))
-            self._prune()
-
-    def _prune(self) -> None:
-        every = self._keep_every_steps
-        for step in steps(self.folder)[: -self._keep_last]:
-            if not (every and step % every == 0):
-                shutil.rmtree(step_folder(self.folder, step))
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"{step:08d}"
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints were finished, ascending; damage is not looked for."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        int(path.name)
-        for path in folder.iterdir()
-        if re.fullmatch(r"\d{8,}", path.name) and (path / CHECKSUMS).is_file()
-    )
-
-
-def latest_good(workdir: str | Path) -> Path | None:
-    """The newest checkpoint whose files all have their checksums; None where there is none.
-
-    Damaged ones are skipped with a warning that names the file. All hosts get the same answer.
-    """
-    folder = (Path(workdir) / FOLDER).resolve()
-    found = -1
-    if jax.process_index() == 0:
-        for step in reversed(steps(folder)):
-            damage = _damage(step_folder(folder, step))
-            if damage is None:
-                found = step
-                break
-            _log.warning("%s: damaged, skipped (%s)", step_folder(folder, step), damage)
-    if jax.process_count() > 1:
-        found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
-    return None if found < 0 else step_folder(folder, found)
-
-
-def read_meta(folder: str | Path) -> Meta:
-    """Reads what a checkpoint says of itself.
-
-    Raises:
-      UserError: the file is missing or of another version.
-    """
-    path = Path(folder) / META
-    data = artifacts.read_json(path)
-    try:
-        return Meta(**data)
-    except TypeError:
-        raise UserError(f"{path}: was written by another version; train again") from None
+            seal(folder, meta)
+            self._keep.prune(self.folder)
 
 
 def restore(folder: Path, abstract: TrainState) -> TrainState:
@@ -218,21 +140,16 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
 
 
 def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
-    """Reads another run's weights onto the mesh of `abstract`; `path` as in `load_params`.
+    """Reads another run's weights onto the mesh of `abstract`; `path` as in `find`.
 
     Adapters (LoRA) that the other run did not have are left out of what is returned.
     """
-    folder = _find(path)
+    folder = find(path)
     params, saved = abstract.params, _saved_shapes(folder)
     if not any(name.startswith(ADAPTERS) for name in _leaf_names(saved["params"])):
         params = select(params, lambda path: not path.split("/")[-1].startswith(ADAPTERS))
     loaded = _load(folder, saved, {"params": params, "variables": abstract.variables})
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
-
-
-def newest_meta(path: str | Path) -> Meta:
-    """What the newest good checkpoint of a run says of itself; `path` as in `load_params`."""
-    return read_meta(_find(path))
 
 
 def load_params(path: str | Path) -> Weights:
@@ -244,7 +161,7 @@ def load_params(path: str | Path) -> Weights:
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    folder = _find(path)
+    folder = find(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = _saved_shapes(folder)
     averaged = "ema" in saved.get("extras", {})
@@ -262,50 +179,6 @@ def load_params(path: str | Path) -> Weights:
         variables=_from_saved(loaded.get("variables", {})),
         meta=read_meta(folder),
     )
-
-
-def _find(path: str | Path) -> Path:
-    path = Path(path).resolve()
-    if (path / CHECKSUMS).is_file():
-        damage = _damage(path)
-        if damage is not None:
-            raise UserError(f"{path}: this checkpoint is damaged ({damage}); take another one")
-        return path
-    found = latest_good(path.parent if path.name == FOLDER else path)
-    if found is None:
-        raise UserError(
-            f"{path}: holds no whole checkpoint; give a run's folder or a step's folder"
-        )
-    return found
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): artifacts.sha256_file(path)
-        for path in files
-        if path.name != CHECKSUMS
-    }
-
-
-def _damage(folder: Path) -> str | None:
-    """Names the first file that is missing or changed; None when all is well."""
-    try:
-        digests = artifacts.read_json(folder / CHECKSUMS)
-    except UserError:
-        return f"{CHECKSUMS} cannot be read"
-    if not isinstance(digests, dict) or META not in digests:
-        return f"{CHECKSUMS} names no files"
-    for name, digest in digests.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if artifacts.sha256_file(folder / name) != digest:
-            return f"{name} has changed"
-    return None
-
-
-def _is_damaged(path: Path) -> bool:
-    return path.name.endswith(".damaged")
 
 
 def _load(folder: Path, saved: dict[str, PyTree], wanted: dict[str, PyTree]) -> dict[str, PyTree]:

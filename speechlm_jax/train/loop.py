@@ -20,14 +20,16 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, row_part, to_global
-from speechlm_jax.train import checkpoints
-from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train import checkpoint_folder, checkpoints
+from speechlm_jax.train.checkpoint_folder import Keep, Meta
+from speechlm_jax.train.checkpoints import CheckpointWriter
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
+from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
 from speechlm_jax.train.state import (
@@ -43,21 +45,6 @@ from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
 
 CONFIG = "config.json"
-# Fields that change how a run is carried out and not what comes out of it.
-OPERATIONAL = {
-    "TrainConfig": frozenset(
-        {
-            "mesh",
-            "log_every_steps",
-            "save_every_steps",
-            "keep_last",
-            "keep_every_steps",
-            "profile_steps",
-            "wandb_project",
-            "hang_seconds",
-        }
-    )
-}
 # The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
 STEP_STREAM = 2**31
 # What weights cannot be used without: the meaning of the ids and of the codes.
@@ -72,7 +59,7 @@ class TrainConfig:
       total_steps: updates in the whole run.
       seed: of the initial weights and of everything random in the steps.
       num_microbatches: into how many parts each batch is split to save memory.
-      keep_last, keep_every_steps: which checkpoints stay; see `CheckpointWriter`.
+      keep_last, keep_every_steps, keep_every_hours: which checkpoints stay; see `Keep`.
       init_from: workdir or checkpoint of another run whose weights this one starts with; it is read
         only when this run has no checkpoint of its own.
       state: which parameters are trained, and what is kept beside them.
@@ -92,6 +79,7 @@ class TrainConfig:
     save_every_steps: int = 500
     keep_last: int = 2
     keep_every_steps: int = 0
+    keep_every_hours: float = 0.0
     init_from: str | None = None
     state: StateConfig = StateConfig()
     max_skipped_steps: int = 100
@@ -171,8 +159,11 @@ class _Run:
                 artifacts.write_json(self.workdir / CONFIG, self.resolved)
             writer = CheckpointWriter(
                 self.workdir,
-                keep_last=self.config.keep_last,
-                keep_every_steps=self.config.keep_every_steps,
+                keep=Keep(
+                    self.config.keep_last,
+                    self.config.keep_every_steps,
+                    self.config.keep_every_hours,
+                ),
             )
             log = ScalarLog(self.workdir, after_step=step, wandb_project=self.config.wandb_project)
             try:
@@ -187,9 +178,9 @@ class _Run:
 
     def restore(self) -> tuple[TrainState, int]:
         """The newest good checkpoint of this run, or another run's weights, or a fresh draw."""
-        folder = checkpoints.latest_good(self.workdir)
+        folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
-            meta = checkpoints.read_meta(folder)
+            meta = checkpoint_folder.read_meta(folder)
             self._check_same_run(folder, meta)
             self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
             info(
@@ -343,7 +334,7 @@ class _Run:
                     f"{mine.get(name)}; use another workdir"
                 )
         if meta.fingerprint != self.fingerprint:
-            difference = _first_difference(
+            difference = first_difference(
                 decisive(meta.config, self.operational), decisive(self.resolved, self.operational)
             )
             raise UserError(
@@ -374,22 +365,3 @@ def _check(config: TrainConfig) -> None:
     ):
         if getattr(config, name) < 1:
             raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")
-
-
-def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL) -> Any:
-    """Config data without what may change between two sittings of one run."""
-    if isinstance(data, list):
-        return [decisive(item, operational) for item in data]
-    if not isinstance(data, dict):
-        return data
-    left_out = operational.get(data.get("class", ""), frozenset())
-    return {key: decisive(item, operational) for key, item in data.items() if key not in left_out}
-
-
-def _first_difference(theirs: Any, mine: Any, path: str = "") -> str:
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted(theirs.keys() | mine.keys()):
-            if theirs.get(key) != mine.get(key):
-                where = f"{path}.{key}" if path else key
-                return _first_difference(theirs.get(key), mine.get(key), where)
-    return f"{path or 'config'}={theirs!r}, this run has {mine!r}"

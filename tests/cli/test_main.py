@@ -1,6 +1,7 @@
 """main(): exit codes, one line per user error, logs, the user's modules."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 from speechlm_jax import config as configs
 from speechlm_jax.cli import main as cli
 from speechlm_jax.cli import options
-from speechlm_jax.errors import Stopped, UserError
+from speechlm_jax.errors import EXIT_USAGE, Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,3 +207,13 @@ def test_the_console_script_starts_once_more_with_large_pages(tmp_path):
         )
         expected = wanted if sys.platform == "linux" else given.get(cli.MALLOC)
         assert done.stdout == f"{expected} ['a', 'b c']\n", done.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/rows")
+
+    monkeypatch.setattr(cli, "parse", full)
+    assert cli.main([]) == EXIT_USAGE
+    told = "runs/rows: No space left on device; make room, then run it again"
+    assert capsys.readouterr().err == f"speechlm: error: {told}\n"

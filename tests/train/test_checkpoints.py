@@ -1,7 +1,9 @@
 """Damage is noticed, other meshes are served, other models are refused, and old checkpoints go."""
 
+import dataclasses
 import functools
 import logging
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,17 @@ from toy_stage import assert_same, make_stage
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import MeshConfig, make_mesh
-from speechlm_jax.train import checkpoints
-from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train import checkpoint_folder, checkpoints
+from speechlm_jax.train.checkpoint_folder import Keep, Meta
+from speechlm_jax.train.checkpoints import KEEP, CheckpointWriter
 from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from speechlm_jax.train.state import TrainState, init_state, make_layout
 
 OPTIMIZER = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
 
 
-def meta(step):
-    timing = {"wall_seconds": 1.5, "cpu_seconds": 2.5}
+def meta(step, wall_seconds=1.5):
+    timing = {"wall_seconds": wall_seconds, "cpu_seconds": 2.5}
     return Meta("toy", step, 8 * step, {"vocabulary": "v1"}, {"a": [1, None]}, "f" * 16, timing)
 
 
@@ -36,12 +39,12 @@ def fresh(seed=0):
     return init_state(make_stage(), OPTIMIZER, layout(), seed=seed)
 
 
-def save(workdir, steps, **keep):
-    writer = CheckpointWriter(workdir, **keep)
+def save(workdir, steps, keep=KEEP, seconds_a_step=0.0):
+    writer = CheckpointWriter(workdir, keep=keep)
     for step in steps:
-        writer.save(fresh(step), meta(step))
+        writer.save(fresh(step), meta(step, 1.5 + seconds_a_step * step))
     writer.close()
-    return [checkpoints.step_folder(workdir / "checkpoints", step) for step in steps]
+    return [checkpoint_folder.step_folder(workdir / "checkpoints", step) for step in steps]
 
 
 def biggest(folder):
@@ -79,10 +82,10 @@ def spoil_meta(folder):
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog):
     older, newer = save(tmp_path, [3, 8])
-    assert checkpoints.latest_good(tmp_path) == newer
+    assert checkpoint_folder.latest_good(tmp_path) == newer
     spoil(newer)
     with caplog.at_level(logging.WARNING, logger="speechlm"):
-        assert checkpoints.latest_good(tmp_path) == older
+        assert checkpoint_folder.latest_good(tmp_path) == older
     assert "00000008: damaged, skipped" in caplog.text
     with pytest.raises(UserError, match="damaged"):
         checkpoints.load_params(newer)
@@ -91,24 +94,50 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog)
 def test_a_save_cut_short_is_not_trusted_and_is_removed(tmp_path):
     whole, cut = save(tmp_path, [3, 8])
     (cut / "checksums.json").unlink()
-    assert checkpoints.latest_good(tmp_path) == whole
+    assert checkpoint_folder.latest_good(tmp_path) == whole
     CheckpointWriter(tmp_path).close()
     assert not cut.exists() and whole.exists()
 
 
 def test_later_steps_are_set_aside_so_that_they_count_for_nothing(tmp_path):
     _, newer = save(tmp_path, [3, 8])
-    writer = CheckpointWriter(tmp_path, keep_last=1)
+    writer = CheckpointWriter(tmp_path, keep=Keep(last=1))
     writer.set_aside_after(3)
     writer.save(fresh(), meta(5))
     writer.close()
-    assert checkpoints.steps(tmp_path / "checkpoints") == [5]
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") == [5]
     assert newer.with_name("00000008.damaged").is_dir()
 
 
 def test_the_last_ones_and_every_nth_stay(tmp_path):
-    save(tmp_path, [2, 4, 6, 8, 10], keep_last=2, keep_every_steps=4)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [4, 8, 10]
+    save(tmp_path, [2, 4, 6, 8, 10], Keep(last=2, every_steps=4))
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") == [4, 8, 10]
+
+
+def test_one_for_each_so_many_hours_of_the_run_stays(tmp_path):
+    """Saved every 20 minutes, an hour apart: the first of each hour, and the newest."""
+    save(tmp_path, range(1, 9), Keep(last=1, every_hours=1.0), seconds_a_step=1200)
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") == [3, 6, 8]
+
+
+def test_a_disk_without_room_is_one_line_and_costs_nothing_good(tmp_path):
+    (good,) = save(tmp_path, [3])
+    state = fresh(4)
+    noise = jax.random.normal(jax.random.key(0), (2**19,))
+    writer = CheckpointWriter(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, hard))  # no file of 2 MB can be written
+    try:
+        writer.save(dataclasses.replace(state, params={**state.params, "noise": noise}), meta(4))
+        with pytest.raises(UserError, match="could not be written .*from step 3") as error:
+            writer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        writer.close()
+    assert "\n" not in str(error.value)
+    assert checkpoint_folder.latest_good(tmp_path) == good
+    save(tmp_path, [4])
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") == [3, 4]
 
 
 @pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(replica=4, fsdp=1)])
@@ -117,7 +146,7 @@ def test_restored_onto_another_mesh(tmp_path, mesh_config):
     target = layout(mesh_config)
     state = checkpoints.restore(folder, target.abstract)
     saved = fresh(7)
-    assert int(state.step) == 7 and checkpoints.read_meta(folder) == meta(7)
+    assert int(state.step) == 7 and checkpoint_folder.read_meta(folder) == meta(7)
     for name in ("params", "variables", "opt_state"):
         assert_same(getattr(state, name), getattr(saved, name))
     places = jax.tree.map(lambda array: array.sharding, state)
@@ -136,7 +165,7 @@ def test_load_params_needs_to_know_nothing(tmp_path):
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(UserError, match="holds no whole checkpoint"):
         checkpoints.load_params(tmp_path)
-    assert checkpoints.latest_good(tmp_path) is None
+    assert checkpoint_folder.latest_good(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -178,9 +207,9 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     writer = CheckpointWriter(tmp_path)
-    monkeypatch.setattr(checkpoints, "_hash_files", full)
+    monkeypatch.setattr(checkpoint_folder, "_hash_files", full)
     writer.save(fresh(), meta(1))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full.* starts anew"):
         writer.wait()
     writer.close()
-    assert checkpoints.latest_good(tmp_path) is None
+    assert checkpoint_folder.latest_good(tmp_path) is None

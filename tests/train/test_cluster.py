@@ -17,7 +17,7 @@ from cluster_host import LONG_STEPS, SIGNAL_AT_STEP
 from speechlm_jax import artifacts
 from speechlm_jax.errors import EXIT_STOPPED, EXIT_USAGE, UserError
 from speechlm_jax.sharding import RowPart
-from speechlm_jax.train import checkpoints
+from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.cluster import ClusterConfig
 from speechlm_jax.train.loop import fit
 
@@ -130,7 +130,7 @@ def test_a_language_model_has_the_same_losses_on_two_hosts(two, tmp_path):
 
 def test_a_signal_to_one_host_stops_both_and_the_run_goes_on_on_one(two, whole):
     workdir, said = two[0] / "stopped", two[1]
-    stopped_at = checkpoints.steps(workdir / "checkpoints")[-1]
+    stopped_at = checkpoint_folder.steps(workdir / "checkpoints")[-1]
     assert SIGNAL_AT_STEP < stopped_at < toy_stage.CONFIG.total_steps
     assert all(f"toy: saved at step {stopped_at} of 24" in last_line(text) for text in said)
     state = fit(toy_stage.make_stage(), toy_stage.CONFIG, workdir)

@@ -19,7 +19,7 @@ from toy_stage import CONFIG, assert_same, batch_of, make_stage
 
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import MeshConfig
-from speechlm_jax.train import checkpoints
+from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.train.loop import fit
 from speechlm_jax.train.stage import Evaluation
 
@@ -58,8 +58,8 @@ def test_it_learns_logs_evaluates_and_saves(whole):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
     assert [line["step"] for line in lines if "held_out/sum" in line] == [6, 12, 18, 24]
-    assert checkpoints.steps(workdir / "checkpoints") == [20, 24]
-    meta = checkpoints.read_meta(workdir / "checkpoints/00000024")
+    assert checkpoint_folder.steps(workdir / "checkpoints") == [20, 24]
+    meta = checkpoint_folder.read_meta(workdir / "checkpoints/00000024")
     assert meta.rows_seen == 24 * toy_stage.ROWS and meta.identity == {"vocabulary": "v1"}
     assert json.loads((workdir / "config.json").read_text()) == meta.config
     assert int(state.step) == 24
@@ -80,11 +80,11 @@ def test_a_signal_saves_and_the_next_run_ends_the_same(whole, tmp_path, number):
     handler = signal.getsignal(number)
     with pytest.raises(Stopped, match="step 8 of 24"):
         fit(make_stage(evals=(*stage.evals, send(number, at_step=7))), CONFIG, tmp_path)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [5, 8]
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") == [5, 8]
     assert signal.getsignal(number) == handler
-    before = checkpoints.read_meta(tmp_path / "checkpoints/00000008").timing
+    before = checkpoint_folder.read_meta(tmp_path / "checkpoints/00000008").timing
     assert_same(fit(stage, CONFIG, tmp_path), whole[1])
-    after = checkpoints.read_meta(tmp_path / "checkpoints/00000024").timing
+    after = checkpoint_folder.read_meta(tmp_path / "checkpoints/00000024").timing
     assert after["wall_seconds"] > before["wall_seconds"] > 0
     assert after["cpu_seconds"] > before["cpu_seconds"] > 0
 
@@ -92,13 +92,13 @@ def test_a_signal_saves_and_the_next_run_ends_the_same(whole, tmp_path, number):
 def test_a_signal_after_the_last_step_still_stops_the_caller(tmp_path):
     with pytest.raises(Stopped, match="finished and saved"):
         fit(make_stage(evals=(send(signal.SIGTERM, at_step=24),)), CONFIG, tmp_path)
-    assert checkpoints.steps(tmp_path / "checkpoints")[-1] == 24
+    assert checkpoint_folder.steps(tmp_path / "checkpoints")[-1] == 24
 
 
 def test_kill_9_at_any_moment_and_the_next_run_ends_the_same(whole, tmp_path):
     process = run_in_process(tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not checkpoints.steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
+    while not checkpoint_folder.steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(random.Random(os.getpid()).uniform(0, 0.15))
     process.kill()
@@ -202,4 +202,4 @@ def test_batches_of_several_shapes(tmp_path):
 
     config = dataclasses.replace(CONFIG, total_steps=4)
     assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 4
-    assert checkpoints.read_meta(tmp_path / "checkpoints/00000004").rows_seen == 24
+    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000004").rows_seen == 24

@@ -33,7 +33,8 @@ from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
 from speechlm_jax.speech_tokenizer.stage import functional as speech_tokenizer
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.train.checkpoints import CheckpointWriter, Meta
+from speechlm_jax.train.checkpoint_folder import Meta
+from speechlm_jax.train.checkpoints import CheckpointWriter
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.state import TrainState
