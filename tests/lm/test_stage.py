@@ -71,3 +71,21 @@ def test_sharded_equals_unsharded(stage, one_update):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *(
         (x[0].opt_state, x[1]) for x in (plain, sharded)
     ))  # fmt: skip
+
+
+def test_forty_layers_are_traced_as_four():
+    """Layers are scanned: the program of a step does not grow with them."""
+
+    def operations(num_layers):
+        stack = dataclasses.replace(STACK, num_layers=num_layers)
+        config = dataclasses.replace(CONFIG, transformer=stack)
+        stage = make_stage(config, VOCAB, TASKS, lambda rows: iter(()))
+        batch = {
+            name: jax.ShapeDtypeStruct(x.shape, jax.numpy.asarray(x).dtype)
+            for name, x in batch_of().items()
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        gradient = jax.grad(lambda *given: stage.loss(*given).loss_sum)
+        return str(jax.make_jaxpr(gradient)(functional(config).shapes, {}, batch, key)).count(" = ")
+
+    assert operations(40) == operations(4) > 100

@@ -1,0 +1,71 @@
+"""Seconds that tracing a step takes with 4 and with 40 layers: scanned, so about the same.
+
+    python benchmarks/tracing.py
+
+Traces and lowers the step of the 9B preset with 4 and 40 layers, abstractly: no weights are made,
+nothing is compiled. Prints one JSON object a depth (median of five turns, taken alternately) and
+one with the ratio; exit code 1 unless it is below 2.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+
+import jax
+
+from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
+from speechlm_jax.lm.presets import preset
+from speechlm_jax.lm.stage import make_stage
+from speechlm_jax.sharding import MeshConfig, batch_sharding, make_mesh
+from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.state import make_layout
+from speechlm_jax.train.step import make_train_step
+from speechlm_jax.vocab import Vocab
+
+DEPTHS, TURNS, VOCAB = (4, 40), 5, 168_960
+ROWS = BenchConfig(rows=2, length=1024)
+
+
+def trace(num_layers: int) -> float:
+    """Seconds from a config to a lowered step; nothing is taken from a cache."""
+    jax.clear_caches()
+    model = preset("9B", vocab_size=VOCAB)
+    stack = dataclasses.replace(model.transformer, num_layers=num_layers)
+    model = dataclasses.replace(model, transformer=stack)
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        began = time.perf_counter()
+        vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
+        stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
+        optimizer = make_optimizer(
+            OptimizerConfig(warmup_steps=0, schedule="constant"), total_steps=1, axes=stage.axes
+        )
+        layout = make_layout(stage, optimizer, mesh=mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=batch_sharding(mesh))
+            for name, rows in synthetic_rows(ROWS, VOCAB).items()
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        step = make_train_step(stage, optimizer, layout, num_microbatches=1)
+        step.lower(layout.abstract, batch, key)
+        return time.perf_counter() - began
+
+
+def main() -> int:
+    """Takes turns."""
+    seconds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
+    for _ in range(TURNS):
+        for depth in DEPTHS:
+            seconds[depth].append(trace(depth))
+    median = {depth: statistics.median(found) for depth, found in seconds.items()}
+    for depth in DEPTHS:
+        print(json.dumps({"layers": depth, "trace_seconds": round(median[depth], 3)}))
+    ratio = median[DEPTHS[1]] / median[DEPTHS[0]]
+    print(json.dumps({"ratio": round(ratio, 3)}))
+    return int(ratio >= 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
