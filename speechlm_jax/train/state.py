@@ -98,7 +98,7 @@ def make_layout(
       ValueError, UserError: a parameter cannot be laid out (see `sharding.logical_to_spec`).
     """
     make = partial(_make_state, stage, optimizer, config)
-    shapes = jax.eval_shape(make, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: make(jax.random.key(0)))
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = param_shardings(shapes.params, stage.axes, mesh=mesh)
     shardings = TrainState(
