@@ -18,10 +18,9 @@ import jax
 from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.lm.stage import make_stage
-from speechlm_jax.sharding import MeshConfig, batch_sharding, make_mesh
-from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from speechlm_jax.train.state import make_layout
-from speechlm_jax.train.step import make_train_step
+from speechlm_jax.sharding import MeshConfig, make_mesh
+from speechlm_jax.train.optimizer import OptimizerConfig
+from speechlm_jax.train.program import make_program
 from speechlm_jax.vocab import Vocab
 
 DEPTHS, TURNS, VOCAB = (4, 40), 5, 168_960
@@ -35,22 +34,14 @@ def trace(num_layers: int) -> float:
     stack = dataclasses.replace(model.transformer, num_layers=num_layers)
     model = dataclasses.replace(model, transformer=stack)
     mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        began = time.perf_counter()
-        vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
-        stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
-        optimizer = make_optimizer(
-            OptimizerConfig(warmup_steps=0, schedule="constant"), total_steps=1, axes=stage.axes
-        )
-        layout = make_layout(stage, optimizer, mesh=mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=batch_sharding(mesh))
-            for name, rows in synthetic_rows(ROWS, VOCAB).items()
-        }
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        step = make_train_step(stage, optimizer, layout, num_microbatches=1)
-        step.lower(layout.abstract, batch, key)
-        return time.perf_counter() - began
+    began = time.perf_counter()
+    vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
+    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
+    program = make_program(
+        stage, mesh, optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"), total_steps=1
+    )
+    program.lower(synthetic_rows(ROWS, VOCAB))
+    return time.perf_counter() - began
 
 
 def main() -> int:

@@ -12,9 +12,9 @@ from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
-from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from speechlm_jax.train.state import init_state, make_layout
-from speechlm_jax.train.step import make_train_step
+from speechlm_jax.train.optimizer import OptimizerConfig
+from speechlm_jax.train.program import make_program
+from speechlm_jax.train.state import init_state
 from speechlm_jax.train.work import rates
 from speechlm_jax.vocab import Vocab
 
@@ -49,17 +49,19 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
     vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
     stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()), z_loss=config.z_loss)
     mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(
-        config.optimizer, total_steps=config.warmup + config.steps, axes=stage.axes
+    program = make_program(
+        stage,
+        mesh,
+        optimizer=config.optimizer,
+        total_steps=config.warmup + config.steps,
+        num_microbatches=config.num_microbatches,
     )
-    layout = make_layout(stage, optimizer, mesh=mesh)
     batch = synthetic_rows(config, model.vocab_size)
     with jax.set_mesh(mesh):
-        state = init_state(stage, optimizer, layout, seed=config.seed)
-        step = make_train_step(stage, optimizer, layout, num_microbatches=config.num_microbatches)
+        state = init_state(stage, program.optimizer, program.layout, seed=config.seed)
         on_mesh, key = to_global(batch, mesh=mesh), jax.random.key(config.seed)
         began = time.perf_counter()
-        lowered = step.lower(state, on_mesh, key)
+        lowered = program.lower(batch)
         trace_seconds = time.perf_counter() - began
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - began - trace_seconds
@@ -79,7 +81,7 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
         "bench": configs.to_json(config),
         "device": device.device_kind,
         "chips": mesh.size,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(layout.shapes.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.layout.shapes.params)),
         "tokens": work.tokens,
         "step_seconds": float(np.median(timed)),
         "step_seconds_p95": float(np.percentile(timed, 95)),

@@ -26,21 +26,14 @@ from speechlm_jax.train.checkpoints import CheckpointWriter
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
-from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
+from speechlm_jax.train.program import make_program
 from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
-from speechlm_jax.train.state import (
-    StateConfig,
-    StateLayout,
-    TrainState,
-    init_state,
-    make_layout,
-)
-from speechlm_jax.train.step import TrainStep, make_train_step
-from speechlm_jax.train.trainable import part
+from speechlm_jax.train.state import StateConfig, TrainState, init_state
 from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
 
@@ -132,13 +125,13 @@ class _Run:
         self.operational = operational
         self.fingerprint = configs.fingerprint(decisive(self.resolved, operational))
         self.mesh: Mesh = make_mesh(config.mesh)
-        self.optimizer = make_optimizer(
-            config.optimizer,
+        self.program = make_program(
+            stage,
+            self.mesh,
+            optimizer=config.optimizer,
             total_steps=config.total_steps,
-            axes=stage.axes and part(stage.axes, config.state.trainable),
-        )
-        self.layout: StateLayout = make_layout(
-            stage, self.optimizer, mesh=self.mesh, config=config.state
+            num_microbatches=config.num_microbatches,
+            state=config.state,
         )
         self.row_parts = row_part(self.mesh).count
         self.watchdog = Watchdog(config.hang_seconds, end=jax.process_count() > 1)
@@ -189,10 +182,14 @@ class _Run:
                 meta.step,
                 self.config.total_steps,
             )
-            return checkpoints.restore(folder, self.layout.abstract), meta.step
-        state = init_state(self.stage, self.optimizer, self.layout, seed=self.config.seed)
+            return checkpoints.restore(folder, self.program.layout.abstract), meta.step
+        state = init_state(
+            self.stage, self.program.optimizer, self.program.layout, seed=self.config.seed
+        )
         if self.config.init_from is not None:
-            weights = checkpoints.restore_weights(self.config.init_from, self.layout.abstract)
+            weights = checkpoints.restore_weights(
+                self.config.init_from, self.program.layout.abstract
+            )
             self._check_carried(weights.meta)
             state = state.starting_from(weights.params, weights.variables)
             info(
@@ -213,9 +210,6 @@ class _Run:
     ) -> TrainState:
         """Do not change the order: what is saved at a step has been logged and evaluated."""
         config = self.config
-        train_step = make_train_step(
-            self.stage, self.optimizer, self.layout, num_microbatches=config.num_microbatches
-        )
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
             config.total_steps,
@@ -230,7 +224,7 @@ class _Run:
             for step in range(done + 1, config.total_steps + 1):
                 profile.before(step)
                 batch = self._next(batches, step, metrics)
-                state, metrics = self._step(train_step, state, batch, key, metrics)
+                state, metrics = self._step(state, batch, key, metrics)
                 rows = _rows(batch) * self.row_parts
                 self.rows_seen += rows
                 interval.add(metrics, rows, self._work(batch))
@@ -257,12 +251,10 @@ class _Run:
                     )
         return state
 
-    def _step(
-        self, train_step: TrainStep, state: TrainState, batch: Any, key: Any, before: Any
-    ) -> Any:
+    def _step(self, state: TrainState, batch: Any, key: Any, before: Any) -> Any:
         """Starts a step and waits for the one before it, so that one runs and one is queued."""
         with self.goodput.of("step" if before is not None else "compile"):
-            result = train_step(state, to_global(batch, mesh=self.mesh), key)
+            result = self.program.step(state, to_global(batch, mesh=self.mesh), key)
             jax.block_until_ready(result[1] if before is None else before)
         return result
 

@@ -1,0 +1,62 @@
+"""One training step on one mesh: the loop runs it, the bench times it, the planner compiles it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from speechlm_jax.sharding import batch_sharding
+from speechlm_jax.train.optimizer import Optimizer, OptimizerConfig, make_optimizer
+from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.state import StateConfig, StateLayout, TrainState, init_state, make_layout
+from speechlm_jax.train.step import TrainStep, make_train_step
+from speechlm_jax.train.trainable import part
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A stage's step, and where its state lies; the mesh's devices need not be there."""
+
+    stage: Stage
+    mesh: Mesh
+    optimizer: Optimizer
+    layout: StateLayout
+    step: TrainStep
+
+    def init(self, seed: int) -> TrainState:
+        """The state before the first step, drawn from a seed, each device its own part."""
+        return init_state(self.stage, self.optimizer, self.layout, seed=seed)
+
+    def lower(self, batch: Mapping[str, Any]) -> Any:
+        """Traces the step for a batch of all hosts with these shapes; computes nothing."""
+        rows = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh))
+            for name, x in batch.items()
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        step: Any = self.step
+        with jax.set_mesh(self.mesh):
+            return step.lower(self.layout.abstract, rows, key)
+
+
+def make_program(
+    stage: Stage,
+    mesh: Mesh,
+    *,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    num_microbatches: int = 1,
+    state: StateConfig,
+) -> Program:
+    """The step of a stage, with the fields of `TrainConfig` that it depends on.
+
+    Raises:
+      ValueError, UserError: a parameter cannot be laid out, or the optimizer's fields do not fit.
+    """
+    axes = stage.axes and part(stage.axes, state.trainable)
+    made = make_optimizer(optimizer, total_steps=total_steps, axes=axes)
+    layout = make_layout(stage, made, mesh=mesh, config=state)
+    step = make_train_step(stage, made, layout, num_microbatches=num_microbatches)
+    return Program(stage, mesh, made, layout, step)
