@@ -21,6 +21,7 @@ from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.sharding import MeshConfig, make_mesh
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.program import make_program
+from speechlm_jax.train.state import StateConfig
 from speechlm_jax.vocab import Vocab
 
 DEPTHS, TURNS, VOCAB = (4, 40), 5, 168_960
@@ -37,9 +38,8 @@ def trace(num_layers: int) -> float:
     began = time.perf_counter()
     vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
     stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
-    program = make_program(
-        stage, mesh, optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"), total_steps=1
-    )
+    optimizer = OptimizerConfig(warmup_steps=0, schedule="constant")
+    program = make_program(stage, mesh, optimizer=optimizer, total_steps=1, state=StateConfig())
     program.lower(synthetic_rows(ROWS, VOCAB))
     return time.perf_counter() - began
 

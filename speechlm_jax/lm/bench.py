@@ -14,7 +14,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.program import make_program
-from speechlm_jax.train.state import init_state
+from speechlm_jax.train.state import StateConfig
 from speechlm_jax.train.work import rates
 from speechlm_jax.vocab import Vocab
 
@@ -55,10 +55,11 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
         optimizer=config.optimizer,
         total_steps=config.warmup + config.steps,
         num_microbatches=config.num_microbatches,
+        state=StateConfig(),
     )
     batch = synthetic_rows(config, model.vocab_size)
     with jax.set_mesh(mesh):
-        state = init_state(stage, program.optimizer, program.layout, seed=config.seed)
+        state = program.init(config.seed)
         on_mesh, key = to_global(batch, mesh=mesh), jax.random.key(config.seed)
         began = time.perf_counter()
         lowered = program.lower(batch)

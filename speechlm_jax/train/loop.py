@@ -33,7 +33,7 @@ from speechlm_jax.train.program import make_program
 from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
-from speechlm_jax.train.state import StateConfig, TrainState, init_state
+from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
 
@@ -183,13 +183,10 @@ class _Run:
                 self.config.total_steps,
             )
             return checkpoints.restore(folder, self.program.layout.abstract), meta.step
-        state = init_state(
-            self.stage, self.program.optimizer, self.program.layout, seed=self.config.seed
-        )
+        state = self.program.init(self.config.seed)
         if self.config.init_from is not None:
-            weights = checkpoints.restore_weights(
-                self.config.init_from, self.program.layout.abstract
-            )
+            abstract = self.program.layout.abstract
+            weights = checkpoints.restore_weights(self.config.init_from, abstract)
             self._check_carried(weights.meta)
             state = state.starting_from(weights.params, weights.variables)
             info(
