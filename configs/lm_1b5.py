@@ -45,6 +45,7 @@ def config() -> LanguageModelExperiment:
         model=preset("1.5B"),
         train=TrainConfig(
             total_steps=0,  # all rows of the phases
+            num_microbatches=4,  # 4 rows a chip on 32 chips
             optimizer=OptimizerConfig(
                 peak=3e-4, final=3e-5, warmup_steps=1000, schedule="linear", b2=0.95
             ),

@@ -41,6 +41,7 @@ def config() -> LanguageModelExperiment:
         model=preset("9B"),
         train=TrainConfig(
             total_steps=0,  # all rows of the phases
+            num_microbatches=8,  # 2 rows a chip on 64 chips
             optimizer=OptimizerConfig(
                 peak=6e-5,
                 final=6e-6,

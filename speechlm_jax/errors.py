@@ -3,6 +3,7 @@
 EXIT_OK = 0
 EXIT_BUG = 1  # an exception of ours: the traceback is shown
 EXIT_USAGE = 2  # bad input or usage: one line says which file or field, and what to do
+EXIT_DOES_NOT_FIT = 3  # `plan`: the training does not fit the slice
 EXIT_STOPPED = 75  # stopped by SIGINT or SIGTERM after saving; the same command continues
 EXIT_INTERRUPTED = 130  # stopped by SIGINT where there was nothing to save
 

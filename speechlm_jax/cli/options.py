@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "a Hugging Face model to a run with speech in its vocabulary, or a run to a model",
     "train": "train what a config file says, or go on where a run stopped",
     "bench": "time the training step of a model on this machine",
+    "plan": "say whether a training fits a TPU slice that is not there, and what bounds it",
     "prepare": "turn a mixture's tasks into packed shards that training reads",
     "tokenize": "recordings to speech codes",
     "synthesize": "text to speech codes",

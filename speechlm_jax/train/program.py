@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.sharding import batch_sharding
 from speechlm_jax.train.optimizer import Optimizer, OptimizerConfig, make_optimizer
@@ -36,6 +36,8 @@ class Program:
             for name, x in batch.items()
         }
         key = jax.eval_shape(lambda: jax.random.key(0))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
         step: Any = self.step
         with jax.set_mesh(self.mesh):
             return step.lower(self.layout.abstract, rows, key)
