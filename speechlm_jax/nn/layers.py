@@ -8,6 +8,7 @@ from flax import nnx
 
 from speechlm_jax.arrays import Array, Float
 from speechlm_jax.nn import param
+from speechlm_jax.sharding import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,11 @@ class Linear(nnx.Module):
         self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        batch, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        batch = x.shape[:-1]
+        if platform() == "cpu":
+            # one axis to sum over in the backward pass: XLA would copy the inputs for two. Where
+            # the axes lie on a mesh, they stay apart.
+            x = x.reshape(-1, x.shape[-1])
         y = x @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
