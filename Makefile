@@ -24,9 +24,11 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,espeak]'
 	touch $@
 
-# What the tests compare with (PyTorch, transformers) is installed for them alone.
+# What the tests compare with (PyTorch, transformers) is installed for them alone. The TPU compiler
+# stands apart: where JAX finds it, every process asks it for TPUs.
 $(VENV)/.oracles: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,oracles]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/libtpu libtpu
 	touch $@
 
 quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size micro"

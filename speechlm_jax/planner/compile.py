@@ -12,8 +12,10 @@ from jax.experimental import topologies
 from speechlm_jax.errors import UserError
 from speechlm_jax.planner.slices import GIB, Slices
 
-# The compiler would ask Cloud's metadata server what machine this is, and say that it cannot know.
-QUIET = {
+# The compiler would ask Cloud's metadata server what machine this is, and say that it cannot know;
+# and it would lock out others, although it holds no TPU.
+ALONE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -55,7 +57,7 @@ def devices(slices: Slices) -> list[Any]:
     Raises:
       UserError: the TPU compiler is not installed, or knows no such slice.
     """
-    for name, value in QUIET.items():
+    for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     chip = slices.chip
     options: dict[str, Any] = {"chip_config_name": "megacore"} if slices.kind == "v4" else {}
@@ -68,7 +70,7 @@ def devices(slices: Slices) -> list[Any]:
         )
     except (ImportError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        if "libtpu" in reason.lower() or isinstance(error, ImportError):
+        if "not installed" in reason or isinstance(error, ImportError):
             raise UserError(
                 "plan: the TPU compiler is not installed; `pip install 'speechlm_jax[tpu]'`"
             ) from None
