@@ -1,7 +1,7 @@
 """One update: sums over micro batches and devices, divided once."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,9 @@ def make_train_step(
         state: TrainState, batch: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        variables, sums = _accumulate(stage, state, batch, key, num_microbatches, config.trainable)
+        variables, sums = _accumulate(stage, state, batch, key, num_microbatches, layout)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), sums.grads)
-        grads = jax.lax.with_sharding_constraint(
-            grads, part(layout.shardings.params, config.trainable)
-        )
         grad_norm = optax.tree.norm(grads)
         trained = part(state.params, config.trainable)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
@@ -112,9 +109,14 @@ def _accumulate(
     batch: Mapping[str, Array],
     key: Array,
     count: int,
-    trainable: Sequence[str],
+    layout: StateLayout,
 ) -> tuple[PyTree, _Sums]:
-    """Sums over `count` micro batches, one after the other; the variables pass through them."""
+    """Sums over `count` micro batches, one after the other; the variables pass through them.
+
+    Each gradient lies where its parameter does from the start: sums of whole ones would not fit.
+    """
+    trainable = layout.config.trainable
+    shardings = part(layout.shardings.params, trainable)
 
     def one(variables: PyTree, rows: Mapping[str, Array], index: Int[Array, ""] | int) -> Any:
         def loss(trained: PyTree) -> Any:
@@ -123,6 +125,7 @@ def _accumulate(
             return out.loss_sum.astype(jnp.float32), out
 
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(part(state.params, trainable))
+        grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = jnp.asarray(out.weight_sum, jnp.float32)
         metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(out.metrics))
         return out.variables, _Sums(grads, value, weight, metrics)
@@ -133,6 +136,7 @@ def _accumulate(
     first = {name: rows[0] for name, rows in parts.items()}
     shapes = jax.eval_shape(lambda: one(state.variables, first, 0))[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros = zeros._replace(grads=jax.lax.with_sharding_constraint(zeros.grads, shardings))
 
     def add(carry: tuple[PyTree, _Sums], part: tuple[Mapping[str, Array], Array]) -> Any:
         variables, sums = carry
