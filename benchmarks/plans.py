@@ -22,14 +22,18 @@ SPARE = 0.08
 # File name: arguments of `speechlm plan`.
 RECORDED = {
     "lm_9b_v5p-4x4x4": "configs/lm_9b_paper.py --topology v5p:4x4x4",
-    "lm_9b_v6e-8x8": "configs/lm_9b_paper.py --topology v6e:8x8",
+    "lm_9b_v6e-8x8": (
+        "configs/lm_9b_paper.py data.batch_size=128 train.num_microbatches=1 --topology v6e:8x8"
+    ),
+    "lm_9b_v6e-8x8-accumulated": "configs/lm_9b_paper.py --topology v6e:8x8",
     "lm_9b_v6e-8x8-2": (
         "configs/lm_9b_paper.py train.num_microbatches=4 --topology v6e:8x8 --slices 2"
     ),
     "lm_9b_v5e-2x2": "configs/lm_9b_paper.py train.num_microbatches=256 --topology v5e:2x2",
     "lm_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096",
 }
-TOO_SMALL = {"lm_9b_v5e-2x2"}  # recorded to show that the answer is no
+# Recorded to show that the answer is no, or hardly.
+TOO_SMALL = {"lm_9b_v5e-2x2", "lm_9b_v6e-8x8-accumulated", "lm_9b_v6e-8x8-2"}
 HEAD = """\
 # Plans
 

@@ -53,8 +53,10 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room."""
-        return self.compiled.text is not None
+        """Whether the compiler found room, and what it says adds up to no more than there is."""
+        return self.compiled.text is not None and (
+            self.compiled.hbm_bytes <= self.slices.chip.hbm_bytes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; figures that are not the compiler's are named `..._bound`."""

@@ -113,7 +113,7 @@ def _accumulate(
 ) -> tuple[PyTree, _Sums]:
     """Sums over `count` micro batches, one after the other; the variables pass through them.
 
-    Each gradient lies where its parameter does from the start: sums of whole ones would not fit.
+    Each gradient lies where its parameter does, the sums too.
     """
     trainable = layout.config.trainable
     shardings = part(layout.shardings.params, trainable)
