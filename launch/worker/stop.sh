@@ -5,9 +5,9 @@ set -euo pipefail
 folder=$HOME/launch_run
 [[ -f $folder/pid && ! -f $folder/exit ]] || exit 0
 kill -TERM "$(cat "$folder/pid")" 2>/dev/null || exit 0
-for ((second = 0; second < ${LAUNCH_STOP_SECONDS:-600}; second++)); do
+for ((tenth = 0; tenth < 6000; tenth++)); do
   [[ ! -f $folder/exit ]] || exit 0
-  sleep 1
+  sleep 0.1
 done
-echo "worker $(hostname): the command has not stopped"
+echo "worker $(hostname): the command has not stopped within 10 minutes"
 exit 1

@@ -1,19 +1,16 @@
 """A pretended cloud: stand-ins on the PATH, a small tree to send, and what should happen."""
 
-import contextlib
 import dataclasses
-import json
-import os
+import importlib.util
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = Path(__file__).with_name("stand_in.py")
 SETTINGS = """
 project=my-project   # a comment
 zone=us-west4-a
@@ -40,7 +37,7 @@ while ((step < 6)); do
   case $event in
     preempt) touch "$CLOUD/preempt"; sleep 20 ;;
     fail) echo "field data.mixture: no such file"; touch "$folder/done"; exit 2 ;;
-    hold) sleep 20 & wait ;;
+    hold) until [[ -f $CLOUD/release ]]; do sleep 0.02; done ;;
   esac
 done
 touch "$folder/done"
@@ -55,62 +52,71 @@ WORKER_TOOLS = {
 
 @dataclasses.dataclass
 class Cloud:
-    """The pretended cloud's folder and the tree that `launch` is started from."""
+    """A pretended cloud and the tree that `launch` is started from."""
 
     folder: Path
     tree: Path
+    stand_in: Any
 
     def plan(self, **what) -> None:
-        plan = {"unreachable": [], **what}
-        (self.folder / "plan.json").write_text(json.dumps(plan))
+        """What should happen; fields of `stand_in.Plan`."""
+        self.stand_in.plan = type(self.stand_in.plan)(**what)
 
     def launch(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Runs launch/WORDS; its exit code must be the one that is expected."""
-        path = f"{self.folder / 'tools'}:/usr/bin:/bin"
         done = subprocess.run(
             ["bash", f"launch/{words[0]}", *words[1:]],
             cwd=self.tree, capture_output=True, text=True, timeout=60, check=False,
-            env={"PATH": path, "HOME": str(self.folder), "CLOUD": str(self.folder)},
+            env={"PATH": f"{self.folder / 'tools'}:/usr/bin:/bin", "HOME": str(self.folder)},
         )  # fmt: skip
+        assert not self.stand_in.refused
         assert done.returncode == code, done.stdout + done.stderr
-        refused = self.folder / "refused.txt"
-        assert not refused.exists(), refused.read_text()
         return done
 
     def calls(self, *start: str) -> list[list[str]]:
         """The calls that begin so."""
-        path = self.folder / "calls.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [call for line in lines if (call := json.loads(line))[: len(start)] == list(start)]
+        return [call for call in self.stand_in.calls if call[: len(start)] == list(start)]
 
     def worker(self, number: int, node: str = "speechlm") -> Path:
+        """The home of a worker."""
         return self.folder / "workers" / node / f"w-{number}"
 
 
+@pytest.fixture(scope="session")
+def stand_ins():
+    """The module stand_in.py: tests are no package."""
+    spec = importlib.util.spec_from_file_location("stand_in", Path(__file__).with_name("stand_in.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stand_in"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(tmp_path, stand_ins):
     """A cloud with one bucket and nothing else; what runs in it ends with the test."""
     folder, tree = tmp_path / "cloud", tmp_path / "tree"
-    for name in ("requests", "workers", "buckets/my-bucket", "tools", "worker_tools"):
+    for name in ("workers", "buckets/my-bucket", "tools", "worker_tools"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(ROOT / "launch", tree / "launch", ignore=shutil.ignore_patterns("settings"))
     for name in ("constraints.txt", "requirements-train.txt", "setup.py"):
         shutil.copy(ROOT / name, tree / name)
     (tree / "launch/settings").write_text(SETTINGS)
-    call = f'exec {sys.executable} -I -S {STAND_IN} "${{0##*/}}" "$@"'
-    _script(folder / "tools/gcloud", call)
+    stand_in = stand_ins.StandIn(folder)
+    server = stand_ins.serve(stand_in)
+    client = stand_ins.CLIENT.format(port=server.server_address[1])
+    _script(folder / "tools/gcloud", client)
     for name in ("gcsfuse", "fuser"):
-        _script(folder / "worker_tools" / name, call)
-    _script(folder / "worker_tools/uv_stand_in", call)
+        _script(folder / "worker_tools" / name, client)
+    _script(folder / "worker_tools/uv_stand_in", client)
     for name, text in WORKER_TOOLS.items():
         _script(folder / "worker_tools" / name, text)
     _script(folder / "worker_tools/speechlm_stand_in", SPEECHLM)
-    cloud = Cloud(folder, tree)
-    cloud.plan()
-    yield cloud
-    for pid in folder.glob("workers/*/*/launch_run/pid"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid.read_text()), signal.SIGKILL)
+    yield Cloud(folder, tree, stand_in)
+    server.shutdown()
+    server.server_close()
+    for home in folder.glob("workers/*/*"):
+        stand_ins.end_run(home)
 
 
 def _script(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+QUEUE = ("gcloud", "compute", "tpus", "queued-resources")
 TRAIN = ("--", "speechlm", "train", "configs/lm_150m.py", "--workdir", "gs://my-bucket/lm")
 
 
@@ -19,25 +20,25 @@ def test_quota_refused_when_asking(cloud):
 
 
 def test_quota_refused_in_the_queue(cloud):
-    cloud.plan(states=["WAITING_FOR_RESOURCES", "FAILED"], failed="Quota exhausted")
+    cloud.plan(states=("WAITING_FOR_RESOURCES", "FAILED"), failed="Quota exhausted")
     done = cloud.launch("run", *TRAIN, code=1)
     assert last_line(done) == "launch: speechlm failed: Quota exhausted"
 
 
 def test_a_failed_request_gives_way_to_the_next(cloud):
-    cloud.plan(states=["FAILED"])
+    cloud.plan(states=("FAILED",))
     cloud.launch("slice", "create")
     cloud.plan()
     cloud.launch("slice", "create")
     cloud.launch("slice", "wait")
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "delete")) == 1
+    assert len(cloud.calls(*QUEUE, "delete")) == 1
 
 
 @pytest.mark.parametrize("verb", ["sync", "setup"])
 def test_a_worker_that_cannot_be_reached_is_named(cloud, verb):
     for step in ("create", "wait", "sync"):
         cloud.launch("slice", step)
-    cloud.plan(unreachable=["speechlm/w-2"])
+    cloud.plan(unreachable=("speechlm/w-2",))
     done = cloud.launch("slice", verb, code=1)
     assert last_line(done).endswith(": cannot reach worker 2 of slice 0")
 
@@ -47,7 +48,7 @@ def test_a_worker_that_is_lost_from_sight_ends_the_watching(cloud):
     for step in ("create", "wait", "sync", "setup"):
         cloud.launch("slice", step)
     cloud.launch("slice", "start", *TRAIN)
-    cloud.plan(unreachable=["speechlm/w-1", "speechlm/w-3"])
+    cloud.plan(unreachable=("speechlm/w-1", "speechlm/w-3"))
     done = cloud.launch("run", *TRAIN, code=1)
     assert "cannot reach worker 1 of slice 0, worker 3 of slice 0" in last_line(done)
 
@@ -55,7 +56,7 @@ def test_a_worker_that_is_lost_from_sight_ends_the_watching(cloud):
 def test_a_bucket_that_is_not_there_is_refused_before_the_slice(cloud):
     done = cloud.launch("run", "bucket=gs://no-such-bucket", "--", "speechlm", "evaluate", code=1)
     assert last_line(done).startswith("launch: bucket gs://no-such-bucket: ")
-    assert not cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
+    assert not cloud.calls(*QUEUE, "create")
 
 
 def test_a_bucket_that_workers_cannot_write_to(cloud):
@@ -71,7 +72,7 @@ def test_a_command_that_fails_is_not_tried_again(cloud):
     done = cloud.launch("run", *TRAIN, code=2)
     assert "field data.mixture: no such file" in done.stderr
     assert "exit code 2" in last_line(done)
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")) == 1
+    assert len(cloud.calls(*QUEUE, "create")) == 1
 
 
 def test_losses_have_an_end(cloud):

@@ -1,15 +1,17 @@
 """From the request for a slice to the results, through a loss, on a pretended cloud."""
 
+import concurrent.futures
 import subprocess
 import time
 
 import pytest
 
+QUEUE = ("gcloud", "compute", "tpus", "queued-resources")
 TRAIN = ("--", "speechlm", "train", "configs/lm_150m.py", "--workdir", "gs://my-bucket/lm")
 
 
 def test_a_run_from_the_queue_to_the_end(cloud):
-    cloud.plan(states=["WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE"])
+    cloud.plan(states=("WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE"))
     (cloud.tree / "my_lab.py").write_text("# tasks\n")
     done = cloud.launch("run", "modules=my_lab.py", *TRAIN)
     assert "WAITING_FOR_RESOURCES" in done.stderr and "PROVISIONING" in done.stderr
@@ -30,7 +32,7 @@ def test_a_preempted_run_goes_on_from_its_last_step(cloud, how):
     (cloud.folder / "at_step_3").write_text("preempt")
     done = cloud.launch("run", *TRAIN)
     assert "was taken" in done.stderr
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")) == 2
+    assert len(cloud.calls(*QUEUE, "create")) == 2
     # the second life started at step 4
     assert (cloud.worker(0) / "launch_run/log.txt").read_text().split()[1] == "4"
     assert (cloud.folder / "buckets/my-bucket/lm/step").read_text() == "6\n"
@@ -44,24 +46,24 @@ def test_a_stopped_command_goes_on_without_a_new_slice(cloud):
     assert status.count(" exit 75") == 4
     cloud.launch("run", *TRAIN)
     assert (cloud.folder / "buckets/my-bucket/lm/step").read_text() == "6\n"
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")) == 1
+    assert len(cloud.calls(*QUEUE, "create")) == 1
 
 
 def test_steps_one_at_a_time_do_nothing_twice(cloud):
     bring_up(cloud)
     cloud.launch("slice", "create")
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")) == 1
+    assert len(cloud.calls(*QUEUE, "create")) == 1
     installed = len(cloud.calls("uv", "pip"))
     cloud.launch("slice", "setup")
     # the packages are there; only the code of each worker is installed again
     assert len(cloud.calls("uv", "pip")) == installed + 4
-    wait_for(cloud.folder / "buckets/my-bucket/lm/done")
+    wait_for((cloud.folder / "buckets/my-bucket/lm/done").exists)
     assert "step 6" in cloud.launch("slice", "logs").stdout
     cloud.launch("slice", "fetch", "results=fetched", "--", "gs://my-bucket/lm")
     assert (cloud.tree / "fetched/lm/step").read_text() == "6\n"
     cloud.launch("slice", "delete")
     assert "is gone" in cloud.launch("slice", "delete").stderr
-    assert not any((cloud.folder / "requests").iterdir())
+    assert not cloud.stand_in.requests
 
 
 def test_a_run_that_is_watched_again_is_not_touched(cloud):
@@ -69,12 +71,16 @@ def test_a_run_that_is_watched_again_is_not_touched(cloud):
     bring_up(cloud)
     other = cloud.launch("run", *TRAIN, "train.total_steps=9", code=1)
     assert "runs another command: speechlm train configs/lm_150m.py" in other.stderr
-    copies = len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "scp"))
-    again = cloud.launch("slice", "start", *TRAIN)
-    assert not again.stderr
-    (cloud.folder / "at_step_1").unlink(missing_ok=True)
-    cloud.launch("slice", "stop")
-    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "scp")) == copies
+    cloud.launch("slice", "start", *TRAIN)  # nothing happens
+    copies = len(cloud.calls(*QUEUE, "scp"))
+    asked = len(cloud.calls(*QUEUE, "ssh"))
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        again = threads.submit(cloud.launch, "run", *TRAIN)
+        wait_for(lambda: len(cloud.calls(*QUEUE, "ssh")) > asked + 2)
+        (cloud.folder / "release").touch()
+    assert "runs already" in again.result().stderr
+    assert len(cloud.calls(*QUEUE, "scp")) == copies
+    assert (cloud.worker(0) / "launch_run/log.txt").read_text().split()[-1] == "6"
 
 
 def test_what_holds_the_chips_is_ended_before_the_start(cloud):
@@ -91,7 +97,7 @@ def test_what_holds_the_chips_is_ended_before_the_start(cloud):
 
 def test_two_slices_are_named_and_all_their_workers_start(cloud):
     bring_up(cloud, "slices=2")
-    (call,) = cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
+    (call,) = cloud.calls(*QUEUE, "create")
     assert {"--node-count=2", "--node-prefix=speechlm"} <= set(call)
     for node in ("speechlm-0", "speechlm-1"):
         assert all((cloud.worker(number, node) / "launch_run/pid").exists() for number in range(4))
@@ -103,19 +109,19 @@ def test_other_verbs_run_on_the_first_worker_and_come_back(cloud):
     assert (cloud.tree / "back/data/step").read_text() == "6\n"
     installs = [call for call in cloud.calls("uv", "pip") if ".[tpu]" in call]
     assert len(installs) == 1
-    assert not any((cloud.folder / "requests").iterdir())
+    assert not cloud.stand_in.requests
 
 
 def bring_up(cloud, *settings):
     for verb in ("create", "wait", "sync", "setup"):
         cloud.launch("slice", verb, *settings)
     cloud.launch("slice", "start", *settings, *TRAIN)
-    wait_for(cloud.folder / "buckets/my-bucket/lm/step")
+    wait_for((cloud.folder / "buckets/my-bucket/lm/step").exists)
 
 
-def wait_for(path):
-    for _ in range(500):
-        if path.exists():
+def wait_for(happened):
+    for _ in range(1000):
+        if happened():
             return
         time.sleep(0.01)
-    raise AssertionError(f"{path} did not come")
+    raise AssertionError("it did not happen")
