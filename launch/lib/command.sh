@@ -1,13 +1,15 @@
 # shellcheck shell=bash
 # What the user's command needs: hosts, packages, a folder that all hosts see. Sourced.
 
-# plan_command WORD...: sets `command`, `packages`, `workdir` and where it runs.
+# plan_command WORD...: sets `command`, `packages`, `written` (the folder it writes) and where it runs.
 # shellcheck disable=SC2034 # what `run` and `watch` read
 plan_command() {
-  command=("$@") packages=train workdir=''
+  command=("$@") packages=train written=''
   everywhere
   [[ $1 == speechlm ]] || return 0
-  workdir=$(value_of --workdir "$@")
+  written=$(value_of --workdir "$@")
+  written=${written:-$(value_of --out "$@")}
+  check_gs_words "$@"
   if [[ ${2:-} == train ]]; then
     plan_training "$@"
   else
@@ -19,10 +21,9 @@ plan_command() {
 }
 
 plan_training() {
-  [[ " $* " == *" --hosts "* ]] || command+=(--hosts 0) # JAX asks the machine
-  one_host || shared "$workdir" ||
+  [[ $(value_of --hosts "$@") ]] || command+=(--hosts 0) # JAX asks the machine
+  one_host || shared "$written" ||
     die "several hosts: give --workdir gs://BUCKET/FOLDER, or a path from / that all of them see"
-  if [[ "$*" == *gs://* ]]; then check_gs_words "$@"; fi
 }
 
 shared() { [[ $1 == gs://* || $1 == /* ]]; }

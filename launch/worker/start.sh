@@ -61,7 +61,8 @@ cd "$HOME/speechlm"
 # The pid is the command's own: it gets the signal of stop.sh, its helpers do not.
 # shellcheck disable=SC2016 # the inner shell's variables
 nohup setsid bash -c '
-  "$@" & echo $! >"$0/pid"
+  "$@" & echo $! >"$0/pid.part" && mv "$0/pid.part" "$0/pid"
   wait $! && code=0 || code=$?
   echo "$code" >"$0/exit.part" && mv "$0/exit.part" "$0/exit"
 ' "$folder" "${words[@]}" >>"$folder/log.txt" 2>&1 </dev/null &
+until [[ -s $folder/pid ]]; do sleep 0.1; done

@@ -5,6 +5,8 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ poll_seconds=0.02
 # on SIGTERM. The first worker sees to it that what is planned happens.
 SPEECHLM = """#!/usr/bin/env bash
 set -euo pipefail
+trap 'exit 75' TERM
 echo "$*" >>"$HOME/arguments.txt"
-while (($#)); do [[ $1 == --workdir ]] && folder=$2; shift; done
+while (($#)); do [[ $1 == --workdir || $1 == --out ]] && folder=$2; shift; done
 mkdir -p "$folder"
 [[ -z ${MEGASCALE_NUM_SLICES:-} ]] || { echo "stale MEGASCALE"; exit 3; }
-[[ $WORKER == *-w-0 ]] || { trap 'exit 75' TERM; while [[ ! -f $folder/done ]]; do sleep 0.02; done; exit 0; }
-trap 'exit 75' TERM
+[[ $WORKER == *-w-0 ]] || { while [[ ! -f $folder/done ]]; do sleep 0.02; done; exit 0; }
 step=$(cat "$folder/step" 2>/dev/null || echo 0)
 while ((step < 6)); do
   step=$((step + 1)); echo "$step" >"$folder/step"; echo "step $step"; sleep 0.02
@@ -45,7 +47,7 @@ touch "$folder/done"
 WORKER_TOOLS = {
     "hostname": 'echo "$WORKER"',
     "sudo": 'exec "$@"',
-    "mountpoint": '[[ -L ${!#} ]]',
+    "mountpoint": "[[ -L ${!#} ]]",
     "curl": 'echo "mkdir -p ~/.local/bin && cp $CLOUD/worker_tools/uv_stand_in ~/.local/bin/uv"',
 }
 
@@ -77,6 +79,18 @@ class Cloud:
         """The calls that begin so."""
         return [call for call in self.stand_in.calls if call[: len(start)] == list(start)]
 
+    def at_step(self, step: int, event: str) -> None:
+        """What happens when the run gets there: preempt, fail, hold (until there is `release`)."""
+        (self.folder / f"at_step_{step}").write_text(event)
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Ten seconds at most."""
+        for _ in range(1000):
+            if happened():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not happen")
+
     def worker(self, number: int, node: str = "speechlm") -> Path:
         """The home of a worker."""
         return self.folder / "workers" / node / f"w-{number}"
@@ -85,7 +99,9 @@ class Cloud:
 @pytest.fixture(scope="session")
 def stand_ins():
     """The module stand_in.py: tests are no package."""
-    spec = importlib.util.spec_from_file_location("stand_in", Path(__file__).with_name("stand_in.py"))
+    spec = importlib.util.spec_from_file_location(
+        "stand_in", Path(__file__).with_name("stand_in.py")
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["stand_in"] = module
     spec.loader.exec_module(module)

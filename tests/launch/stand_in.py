@@ -119,7 +119,9 @@ class StandIn:
         try:
             return act(folder, rest, flags)
         except Failed as error:  # as gcloud says it
-            raise Failed(f"ERROR: (gcloud.{command.replace(' ', '.')}) {error}\n", error.code) from None
+            raise Failed(
+                f"ERROR: (gcloud.{command.replace(' ', '.')}) {error}\n", error.code
+            ) from None
 
     def request(self, name: str) -> Request:
         if name not in self.requests:
@@ -198,9 +200,7 @@ class StandIn:
 
     def reached(self, name: str, flags: dict[str, str]) -> tuple[list[Path], str]:
         """The workers that a command goes to, without those that do not answer; what ssh says."""
-        there = self.homes(
-            self.request(name), flags.get("--node", "0"), flags.get("--worker", "0")
-        )
+        there = self.homes(self.request(name), flags.get("--node", "0"), flags.get("--worker", "0"))
         up = [h for h in there if f"{h.parent.name}/{h.name}" not in self.plan.unreachable]
         said = "Retrying: SSH command error: [/usr/bin/ssh] exited with return code [255].\n"
         return up, "" if up == there else said
@@ -219,7 +219,9 @@ class StandIn:
         codes = [process.returncode for process in running]
         for worker, code in enumerate(codes):
             if code:
-                said += f"##### Command execution on worker {worker} failed with exit status {code}.\n"
+                said += (
+                    f"##### Command execution on worker {worker} failed with exit status {code}.\n"
+                )
         return 255 if len(there) == 0 or "255" in said else max(codes), "".join(texts), said
 
     def environment(self, home: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ CASES = {
     "run_on_one_host": [
         ("run", "accelerator=v6e-8", "tier=flex-start", "max_run_hours=4", "results=back", "bucket=",
          "service_account=tpu@my-project.iam.gserviceaccount.com",
-         "--", "speechlm", "evaluate", "runs/lm", "--workdir", "runs/scores"),
+         "--", "speechlm", "evaluate", "runs/lm", "--out", "runs/figures"),
     ],
     "slice": [
         ("slice", "create", "tier=on-demand", "accelerator=v4-32"), ("slice", "wait"), ("slice", "sync"),

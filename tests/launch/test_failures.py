@@ -44,7 +44,7 @@ def test_a_worker_that_cannot_be_reached_is_named(cloud, verb):
 
 
 def test_a_worker_that_is_lost_from_sight_ends_the_watching(cloud):
-    (cloud.folder / "at_step_2").write_text("hold")
+    cloud.at_step(2, "hold")
     for step in ("create", "wait", "sync", "setup"):
         cloud.launch("slice", step)
     cloud.launch("slice", "start", *TRAIN)
@@ -68,7 +68,7 @@ def test_a_bucket_that_workers_cannot_write_to(cloud):
 
 
 def test_a_command_that_fails_is_not_tried_again(cloud):
-    (cloud.folder / "at_step_2").write_text("fail")
+    cloud.at_step(2, "fail")
     done = cloud.launch("run", *TRAIN, code=2)
     assert "field data.mixture: no such file" in done.stderr
     assert "exit code 2" in last_line(done)
@@ -76,7 +76,7 @@ def test_a_command_that_fails_is_not_tried_again(cloud):
 
 
 def test_losses_have_an_end(cloud):
-    (cloud.folder / "at_step_2").write_text("preempt")
+    cloud.at_step(2, "preempt")
     done = cloud.launch("run", "restarts=0", *TRAIN, code=1)
     assert "one more than restarts=0" in last_line(done)
 

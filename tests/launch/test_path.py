@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import subprocess
-import time
 
 import pytest
 
@@ -29,7 +28,7 @@ def test_a_run_from_the_queue_to_the_end(cloud):
 @pytest.mark.parametrize("how", ["SUSPENDED", "PREEMPTED"])
 def test_a_preempted_run_goes_on_from_its_last_step(cloud, how):
     cloud.plan(preempted=how)
-    (cloud.folder / "at_step_3").write_text("preempt")
+    cloud.at_step(3, "preempt")
     done = cloud.launch("run", *TRAIN)
     assert "was taken" in done.stderr
     assert len(cloud.calls(*QUEUE, "create")) == 2
@@ -39,7 +38,7 @@ def test_a_preempted_run_goes_on_from_its_last_step(cloud, how):
 
 
 def test_a_stopped_command_goes_on_without_a_new_slice(cloud):
-    (cloud.folder / "at_step_2").write_text("hold")
+    cloud.at_step(2, "hold")
     bring_up(cloud)
     cloud.launch("slice", "stop")
     status = cloud.launch("slice", "status").stdout
@@ -57,7 +56,7 @@ def test_steps_one_at_a_time_do_nothing_twice(cloud):
     cloud.launch("slice", "setup")
     # the packages are there; only the code of each worker is installed again
     assert len(cloud.calls("uv", "pip")) == installed + 4
-    wait_for((cloud.folder / "buckets/my-bucket/lm/done").exists)
+    cloud.wait_for((cloud.folder / "buckets/my-bucket/lm/done").exists)
     assert "step 6" in cloud.launch("slice", "logs").stdout
     cloud.launch("slice", "fetch", "results=fetched", "--", "gs://my-bucket/lm")
     assert (cloud.tree / "fetched/lm/step").read_text() == "6\n"
@@ -67,7 +66,7 @@ def test_steps_one_at_a_time_do_nothing_twice(cloud):
 
 
 def test_a_run_that_is_watched_again_is_not_touched(cloud):
-    (cloud.folder / "at_step_2").write_text("hold")
+    cloud.at_step(2, "hold")
     bring_up(cloud)
     other = cloud.launch("run", *TRAIN, "train.total_steps=9", code=1)
     assert "runs another command: speechlm train configs/lm_150m.py" in other.stderr
@@ -76,7 +75,7 @@ def test_a_run_that_is_watched_again_is_not_touched(cloud):
     asked = len(cloud.calls(*QUEUE, "ssh"))
     with concurrent.futures.ThreadPoolExecutor() as threads:
         again = threads.submit(cloud.launch, "run", *TRAIN)
-        wait_for(lambda: len(cloud.calls(*QUEUE, "ssh")) > asked + 2)
+        cloud.wait_for(lambda: len(cloud.calls(*QUEUE, "ssh")) > asked + 2)
         (cloud.folder / "release").touch()
     assert "runs already" in again.result().stderr
     assert len(cloud.calls(*QUEUE, "scp")) == copies
@@ -104,7 +103,7 @@ def test_two_slices_are_named_and_all_their_workers_start(cloud):
 
 
 def test_other_verbs_run_on_the_first_worker_and_come_back(cloud):
-    words = ("speechlm", "prepare", "lab", "--workdir", "runs/data")
+    words = ("speechlm", "prepare", "lab", "--out", "runs/data")
     cloud.launch("run", "results=back", "when_done=delete", "--", *words)
     assert (cloud.tree / "back/data/step").read_text() == "6\n"
     installs = [call for call in cloud.calls("uv", "pip") if ".[tpu]" in call]
@@ -116,12 +115,10 @@ def bring_up(cloud, *settings):
     for verb in ("create", "wait", "sync", "setup"):
         cloud.launch("slice", verb, *settings)
     cloud.launch("slice", "start", *settings, *TRAIN)
-    wait_for((cloud.folder / "buckets/my-bucket/lm/step").exists)
-
-
-def wait_for(happened):
-    for _ in range(1000):
-        if happened():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
+    homes = [
+        home
+        for request in cloud.stand_in.requests.values()
+        for home in cloud.stand_in.homes(request)
+    ]
+    cloud.wait_for(lambda: all((home / "arguments.txt").exists() for home in homes))
+    cloud.wait_for(lambda: not (cloud.folder / "at_step_2").exists())

@@ -73,7 +73,7 @@ def test_every_command_of_the_page_is_known(stand_ins):
     """Every gcloud, kubectl and xpk command of the README, with each of its flags."""
     text = (LAUNCH / "README.md").read_text(encoding="utf-8")
     text += "".join(path.read_text(encoding="utf-8") for path in LAUNCH.glob("gke/*"))
-    commands = re.findall(r"^(?: {4}|#   )((?:gcloud|kubectl|xpk) .*(?:\\\n.*)*)", text, re.M)
+    commands = re.findall(r"^(?: {4}|#   )((?:gcloud|kubectl|xpk) .*(?:(?<=\\)\n.*)*)", text, re.M)
     assert len(commands) >= 10
     for command in commands:
         tool, *words = shlex.split(re.sub(r"\\\n#? *", " ", command), comments=True)
