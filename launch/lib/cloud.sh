@@ -4,6 +4,8 @@
 
 QUEUE=(gcloud compute tpus queued-resources)
 
+patience=1 # how often a question is asked; more than once while a run is watched
+
 create_command() {
   local command=("${QUEUE[@]}") options=()
   # Named reservations and flex-start are flags of the alpha command only.
@@ -31,15 +33,22 @@ create_command() {
 # describe ASSUMED COMMAND...: sets `answer`; ABSENT where there is no such thing. A dry run shows
 # the question and goes on as if the answer were ASSUMED.
 describe() {
-  local assumed=$1
+  local assumed=$1 left=$patience
   shift
   if [[ $dry_run ]]; then
     quoted "$@"
     answer=$assumed
-  elif ! answer=$("$@" 2>"$scratch/error"); then
-    grep -q NOT_FOUND "$scratch/error" || fail "cannot ask for the state of $name: $(reason)"
-    answer=ABSENT
+    return
   fi
+  until answer=$("$@" 2>"$scratch/error"); do
+    if grep -q NOT_FOUND "$scratch/error"; then
+      answer=ABSENT
+      return
+    fi
+    left=$((left - 1))
+    ((left > 0)) || fail "cannot ask for the state of $name: $(reason)"
+    pause
+  done
 }
 
 # node_names: those that `create` gave.
@@ -119,7 +128,7 @@ find_unreachable() {
   local node index=0 worker count
   for node in $(node_names); do
     count=$(gcloud compute tpus tpu-vm describe "$node" "${place[@]}" \
-      '--format=value(networkEndpoints[].ipAddress)' 2>"$scratch/error" | tr ';, ' '\n' | grep -c .)
+      '--format=value(networkEndpoints[].ipAddress)' 2>/dev/null | tr ';, ' '\n' | grep -c .)
     for ((worker = 0; worker < count; worker++)); do
       reachable "$index" "$worker" || echo "worker $worker of slice $index"
     done

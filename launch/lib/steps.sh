@@ -76,7 +76,9 @@ stop_command() {
   on_workers "cannot stop" 'bash speechlm/launch/worker/stop.sh'
 }
 
-STATUS='[ ! -d speechlm/launch ] || bash speechlm/launch/worker/status.sh'
+# shellcheck disable=SC2016 # the worker's name
+STATUS='[ -d speechlm/launch ] || { echo "$(hostname) nothing" && exit; }; '
+STATUS+='bash speechlm/launch/worker/status.sh'
 
 show_status() {
   read_state ACTIVE

@@ -1,11 +1,12 @@
 # shellcheck shell=bash
 # Follows a run until it ends, and brings it back where the slice was taken. Sourced.
 
-MISSES=5 # polls in a row that the workers may leave without an answer
+MISSES=5 # polls in a row that the workers, or the cloud, may leave without an answer
 
 # Sets `outcome`: the command's exit code, or `lost` where the slice is.
 watch_run() {
   local misses=0 last=''
+  patience=$MISSES
   outcome=''
   while [[ -z $outcome ]]; do
     pause
@@ -67,6 +68,11 @@ runs_already() {
   theirs=$(sed -n 's/^command //p' "$scratch/output" | head -n 1)
   [[ $theirs == "$(quoted "${command[@]}")" ]] ||
     fail "$name runs another command: $theirs (launch/slice stop ends it)"
+  if grep -q -E ' (nothing|exit [0-9]+)$' "$scratch/output"; then
+    say "the command runs on some hosts only; it is stopped and started on all"
+    stop_command
+    return 1
+  fi
   say "the command runs already"
 }
 

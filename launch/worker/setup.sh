@@ -22,33 +22,40 @@ install_uv() {
     quit "cannot download uv; workers without an outside address need Cloud NAT"
 }
 
+add() {
+  uv pip install --quiet --python "$venv/bin/python" -c constraints.txt "$@" ||
+    quit "cannot install the packages"
+}
+
 # The stamp comes last: an installation that was cut short starts again.
 install_packages() {
   local stamp
   stamp=$(cat constraints.txt requirements-train.txt setup.py | sha256sum | cut -c 1-16)-$packages
   [[ $(cat "$venv/.installed" 2>/dev/null) == "$stamp" ]] && return
-  [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv"
+  [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv" || quit "cannot install Python"
   case $packages in
-    train) uv pip install --quiet --python "$venv/bin/python" -c constraints.txt \
-      -r requirements-train.txt 'jax[tpu]' ;;
-    full) uv pip install --quiet --python "$venv/bin/python" -c constraints.txt '.[tpu]' ;;
+    train) add -r requirements-train.txt 'jax[tpu]' ;;
+    full) add '.[tpu]' ;;
   esac
   echo "$stamp" >"$venv/.installed"
 }
 
 # The code itself changes with every sync; its version does not.
 install_code() {
-  uv pip install --quiet --python "$venv/bin/python" --no-deps --reinstall-package speechlm_jax .
+  uv pip install --quiet --python "$venv/bin/python" --no-deps --reinstall-package speechlm_jax . ||
+    quit "cannot install speechlm_jax"
 }
 
 install_gcsfuse() {
   command -v gcsfuse >/dev/null && return
   local keys=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
-  curl -LsSf "$url/doc/apt-key.gpg" | sudo tee "$keys" >/dev/null
+  curl -LsSf "$url/doc/apt-key.gpg" | sudo tee "$keys" >/dev/null || quit "cannot reach $url"
   echo "deb [signed-by=$keys] $url gcsfuse-$(lsb_release -c -s) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
-  sudo apt-get -o DPkg::Lock::Timeout=600 -qq -y install gcsfuse
+  # automatic updates may hold the lock after the machine's start
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq update >/dev/null || quit "apt-get update failed"
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq -y install gcsfuse >/dev/null ||
+    quit "cannot install gcsfuse"
 }
 
 # Written to before a run counts on it, by every worker.
@@ -66,6 +73,6 @@ mount_bucket() {
 }
 
 install_uv
-install_packages || quit "cannot install the packages"
-install_code || quit "cannot install speechlm_jax"
+install_packages
+install_code
 [[ -z $bucket ]] || mount_bucket

@@ -2,8 +2,6 @@
 # On a worker: starts the command in the background, unless it runs already.
 #
 #   start.sh BUCKET WORD...        (BUCKET may be '')
-#
-# launch_run/ holds log.txt, command, pid, and exit with the exit code once the command ended.
 set -euo pipefail
 
 # shellcheck source=launch/lib/words.sh
@@ -11,13 +9,10 @@ set -euo pipefail
 bucket=$1
 shift
 written=$(quoted "$@")
-folder=$HOME/launch_run
+# shellcheck source=launch/worker/kept.sh
+. "$(dirname "$0")/kept.sh"
 devices=${LAUNCH_DEVICES:-/dev}
 lockfile=${LAUNCH_LOCKFILE:-/tmp/libtpu_lockfile}
-
-running() {
-  [[ -f $folder/pid && ! -f $folder/exit ]] && kill -0 "$(cat "$folder/pid")" 2>/dev/null
-}
 
 # A process that died badly can keep the chips (/dev/accel* or /dev/vfio/*) or libtpu's lock.
 clear_chips() {
@@ -43,13 +38,13 @@ local_words() {
   done
 }
 
-if running; then
+if kept; then
   [[ $(cat "$folder/command") == "$written" ]] && exit 0
   echo "worker $(hostname): another command runs: $(cat "$folder/command")"
   exit 1
 fi
 mkdir -p "$folder"
-rm -f "$folder/pid" "$folder/exit"
+rm -f "$folder/keeper" "$folder/pid" "$folder/exit"
 printf '%s\n' "$written" >"$folder/command"
 clear_chips
 local_words "$@"
@@ -61,6 +56,7 @@ cd "$HOME/speechlm"
 # The pid is the command's own: it gets the signal of stop.sh, its helpers do not.
 # shellcheck disable=SC2016 # the inner shell's variables
 nohup setsid bash -c '
+  echo $$ >"$0/keeper"
   "$@" & echo $! >"$0/pid.part" && mv "$0/pid.part" "$0/pid"
   wait $! && code=0 || code=$?
   echo "$code" >"$0/exit.part" && mv "$0/exit.part" "$0/exit"

@@ -2,11 +2,12 @@
 # On a worker: `HOST running`, `HOST exit CODE` or `HOST nothing`, and the log's last line.
 set -euo pipefail
 
-folder=$HOME/launch_run
-if [[ -f $folder/exit ]]; then
-  echo "$(hostname) exit $(cat "$folder/exit")"
-elif [[ -f $folder/pid ]] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; then
+# shellcheck source=launch/worker/kept.sh
+. "$(dirname "$0")/kept.sh"
+if kept; then
   echo "$(hostname) running"
+elif [[ -f $folder/exit ]]; then
+  echo "$(hostname) exit $(cat "$folder/exit")"
 elif [[ -f $folder/pid ]]; then
   echo "$(hostname) exit 137" # the machine restarted under it
 else

@@ -1,7 +1,7 @@
-"""Stands in for `gcloud` and for a worker's tools: acts on folders and processes of this machine.
+"""Stands in for `gcloud` and a worker's tools: acts on folders and processes of this machine.
 
-The tools on the PATH are three lines of bash that ask the server here, which runs in a thread of the
-test: a Python process for every call would take most of the tests' time. In the cloud's folder:
+The tools on the PATH are three lines of bash that ask the server here, which runs in a thread of
+the test: a Python process for every call would take most of the tests' time. In the cloud's folder:
 
     workers/NODE/w-N   a worker's home        buckets/NAME   a bucket
 
@@ -63,6 +63,8 @@ class Plan:
     preempted: str = "SUSPENDED"  # what a preemption shows: the request's state, or the node's
     unreachable: tuple[str, ...] = ()  # NODE/w-N
     read_only: bool = False  # the buckets, for workers
+    no_index: bool = False  # no package can be installed
+    hiccups: int = 0  # so many questions about the request go without an answer
 
 
 def known(tool: str, words: list[str]) -> tuple[str, list[str], dict[str, str]]:
@@ -146,6 +148,9 @@ class StandIn:
 
     def describe_request(self, _: Path, words: list[str], flags: dict[str, str]):
         request = self.request(words[0])
+        if self.plan.hiccups and (self.folder / "buckets/my-bucket/lm/step").exists():
+            self.plan.hiccups -= 1
+            raise Failed("UNAVAILABLE: The service is currently unavailable.")
         if flags["--format"] == "value(state.failedData.error.message)":
             return 0, f"{self.plan.failed}\n", ""
         if flags["--format"] != "value(state.state)":
@@ -271,6 +276,8 @@ class StandIn:
 
     def uv(self, _: Path, words: list[str]):
         command, rest, _ = known("uv", words)
+        if self.plan.no_index and command == "pip install":
+            raise Failed("error: Failed to fetch\n")
         if command == "venv":
             tools = Path(rest[-1]) / "bin"
             tools.mkdir(parents=True)
@@ -297,8 +304,8 @@ def _status(pid: int) -> str:
 
 
 def end_run(home: Path) -> None:
-    """Kills what runs on a worker: the command and what waits for it."""
-    path = home / "launch_run/pid"
+    """Kills what runs on a worker: the command and the shell that waits for it."""
+    path = home / "launch_run/keeper"
     if path.exists() and not (home / "launch_run/exit").exists():
         try:
             os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)

@@ -18,16 +18,18 @@ CASES = {
          "network=tpus", "subnetwork=tpus", "queue_hours=48", *TRAIN, "train.mesh.replica=2"),
     ],
     "run_reservation": [
-        ("run", "accelerator=v5p-128", "tier=reserved", "reservation=ours", "when_done=delete", *TRAIN),
+        ("run", "accelerator=v5p-128", "tier=reserved", "reservation=ours", "when_done=delete",
+         *TRAIN),
     ],
     "run_on_one_host": [
-        ("run", "accelerator=v6e-8", "tier=flex-start", "max_run_hours=4", "results=back", "bucket=",
-         "service_account=tpu@my-project.iam.gserviceaccount.com",
+        ("run", "accelerator=v6e-8", "tier=flex-start", "max_run_hours=4", "results=back",
+         "bucket=", "service_account=tpu@my-project.iam.gserviceaccount.com",
          "--", "speechlm", "evaluate", "runs/lm", "--out", "runs/figures"),
     ],
     "slice": [
-        ("slice", "create", "tier=on-demand", "accelerator=v4-32"), ("slice", "wait"), ("slice", "sync"),
-        ("slice", "setup", "--", "full"), ("slice", "start", "--", "python", "-c", "print('it''s')"),
+        ("slice", "create", "tier=on-demand", "accelerator=v4-32"), ("slice", "wait"),
+        ("slice", "sync"), ("slice", "setup", "--", "full"),
+        ("slice", "start", "--", "python", "-c", 'print("it\'s")'),
         ("slice", "status"), ("slice", "logs", "--", "50", "-f"), ("slice", "stop"),
         ("slice", "fetch", "--", "gs://my-bucket/lm"), ("slice", "fetch", "--", "runs/lm"),
         ("slice", "delete"),

@@ -75,6 +75,33 @@ def test_a_command_that_fails_is_not_tried_again(cloud):
     assert len(cloud.calls(*QUEUE, "create")) == 1
 
 
+def test_a_package_that_cannot_be_had_is_tried_again_the_next_time(cloud):
+    cloud.plan(no_index=True)
+    done = cloud.launch("run", *TRAIN, code=1)
+    assert last_line(done).endswith("cannot install the packages")
+    cloud.plan()
+    cloud.launch("run", *TRAIN)
+
+
+@pytest.mark.parametrize(("hiccups", "code"), [(3, 0), (5, 1)])
+def test_the_cloud_may_be_silent_for_a_while(cloud, hiccups, code):
+    cloud.plan(hiccups=hiccups)
+    done = cloud.launch("run", *TRAIN, code=code)
+    assert code == 0 or "UNAVAILABLE" in last_line(done)
+
+
+def test_a_start_that_reached_some_hosts_only_is_made_good(cloud):
+    for step in ("create", "wait", "sync", "setup"):
+        cloud.launch("slice", step)
+    cloud.plan(unreachable=("speechlm/w-2",))
+    cloud.launch("slice", "start", *TRAIN, code=1)
+    assert not (cloud.worker(2) / "launch_run").exists()
+    cloud.wait_for((cloud.worker(0) / "arguments.txt").exists)
+    cloud.plan()
+    cloud.launch("run", *TRAIN)
+    assert (cloud.worker(2) / "arguments.txt").exists()
+
+
 def test_losses_have_an_end(cloud):
     cloud.at_step(2, "preempt")
     done = cloud.launch("run", "restarts=0", *TRAIN, code=1)

@@ -17,9 +17,10 @@ from speechlm_jax.cli import main
 GKE = Path(__file__).resolve().parents[2] / "launch/gke"
 MANIFESTS = sorted(GKE.glob("jobset*.yaml"))
 
-# A type, the values that are allowed, [what a list holds], or the fields of an object. `*`: any key.
+# A type, the values that are allowed, [what a list holds], or an object's fields. `*`: any key.
 CONTAINER = {
-    "name": str, "image": str, "args": [str], "command": [str], "env": [{"name": str, "value": str}],
+    "name": str, "image": str, "args": [str], "command": [str],
+    "env": [{"name": str, "value": str}],
     "resources": {"limits": {"google.com/tpu": int}},
     "volumeMounts": [{"name": str, "mountPath": str}],
 }  # fmt: skip
@@ -27,7 +28,8 @@ POD = {
     "metadata": {"annotations": {"*": str}},
     "spec": {
         "restartPolicy": {"Never", "OnFailure"}, "serviceAccountName": str, "hostNetwork": bool,
-        "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet"}, "terminationGracePeriodSeconds": int,
+        "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet"},
+        "terminationGracePeriodSeconds": int,
         "nodeSelector": {"*": str}, "containers": [CONTAINER],
         "volumes": [{"name": str, "csi": {"driver": str, "volumeAttributes": {"*": str}}}],
     },

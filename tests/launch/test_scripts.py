@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-ENTRIES = [LAUNCH / "run", LAUNCH / "slice", LAUNCH / "train.sh", *LAUNCH.glob("worker/*.sh")]
+ENTRIES = [
+    LAUNCH / "run",
+    LAUNCH / "slice",
+    LAUNCH / "train.sh",
+    *sorted({*LAUNCH.glob("worker/*.sh")} - {LAUNCH / "worker/kept.sh"}),
+]
 WORDS = ["plain", "two words", "it's", 'a "b"', "$HOME `id` \\ *", "", "a='b c'", "new\nline"]
 
 
