@@ -77,7 +77,7 @@ stop_command() {
 }
 
 # shellcheck disable=SC2016 # the worker's name
-STATUS='[ -d speechlm/launch ] || { echo "$(hostname) nothing" && exit; }; '
+STATUS='[ -d speechlm/launch ] || { echo "host $(hostname) nothing" && exit; }; '
 STATUS+='bash speechlm/launch/worker/status.sh'
 
 show_status() {

@@ -29,14 +29,14 @@ watch_run() {
 
 is_lost() { [[ $state =~ ^(SUSPENDING|SUSPENDED|DELETING|LOST|ABSENT)$ ]]; }
 
-# Workers print `HOST running`, `HOST exit CODE` or `HOST nothing`. While one runs, the run does;
+# Workers print `host NAME running`, `... exit CODE` or `... nothing`. While one runs, the run does;
 # then a code that says something goes before those of hosts that were stopped or that followed
 # another down.
 read_outcome() {
   local codes
-  if grep -q ' running$' "$scratch/output"; then return; fi
-  codes=$(awk '$2 == "exit" { print $3 }' "$scratch/output" | sort -n -u)
-  if [[ -z $codes ]] || grep -q ' nothing$' "$scratch/output"; then
+  if grep -q '^host [^ ]* running$' "$scratch/output"; then return; fi
+  codes=$(awk '$1 == "host" && $3 == "exit" { print $4 }' "$scratch/output" | sort -n -u)
+  if [[ -z $codes ]] || grep -q '^host [^ ]* nothing$' "$scratch/output"; then
     outcome=lost # a new machine, which knows of no run
   else
     outcome=$(grep -v -x -e 0 -e 75 -e 137 <<<"$codes" | head -n 1) ||
@@ -64,11 +64,11 @@ bring_up() {
 runs_already() {
   local theirs
   [[ -z $dry_run ]] && ask_workers "$STATUS" >"$scratch/output" 2>"$scratch/error" || return 1
-  grep -q ' running$' "$scratch/output" || return 1
+  grep -q '^host [^ ]* running$' "$scratch/output" || return 1
   theirs=$(sed -n 's/^command //p' "$scratch/output" | head -n 1)
   [[ $theirs == "$(quoted "${command[@]}")" ]] ||
     fail "$name runs another command: $theirs (launch/slice stop ends it)"
-  if grep -q -E ' (nothing|exit [0-9]+)$' "$scratch/output"; then
+  if grep -q -E '^host [^ ]* (nothing|exit [0-9]+)$' "$scratch/output"; then
     say "the command runs on some hosts only; it is stopped and started on all"
     stop_command
     return 1

@@ -43,6 +43,7 @@ while ((step < 6)); do
   esac
 done
 touch "$folder/done"
+echo "nothing is running"
 """
 WORKER_TOOLS = {
     "hostname": 'echo "$WORKER"',

@@ -14,7 +14,8 @@ def test_a_run_from_the_queue_to_the_end(cloud):
     (cloud.tree / "my_lab.py").write_text("# tasks\n")
     done = cloud.launch("run", "modules=my_lab.py", *TRAIN)
     assert "WAITING_FOR_RESOURCES" in done.stderr and "PROVISIONING" in done.stderr
-    assert done.stdout.splitlines()[-1] == "step 6"
+    # a log that ends in a state's word is none
+    assert done.stdout.splitlines()[-1] == "nothing is running"
     assert "launch/slice delete" in done.stderr  # a kept slice costs money
     for number in range(4):
         home = cloud.worker(number)
@@ -79,7 +80,7 @@ def test_a_run_that_is_watched_again_is_not_touched(cloud):
         (cloud.folder / "release").touch()
     assert "runs already" in again.result().stderr
     assert len(cloud.calls(*QUEUE, "scp")) == copies
-    assert (cloud.worker(0) / "launch_run/log.txt").read_text().split()[-1] == "6"
+    assert (cloud.worker(0) / "launch_run/log.txt").read_text().split().count("6") == 1
 
 
 def test_what_holds_the_chips_is_ended_before_the_start(cloud):
