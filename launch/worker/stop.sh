@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# On a worker: SIGTERM to the command, which saves and ends with 75; waits until it did.
+set -euo pipefail
+
+# shellcheck source=launch/worker/kept.sh
+. "$(dirname "$0")/kept.sh"
+kept || exit 0
+kill -TERM "$(cat "$folder/pid")" 2>/dev/null || true
+for ((tenth = 0; tenth < 6000; tenth++)); do
+  kept || exit 0
+  sleep 0.1
+done
+echo "worker $(hostname): the command has not stopped within 10 minutes"
+exit 1

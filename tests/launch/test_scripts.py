@@ -1,0 +1,91 @@
+"""The scripts and the page that describes them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+ENTRIES = [
+    LAUNCH / "run",
+    LAUNCH / "slice",
+    LAUNCH / "train.sh",
+    *sorted({*LAUNCH.glob("worker/*.sh")} - {LAUNCH / "worker/kept.sh"}),
+]
+WORDS = ["plain", "two words", "it's", 'a "b"', "$HOME `id` \\ *", "", "a='b c'", "new\nline"]
+
+
+def test_shellcheck_is_content():
+    beside = Path(sys.executable).with_name("shellcheck")  # the extra `dev` brings it
+    shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        [shellcheck, "-x", "-a", *ENTRIES], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_library_is_sourced_by_an_entry():
+    sourced = set(re.findall(r"lib/\w+\.sh", "".join(path.read_text() for path in ENTRIES)))
+    sourced |= set(re.findall(r"lib/\w+\.sh", (LAUNCH / "lib/shell.sh").read_text()))
+    assert sourced == {f"lib/{path.name}" for path in LAUNCH.glob("lib/*.sh")}
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.name)
+def test_an_entry_can_be_run_and_stops_at_the_first_failure(path):
+    assert os.access(path, os.X_OK)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+
+
+@pytest.mark.parametrize("path", [*ENTRIES, *LAUNCH.glob("lib/*.sh")], ids=lambda path: path.name)
+def test_functions_are_short_and_lines_too(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 110
+    starts = [number for number, line in enumerate(lines) if re.match(r"\w+\(\) \{$", line)]
+    for start in starts:
+        assert lines.index("}", start) - start <= 30, lines[start]
+
+
+def test_quoted_words_are_read_back_by_a_shell():
+    script = '. launch/lib/words.sh; quoted "$@"'
+    line = subprocess.run(
+        ["bash", "-c", script, "-", *WORDS], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    again = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert again.split("\0")[:-1] == WORDS
+
+
+def test_the_example_names_every_setting_with_its_default(tmp_path):
+    example = (LAUNCH / "settings.example").read_text(encoding="utf-8")
+    script = '. launch/lib/shell.sh; . launch/lib/settings.sh; printf "%s\\n" "${SETTINGS[@]}"'
+    known = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert sorted(re.findall(r"^(\w+)=", example, re.M)) == sorted(known)
+
+
+def test_every_command_of_the_page_is_known(stand_ins):
+    """Every gcloud, kubectl and xpk command of the README, with each of its flags."""
+    text = (LAUNCH / "README.md").read_text(encoding="utf-8")
+    text += "".join(path.read_text(encoding="utf-8") for path in LAUNCH.glob("gke/*"))
+    commands = re.findall(r"^(?: {4}|#   )((?:gcloud|kubectl|xpk) .*(?:(?<=\\)\n.*)*)", text, re.M)
+    assert len(commands) >= 10
+    for command in commands:
+        tool, *words = shlex.split(re.sub(r"\\\n#? *", " ", command), comments=True)
+        stand_ins.known(tool, words)
+
+
+def test_scripts_that_the_page_names_exist():
+    text = (LAUNCH / "README.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"launch/([\w/.]*\w)", text)) - {"settings"}:
+        assert (LAUNCH / name).exists(), name
