@@ -13,6 +13,7 @@ all were, and the final parameters equal those of an undisturbed run.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import random
@@ -27,15 +28,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
+from speechlm_jax.lm.bench import BenchConfig, synthetic_rows, synthetic_stage
 from speechlm_jax.lm.presets import preset
-from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.sharding import make_mesh, row_part
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.cluster import ClusterConfig, join
 from speechlm_jax.train.loop import TrainConfig, fit
 from speechlm_jax.train.optimizer import OptimizerConfig
-from speechlm_jax.vocab import Vocab
 
 ROWS, LENGTH, VOCAB = 4, 128, 512
 SAVE_EVERY = 5
@@ -62,8 +61,7 @@ def _fit(workdir: Path, total_steps: int) -> None:
             rows_seen += ROWS
 
     model = preset("tiny", vocab_size=VOCAB, dtype="float32", remat="none")
-    vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
-    stage = make_stage(model, vocab, ("synthetic",), batches)
+    stage = dataclasses.replace(synthetic_stage(model), batches=batches)
     config = TrainConfig(
         total_steps=total_steps,
         optimizer=OptimizerConfig(warmup_steps=10),

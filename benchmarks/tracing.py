@@ -15,14 +15,12 @@ import time
 
 import jax
 
-from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
+from speechlm_jax.lm.bench import BenchConfig, synthetic_rows, synthetic_stage
 from speechlm_jax.lm.presets import preset
-from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.sharding import MeshConfig, make_mesh
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.program import make_program
 from speechlm_jax.train.state import StateConfig
-from speechlm_jax.vocab import Vocab
 
 DEPTHS, TURNS, VOCAB = (4, 40), 5, 168_960
 ROWS = BenchConfig(rows=2, length=1024)
@@ -36,8 +34,7 @@ def trace(num_layers: int) -> float:
     model = dataclasses.replace(model, transformer=stack)
     mesh = make_mesh(MeshConfig())
     began = time.perf_counter()
-    vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
-    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()))
+    stage = synthetic_stage(model)
     optimizer = OptimizerConfig(warmup_steps=0, schedule="constant")
     program = make_program(stage, mesh, optimizer=optimizer, total_steps=1, state=StateConfig())
     program.lower(synthetic_rows(ROWS, VOCAB))

@@ -184,6 +184,11 @@ def param_shardings(shapes: PyTree, axes: PyTree, *, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, shapes, axes)
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where a batch lies: its rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -206,7 +211,7 @@ def row_part(mesh: Mesh) -> RowPart:
       UserError: hosts share some of their rows and not all.
     """
     places: dict[int, list[int]] = {}
-    rows = mesh.devices.reshape(mesh.shape["replica"] * mesh.shape["fsdp"], -1)
+    rows = mesh.devices.reshape(row_shards(mesh), -1)
     for place, devices in enumerate(rows):
         for host in {device.process_index for device in devices}:
             places.setdefault(host, []).append(place)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.program import make_program
+from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig
 from speechlm_jax.train.work import rates
 from speechlm_jax.vocab import Vocab
@@ -46,8 +48,7 @@ class BenchConfig:
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:
     """Times the step that training runs; seconds are medians over `config.steps` steps."""
-    vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
-    stage = make_stage(model, vocab, ("synthetic",), lambda rows: iter(()), z_loss=config.z_loss)
+    stage = synthetic_stage(model, z_loss=config.z_loss)
     mesh = make_mesh(config.mesh)
     program = make_program(
         stage,
@@ -95,6 +96,14 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
         "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         "loss": float(metrics["loss"][0] / metrics["loss"][1]),
     }
+
+
+def synthetic_stage(
+    model: LanguageModelConfig, tasks: Sequence[str] = ("synthetic",), *, z_loss: float = 0.0
+) -> Stage:
+    """Training of a model without data: half of its ids are text, a quarter codes."""
+    vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
+    return make_stage(model, vocab, tasks, lambda rows: iter(()), z_loss=z_loss)
 
 
 def synthetic_rows(config: BenchConfig, vocab_size: int) -> dict[str, ndarray]:

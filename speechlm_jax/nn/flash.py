@@ -1,7 +1,7 @@
 """Causal attention over packed rows by a kernel that never holds the scores: TPU and GPU.
 
-The kernel follows the platform of the mesh in scope, not of this process, so that a program can be
-compiled for a machine that is not there. Elsewhere it runs in Pallas' interpreter, for tests.
+The kernel follows the platform of the mesh in scope, and of this process only without one, so that
+a program can be compiled for a machine that is not there. Elsewhere it runs in Pallas' interpreter.
 """
 
 from collections.abc import Callable

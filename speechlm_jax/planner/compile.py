@@ -23,7 +23,7 @@ ALONE = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-# "... requires 74.90G of 31.25G ...", or "... temporaries (187.85G) exceeds available HBM (15.75G)"
+# "Used 74.90G of 31.25G hbm", or "... temporaries (187.85G) exceeds available HBM (15.75G)"
 NEEDS = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"),
     re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM"),

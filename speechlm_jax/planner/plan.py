@@ -9,15 +9,14 @@ import numpy as np
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment
-from speechlm_jax.lm.stage import language_model_work, make_stage
+from speechlm_jax.lm.bench import synthetic_stage
 from speechlm_jax.planner.collectives import Collective, collectives
 from speechlm_jax.planner.compile import Compiled, compile_step, devices
 from speechlm_jax.planner.roofline import Bounds, bounds, with_recomputation
 from speechlm_jax.planner.slices import Slices
-from speechlm_jax.sharding import BATCH_AXES, make_mesh
+from speechlm_jax.sharding import make_mesh, row_shards
 from speechlm_jax.train.program import Program, make_program
 from speechlm_jax.train.work import Work
-from speechlm_jax.vocab import Vocab
 
 FIELDS = {"ids": np.int32, "segments": np.int32, "positions": np.int32, "loss_mask": np.float32}
 SECONDS_A_DAY = 86_400
@@ -35,7 +34,7 @@ class Plan:
       work: model FLOPs of a batch whose rows are one document each.
       flops: over all chips, recomputation included.
       collectives: none where the step does not fit.
-      days: for the config's budget at the bound; None without a budget, or where it does not fit.
+      budget: tokens of the config's phases; 0: it names none.
     """
 
     slices: Slices
@@ -49,7 +48,7 @@ class Plan:
     flops: float
     collectives: tuple[Collective, ...]
     bounds: Bounds
-    days: float | None
+    budget: int
 
     @property
     def fits(self) -> bool:
@@ -57,6 +56,14 @@ class Plan:
         return self.compiled.text is not None and (
             self.compiled.hbm_bytes <= self.slices.chip.hbm_bytes
         )
+
+    @property
+    def days(self) -> float | None:
+        """For the budget, at the bound; None without one, or where the step does not fit."""
+        if not self.budget or not self.fits:
+            return None
+        steps = self.budget / (self.rows * self.length)
+        return steps * self.bounds.seconds / SECONDS_A_DAY
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; figures that are not the compiler's are named `..._bound`."""
@@ -110,7 +117,8 @@ def plan_training(
     batch["task"] = jax.ShapeDtypeStruct((rows,), np.int32)
     compiled = compile_step(program.lower(batch))
     stack = model.transformer
-    work = language_model_work(model)({"segments": np.ones((1, length), np.int32)}).times(rows)
+    assert program.stage.work is not None
+    work = program.stage.work({"segments": np.ones((1, length), np.int32)}).times(rows)
     head = 6.0 * model.vocab_size * stack.embed * rows * length
     flops = with_recomputation(work, head_flops=head, remat=stack.remat)
     moved = _collectives(compiled, slices)
@@ -122,11 +130,10 @@ def plan_training(
         dcn_bytes=sum(one.wire_bytes for one in moved if one.network == "dcn"),
     )  # fmt: skip
     budget = sum(phase.tokens or 0 for phase in experiment.data.phases)
-    days = budget / (rows * length) * found.seconds / SECONDS_A_DAY
     return Plan(
         slices, length, rows, experiment.train.num_microbatches, parameters, compiled,
         _parts(program, batch, compiled), work, flops,
-        moved, found, days if budget and compiled.text is not None else None,
+        moved, found, budget,
     )  # fmt: skip
 
 
@@ -135,8 +142,7 @@ def _program(experiment: LanguageModelExperiment, slices: Slices) -> Program:
     model, train = experiment.model, experiment.train
     names = {name for phase in experiment.data.phases for name in phase.shares}
     tasks = sorted(names | set(experiment.data.shares)) or ["rows"]
-    vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
-    stage = make_stage(model, vocab, tasks, lambda rows: iter(()), z_loss=experiment.z_loss)
+    stage = synthetic_stage(model, tasks, z_loss=experiment.z_loss)
     steps = train.total_steps or train.optimizer.warmup_steps + 1
     mesh = make_mesh(train.mesh, devices=devices(slices))
     return make_program(
@@ -146,11 +152,11 @@ def _program(experiment: LanguageModelExperiment, slices: Slices) -> Program:
 
 
 def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:
-    parts = math.prod(program.mesh.shape[axis] for axis in BATCH_AXES) * num_microbatches
-    if rows % parts:
+    shards = row_shards(program.mesh)
+    if rows % (shards * num_microbatches):
         raise UserError(
             f"data.batch_size: {rows} rows do not divide into {num_microbatches} microbatches over "
-            f"{parts // num_microbatches} devices (replica x fsdp)"
+            f"{shards} devices (replica x fsdp)"
         )
 
 
@@ -175,12 +181,12 @@ def _parts(program: Program, batch: dict[str, Any], compiled: Compiled) -> dict[
         return sum(jax.tree.leaves(sizes))
 
     abstract, where = layout.shapes, layout.shardings
-    rows = math.prod(program.mesh.shape[axis] for axis in BATCH_AXES)
     parts = {
         "weights": held(abstract.params, where.params),
         "optimizer": held(abstract.opt_state, where.opt_state)
         + held(abstract.extras, where.extras),
-        "batch": sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values()) // rows,
+        "batch": sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
+        // row_shards(program.mesh),
     }
     if compiled.temporary_bytes is not None and compiled.program_bytes is not None:
         parts["temporaries"] = compiled.temporary_bytes

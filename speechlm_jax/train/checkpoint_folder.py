@@ -70,10 +70,12 @@ class Keep:
         hours = 0.0  # of the last that the clock kept
         for step in steps(folder)[: -max(1, self.last)]:
             path = step_folder(folder, step)
-            now = read_meta(path).timing.get("wall_seconds", 0.0) / 3600
-            if self.every_hours and now - hours >= self.every_hours:
-                hours = now
-            elif not (self.every_steps and step % self.every_steps == 0):
+            if self.every_hours:
+                now = read_meta(path).timing.get("wall_seconds", 0.0) / 3600
+                if now - hours >= self.every_hours:
+                    hours = now
+                    continue
+            if not (self.every_steps and step % self.every_steps == 0):
                 shutil.rmtree(path)
 
 

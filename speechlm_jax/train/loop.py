@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
-from speechlm_jax.sharding import BATCH_AXES, MeshConfig, make_mesh, row_part, to_global
+from speechlm_jax.sharding import MeshConfig, make_mesh, row_part, row_shards, to_global
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.checkpoint_folder import Keep, Meta
 from speechlm_jax.train.checkpoints import CheckpointWriter
@@ -273,7 +273,7 @@ class _Run:
             ) from None
         busy = running is not None and not all(x.is_ready() for x in jax.tree.leaves(running))
         self.goodput.add("step" if busy else "input", time.perf_counter() - began)
-        shards = self.mesh.shape[BATCH_AXES[0]] * self.mesh.shape[BATCH_AXES[1]]
+        shards = row_shards(self.mesh)
         rows, parts = _rows(batch) * self.row_parts, shards * self.config.num_microbatches
         if rows % parts:
             raise UserError(
