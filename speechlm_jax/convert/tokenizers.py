@@ -107,6 +107,13 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
     return json.dumps(data, ensure_ascii=False).encode()
 
 
+def token_of(model: bytes, id_: int) -> str:
+    """The token of a tokenizer.json that has this id."""
+    data = json.loads(model)
+    tokens = {token["id"]: token["content"] for token in data["added_tokens"]}
+    return {**{i: content for content, i in data["model"]["vocab"].items()}, **tokens}[id_]
+
+
 def write_tokenizer(folder: str | Path, model: bytes, *, length: int, eos: str | None) -> None:
     """Writes a text vocabulary beside a model so that `transformers.AutoTokenizer` opens it."""
     artifacts.write_bytes(Path(folder) / FILE, model)

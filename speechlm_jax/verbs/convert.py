@@ -104,7 +104,8 @@ def _into_folder(
     written = list(tqdm(writing, desc="export", unit="file"))
     if text.is_json:
         extended = tokenizers.extend_tokenizer(text.model, vocab)
-        tokenizers.write_tokenizer(out, extended, length=length, eos="<|eos|>")
+        eos = tokenizers.token_of(extended, vocab["eos"])
+        tokenizers.write_tokenizer(out, extended, length=length, eos=eos)
         written += [tokenizers.FILE, tokenizers.CONFIG]
     else:
         _log.warning("%s: a SentencePiece vocabulary is not written beside the model", run)

@@ -118,13 +118,17 @@ def test_a_model_that_speaks_takes_codes_made_elsewhere(released, tmp_path):
     folder = tmp_path / "speaking"
     shutil.copytree(released, folder)
     made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    first = max(made.get_vocab().values()) + 10
+    end = max(made.get_vocab().values()) + 1
+    first = end + 9
     data = json.loads(made.to_str())
     plain = {"special": True, "single_word": False, "lstrip": False, "rstrip": False}
     data["added_tokens"] += [
         {"id": first + code, "content": f"<|audio_{code}|>", "normalized": False, **plain}
         for code in range(2)
     ]
+    data["added_tokens"].append(
+        {"id": end, "content": "<|endoftext|>", "normalized": False, **plain}
+    )
     artifacts.write_json(folder / "tokenizer.json", data)
     codes = tmp_path / "codes"
     artifacts.write_jsonl(codes / "codes.jsonl", [{"id": "a", "codes": [0, 1, 1]}])
@@ -139,6 +143,11 @@ def test_a_model_that_speaks_takes_codes_made_elsewhere(released, tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits
     np.testing.assert_allclose(logits_of(tmp_path / "base", ids), expected, atol=1e-5)
+    asked = ["convert", tmp_path / "base", "--run", tmp_path / "base", "--out", tmp_path / "out"]
+    assert cli.main(list(map(str, asked))) == EXIT_OK
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == vocab.size and tokenizer.eos_token_id == vocab["eos"] == end
+    assert tokenizer("<|audio_1|><|endoftext|>").input_ids == [first + 1, end]
 
 
 def test_what_cannot_be_converted_is_named(released, base, run, tmp_path, capsys):
