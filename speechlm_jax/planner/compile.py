@@ -1,13 +1,16 @@
 """The TPU compiler on a machine without a TPU: a lowered step -> the memory that it takes."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.planner.slices import GIB, Slices
@@ -82,7 +85,8 @@ def compile_step(lowered: Any) -> Compiled:
     """Compiles; a program that is too large is an answer, not an error."""
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with _no_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _needed(str(error))
         if needed is None:
@@ -100,6 +104,19 @@ def compile_step(lowered: Any) -> Compiled:
         text=compiled.as_text(),
         seconds=seconds,
     )
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """JAX's cache keeps a program for chips that are not there, and then cannot read it."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # or the setting that was found first stays
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _needed(message: str) -> int | None:
