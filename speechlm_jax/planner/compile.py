@@ -109,7 +109,7 @@ def compile_step(lowered: Any) -> Compiled:
 @contextlib.contextmanager
 def _no_cache() -> Iterator[None]:
     """JAX's cache keeps a program for chips that are not there, and then cannot read it."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()  # or the setting that was found first stays
