@@ -158,7 +158,9 @@ def _targets(axis: str | None, rules: Rules, name: str) -> tuple[str, ...]:
     return () if target is None else (target,) if isinstance(target, str) else tuple(target)
 
 
-def param_shardings(shapes: PyTree, axes: PyTree, *, mesh: Mesh) -> PyTree:
+def param_shardings(
+    shapes: PyTree, axes: PyTree, *, mesh: Mesh, rules: Rules = PARAM_RULES
+) -> PyTree:
     """Where each parameter lies.
 
     Args:
@@ -175,7 +177,7 @@ def param_shardings(shapes: PyTree, axes: PyTree, *, mesh: Mesh) -> PyTree:
             return NamedSharding(mesh, PartitionSpec())
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         spec = logical_to_spec(
-            names, rules=PARAM_RULES, mesh_shape=mesh.shape, shape=leaf.shape, name=name
+            names, rules=rules, mesh_shape=mesh.shape, shape=leaf.shape, name=name
         )
         return NamedSharding(mesh, spec)
 

@@ -1,16 +1,24 @@
 """`speechlm plan`: whether a training fits a TPU slice, and what bounds its speed."""
 
 import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import options
 from speechlm_jax.errors import EXIT_DOES_NOT_FIT, EXIT_OK, UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment, load_experiment
-from speechlm_jax.planner import plan as planner
-from speechlm_jax.planner.slices import CHIPS, GIB, parse_accelerator, parse_topology
+from speechlm_jax.planner import search as searching
+from speechlm_jax.planner.decode import plan_decoding
+from speechlm_jax.planner.plan import plan_training, with_vocab
+from speechlm_jax.planner.slices import CHIPS, GIB, Slices, parse_accelerator, parse_topology
 
 DETAILS = f"""\
 Compiles the very step that `speechlm train` would run with the real TPU compiler, on this machine
@@ -19,7 +27,9 @@ the slice could do at best, not measurements. Exit code 0 if it fits, {EXIT_DOES
 EXAMPLE = """\
 speechlm plan configs/lm_9b_paper.py --topology v5p:4x4x4
 speechlm plan configs/lm_1b5.py data.batch_size=128 --accelerator v5litepod-32 --json
-speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --slices 2"""
+speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --slices 2
+speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --search
+speechlm plan configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 32"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,8 +57,25 @@ def add_parser(subparsers: Any) -> None:
         "--vocab", metavar="N", type=int, default=168_960,
         help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
     )  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--search", action="store_true",
+        help="try meshes, remat and microbatches; the best that fits (some minutes a candidate)",
+    )  # fmt: skip
+    what.add_argument(
+        "--largest", action="store_true", help="also find the most rows a chip that fit"
+    )
+    what.add_argument("--decode", action="store_true", help="plan a step of generation instead")
+    parser.add_argument(
+        "--requests", metavar="N", type=int, default=32,
+        help="with --decode: at a time, over all chips (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
+    parser.add_argument(
+        "--cache", metavar="DIR", type=Path, default=_cache(),
+        help="what was compiled before (default: %(default)s)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,44 +88,122 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(found, LanguageModelExperiment):
         raise UserError(f"{args.config}: is not the config of a language model")
     replicas = [f"train.mesh.replica={slices.number}"] if slices.number > 1 else []
-    experiment = configs.override(found, [*replicas, *args.overrides])
-    plan = planner.plan_training(
-        experiment, slices, length=args.length, vocab_size=args.vocab
-    ).to_json()
+    experiment = with_vocab(configs.override(found, [*replicas, *args.overrides]), args.vocab)
+    plan, told = _answer(args, experiment, slices)
     if args.out is not None:
         artifacts.write_json(args.out, plan)
     if args.json:
         options.show(plan)
     else:
-        print(_told(plan))
+        print(told(plan))
     return EXIT_OK if plan["fits"] else EXIT_DOES_NOT_FIT
 
 
-def _told(plan: dict[str, Any]) -> str:
-    """A plan for people to read."""
-    gib = {name: size / GIB for name, size in plan["parts_bytes"].items()}
-    needed, capacity = plan["hbm_bytes"] / GIB, plan["capacity_bytes"] / GIB
-    fits = "fits" if plan["fits"] else "does not fit"
+def _answer(
+    args: argparse.Namespace, experiment: LanguageModelExperiment, slices: Slices
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
+    """What was asked for, as JSON, and what tells it to people."""
+    if args.decode:
+        tensor = experiment.train.mesh.tensor
+        plan = plan_decoding(
+            experiment.model, slices, requests=args.requests, length=args.length,
+            tensor=None if tensor == 1 else tensor, keep=args.cache,
+        )  # fmt: skip
+        return plan.to_json(), _tell_decoding
+    planner = partial(
+        plan_training, slices=slices, length=args.length, vocab_size=args.vocab, keep=args.cache
+    )
+    if args.search:
+        with _progress() as report:
+            tried = searching.search(experiment, slices, planner, length=args.length, report=report)
+        return _searched(tried), _tell_search
+    plan = planner(experiment).to_json()
+    if args.largest:
+        most = searching.largest(experiment, slices, planner)
+        plan["largest_rows_per_chip"] = 0 if most is None else most.rows_per_chip
+        plan["largest_hbm_share"] = None if most is None else round(most.hbm_share, 4)
+    return plan, _tell_training
+
+
+def _cache() -> Path:
+    """Where programs that were compiled are remembered."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "speechlm_jax/plans"
+
+
+@contextmanager
+def _progress() -> Iterator[searching.Report]:
+    """A bar over the ways that are tried."""
+    with tqdm(unit="way") as bar:
+
+        def report(done: int, total: int, text: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(text)
+
+        yield report
+
+
+def _searched(tried: list[searching.Tried]) -> dict[str, Any]:
+    """The best plan, how to ask for it, and what else was compiled."""
+    best = searching.best(tried)
+    start = {"fits": False} if best is None else best.plan.to_json()
+    return {
+        **start,
+        "overrides": None if best is None else list(best.overrides),
+        "tried": [one.to_json() for one in tried],
+    }
+
+
+def _tell_search(plan: dict[str, Any]) -> str:
+    lines = [
+        f"{'fits' if one['fits'] else 'no  '} {100 * one['hbm_share']:4.0f}%  "
+        + " ".join(one["overrides"])
+        for one in plan["tried"]
+    ]
+    if not plan["fits"]:
+        return "\n".join([*lines, "nothing fits; take more chips, or fewer ids a row"])
+    return "\n".join([*lines, f"best: {' '.join(plan['overrides'])}", _tell_training(plan)])
+
+
+def _tell_decoding(plan: dict[str, Any]) -> str:
+    start = f"{plan['slices']}, {plan['requests']} requests of {plan['length']} ids at a time"
+    return "\n".join([f"{start}, {plan['tensor']} chips a request", *_tell_step(plan)])
+
+
+def _tell_training(plan: dict[str, Any]) -> str:
     lines = [
         f"{plan['slices']}, {plan['chips']} chips, {plan['parameters'] / 1e9:.2f}B parameters, "
         f"{plan['tokens_per_chip']} tokens a chip and step",
+        *_tell_step(plan),
+    ]
+    if plan.get("days_bound") is not None:
+        lines += [f"the config's budget takes at least {plan['days_bound']:.1f} days"]
+    if "largest_rows_per_chip" in plan:
+        lines += [f"at most {plan['largest_rows_per_chip']} rows a chip and microbatch fit"]
+    return "\n".join(lines)
+
+
+def _tell_step(plan: dict[str, Any]) -> list[str]:
+    """What every plan says, for people to read."""
+    needed, capacity = plan["hbm_bytes"] / GIB, plan["capacity_bytes"] / GIB
+    fits = "fits" if plan["fits"] else "does not fit"
+    lines = [
         f"{fits}: needs {needed:.1f} GiB of {capacity:.2f} GiB a chip "
         f"({100 * plan['hbm_share']:.0f}%)",
-        *(f"  {name:<12} {size:8.2f} GiB" for name, size in gib.items()),
+        *(f"  {name:<12} {size / GIB:8.2f} GiB" for name, size in plan["parts_bytes"].items()),
     ]
-    if plan["fits"]:
-        lines += ["a step's collectives, on each chip:"]
-        lines += [
+    if not plan["fits"]:
+        return lines
+    seconds = ", ".join(f"{name} {x:.3g}" for name, x in plan["bounds_seconds"].items())
+    return [
+        *lines,
+        "a step's collectives, on each chip:",
+        *(
             f"  {one['kind']:<19} {one['network']} {one['count']:6} times "
             f"{one['bytes'] / GIB:9.2f} GiB"
             for one in plan["collectives"]
-        ]
-        seconds = ", ".join(f"{name} {x:.3f}" for name, x in plan["bounds_seconds"].items())
-        lines += [
-            f"a step takes at least {plan['step_seconds_bound']:.3f} s, bound by {plan['bound']} "
-            f"(projection; s by bound: {seconds})",
-            f"at most {plan['tokens_per_second_bound']:,.0f} tokens a second (projection)",
-        ]
-        if plan["days_bound"] is not None:
-            lines += [f"the config's budget takes at least {plan['days_bound']:.1f} days"]
-    return "\n".join(lines)
+        ),
+        f"a step takes at least {plan['step_seconds_bound']:.3g} s, bound by {plan['bound']} "
+        f"(projection; s by bound: {seconds})",
+        f"at most {plan['tokens_per_second_bound']:,.0f} tokens a second (projection)",
+    ]

@@ -106,8 +106,9 @@ def _over_mesh(
         if not grads:
             return loss_sum, losses, correct
         d_hidden, d_kernel = rest
-        d_kernel = jax.lax.psum(d_kernel, ("replica", "context"))
+        # inside a slice first: a device's own part crosses the slow network, not the whole
         d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", scatter_dimension=0, tiled=True)
+        d_kernel = jax.lax.psum(d_kernel, ("replica", "context"))
         return loss_sum, losses, correct, d_hidden, d_kernel
 
     rows = PartitionSpec(BATCH_AXES, "context")

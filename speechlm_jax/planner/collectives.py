@@ -23,6 +23,8 @@ _MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+# what a chip hands to its host, for another slice
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
 
 
@@ -58,8 +60,9 @@ def collectives(
     """What a compiled program sends: one entry for each kind and network, in the order of both.
 
     A collective in a loop counts once a trip; of a conditional, the branch that sends most counts.
-    A group of one device sends nothing and is left out. Not seen: `send`, `recv`, and collectives
-    of a kind that `Kind` does not name.
+    A group of one device sends nothing and is left out. Between slices a TPU's program sends by its
+    host: a `send` that names the collective that it is a part of. Not seen: other sends, and
+    collectives of a kind that `Kind` does not name.
 
     Args:
       program: text of optimised HLO, `compiled.as_text()`, with one replica.
@@ -91,7 +94,7 @@ def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
         elif code == "conditional":
             branches = [inside(branch) for branch in scope.branches(instruction)]
             found += max(branches, key=lambda sent: sum(one.wire_bytes for one in sent))
-        elif kind := _kind(code, scope):
+        elif kind := _kind(instruction, scope):
             found += _sent(kind, instruction, devices, per_slice)
         elif _runs(instruction, scope):
             found += inside(scope.called(instruction))
@@ -110,8 +113,12 @@ def _runs(instruction: Instruction, scope: Scope) -> bool:
     return not ends or any('"AsyncCollectiveStart"' in rest for rest in rests)
 
 
-def _kind(opcode: str, scope: Scope) -> Kind | None:
+def _kind(instruction: Instruction, scope: Scope) -> Kind | None:
     """The kind of an instruction in a computation; None if it is no collective, or ends one."""
+    opcode = instruction.opcode
+    if opcode == "send":
+        found = _MEGASCALE.search(instruction.rest)
+        opcode = found[1].lower().replace("_", "-") if found else ""
     kind = next((kind for kind in get_args(Kind) if opcode in (kind, f"{kind}-start")), None)
     # on TPU: a fusion of an all-reduce and of the slice of it that a device keeps
     sliced = kind == "all-reduce" and scope.name.startswith("all-reduce-scatter")
@@ -120,7 +127,10 @@ def _kind(opcode: str, scope: Scope) -> Kind | None:
 
 def _sent(kind: Kind, instruction: Instruction, devices: int, per_slice: int) -> list[Collective]:
     """One collective, run once; nothing where nobody speaks with another."""
-    groups = _groups(instruction, devices)
+    if instruction.opcode == "send":
+        groups = [list(range(0, devices, per_slice))]
+    else:
+        groups = _groups(instruction, devices)
     size = max(map(len, groups), default=1)
     if size == 1:
         return []
@@ -136,6 +146,8 @@ def _sent(kind: Kind, instruction: Instruction, devices: int, per_slice: int) ->
 def _result(instruction: Instruction) -> str:
     """Shape of what it gives; those that start something give operands, results and more."""
     code, shape = instruction.opcode, instruction.shape.strip()
+    if code == "send":
+        return shape.partition("]")[0] + "]"
     if not code.endswith("-start") or code == "all-reduce-start" or shape[0] != "(":
         return shape
     depth, commas = 0, []

@@ -1,18 +1,27 @@
-"""The TPU compiler on a machine without a TPU: a lowered step -> the memory that it takes."""
+"""The TPU compiler on a machine without a TPU: a lowered step -> what it takes and what it sends.
+
+What was compiled once is kept in a folder, by the text of the program: compiling takes minutes.
+"""
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
+from speechlm_jax.planner.collectives import Collective, collectives
 from speechlm_jax.planner.slices import GIB, Slices
 
 # The compiler would ask Cloud's metadata server what machine this is, and say that it cannot know;
@@ -26,11 +35,9 @@ ALONE = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-# "Used 74.90G of 31.25G hbm", or "... temporaries (187.85G) exceeds available HBM (15.75G)"
-NEEDS = (
-    re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"),
-    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM"),
-)
+VERSION = 1  # of what `Compiled` says
+WHOLE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +45,21 @@ class Compiled:
     """What the compiler says of a program.
 
     Attributes:
-      hbm_bytes: that it needs on each chip, whether or not they are there.
-      temporary_bytes: of these, neither arguments nor results; None where it does not fit.
-      program_bytes: of these, the program itself; None likewise.
-      flops: by the compiler's own count, each loop's body once; None likewise.
-      text: the optimised program; None likewise.
+      fits: whether the compiler found room.
+      hbm_bytes: that it needs on each chip at its fullest moment, whether or not they are there.
+      temporary_bytes: of these, neither arguments nor results.
+      program_bytes: of these, the program itself; 0 where it does not fit.
+      flops: by the compiler's own count, each loop's body once; None where it does not fit.
+      collectives: of one run; none where it does not fit.
       seconds: that compiling took.
     """
 
+    fits: bool
     hbm_bytes: int
-    temporary_bytes: int | None
-    program_bytes: int | None
+    temporary_bytes: int
+    program_bytes: int
     flops: float | None
-    text: str | None
+    collectives: tuple[Collective, ...]
     seconds: float
 
 
@@ -66,6 +75,8 @@ def devices(slices: Slices) -> list[Any]:
     options: dict[str, Any] = {"chip_config_name": "megacore"} if slices.kind == "v4" else {}
     if slices.number > 1:
         options["num_slices"] = slices.number
+    if slices.chips_a_slice == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     shape = "x".join(map(str, slices.shape))
     try:
         found = topologies.get_topology_desc(
@@ -81,29 +92,60 @@ def devices(slices: Slices) -> list[Any]:
     return list(found.devices)
 
 
-def compile_step(lowered: Any) -> Compiled:
-    """Compiles; a program that is too large is an answer, not an error."""
+def compile_program(
+    lowered: Any, slices: Slices, *, argument_bytes: int, keep: Path | None = None
+) -> Compiled:
+    """Compiles; a program that is too large is an answer, not an error.
+
+    Args:
+      argument_bytes: of its arguments on each chip; a program that does not fit no longer says.
+      keep: folder of what was compiled before; None: there is none.
+    """
+    if keep is None:
+        return _compile(lowered, slices, argument_bytes)
+    text = f"{VERSION}\n{_compiler()}\n{slices.name}\n{lowered.as_text()}"
+    path = keep / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(UserError):  # not there, half written by another version
+        return configs.from_json(Compiled, artifacts.read_json(path))
+    found = _compile(lowered, slices, argument_bytes)
+    artifacts.write_json(path, configs.to_json(found))
+    return found
+
+
+def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
     began = time.perf_counter()
     try:
         with _no_cache():
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
+        needed = _needed(str(error), argument_bytes)
         if needed is None:
             raise
-        return Compiled(needed, None, None, None, None, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Compiled(False, needed, needed - argument_bytes, 0, None, (), seconds)
     seconds = time.perf_counter() - began
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    program, temporary = memory.generated_code_size_in_bytes, memory.temp_size_in_bytes
-    given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # `temp_size_in_bytes` adds up what is never there at the same time: half as much again
+    peak, program = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
+    sent = collectives(
+        compiled.as_text(), num_devices=slices.chips, devices_per_slice=slices.chips_a_slice
+    )
     return Compiled(
-        hbm_bytes=given + temporary + program,
-        temporary_bytes=temporary,
+        fits=peak + program <= slices.chip.hbm_bytes,
+        hbm_bytes=peak + program,
+        temporary_bytes=peak - memory.argument_size_in_bytes,
         program_bytes=program,
         flops=costs.get("flops"),
-        text=compiled.as_text(),
+        collectives=tuple(sent),
         seconds=seconds,
     )
+
+
+def _compiler() -> str:
+    """Name and version of what compiles."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return f"libtpu {metadata.version('libtpu')}"
+    return os.environ.get("TPU_LIBRARY_PATH", "libtpu")
 
 
 @contextlib.contextmanager
@@ -119,10 +161,10 @@ def _no_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _needed(message: str) -> int | None:
+def _needed(message: str, argument_bytes: int) -> int | None:
     """Bytes that the compiler asked for in vain; None if it failed for another reason."""
-    for pattern in NEEDS:
+    for pattern, rest in ((WHOLE, 0), (TEMPORARIES, argument_bytes)):
         found = pattern.search(message)
         if found:
-            return int(float(found[1]) * UNITS[found[2]])
+            return rest + int(float(found[1]) * UNITS[found[2]])
     return None

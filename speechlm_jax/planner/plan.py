@@ -1,7 +1,7 @@
 """A config and slices that are not there -> what each chip holds, sends and computes in a step."""
 
 import dataclasses
-import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,16 +10,19 @@ import numpy as np
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment
 from speechlm_jax.lm.bench import synthetic_stage
-from speechlm_jax.planner.collectives import Collective, collectives
-from speechlm_jax.planner.compile import Compiled, compile_step, devices
-from speechlm_jax.planner.roofline import Bounds, bounds, with_recomputation
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.planner.answer import answer, held_bytes
+from speechlm_jax.planner.compile import Compiled, compile_program, devices
+from speechlm_jax.planner.roofline import Bounds, bounds, recomputed
 from speechlm_jax.planner.slices import Slices
-from speechlm_jax.sharding import make_mesh, row_shards
+from speechlm_jax.sharding import batch_sharding, make_mesh, row_shards
 from speechlm_jax.train.program import Program, make_program
 from speechlm_jax.train.work import Work
 
 FIELDS = {"ids": np.int32, "segments": np.int32, "positions": np.int32, "loss_mask": np.float32}
 SECONDS_A_DAY = 86_400
+ADAM_BYTES = 24  # a parameter: weight and two moments in float32, read and written
+CAST_BYTES = 2  # a weight in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,6 @@ class Plan:
       parts: bytes on each chip, by what they hold.
       work: model FLOPs of a batch whose rows are one document each.
       flops: over all chips, recomputation included.
-      collectives: none where the step does not fit.
       budget: tokens of the config's phases; 0: it names none.
     """
 
@@ -46,16 +48,28 @@ class Plan:
     parts: dict[str, int]
     work: Work
     flops: float
-    collectives: tuple[Collective, ...]
     bounds: Bounds
     budget: int
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room, and what it says adds up to no more than there is."""
-        return self.compiled.text is not None and (
-            self.compiled.hbm_bytes <= self.slices.chip.hbm_bytes
-        )
+        """Whether every chip has room for it."""
+        return self.compiled.fits
+
+    @property
+    def hbm_share(self) -> float:
+        """Of a chip's memory that it needs; above 1 where it does not fit."""
+        return self.compiled.hbm_bytes / self.slices.chip.hbm_bytes
+
+    @property
+    def rows_per_chip(self) -> int:
+        """Rows that a chip reads at a time; of rows that several chips share, 1."""
+        return -(-self.rows // self.num_microbatches // self.slices.chips)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The least time, over all chips."""
+        return self.bounds.seconds / (self.rows * self.length)
 
     @property
     def days(self) -> float | None:
@@ -67,16 +81,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; figures that are not the compiler's are named `..._bound`."""
-        tokens, capacity = self.rows * self.length, self.slices.chip.hbm_bytes
-        seconds = self.bounds.seconds
+        tokens = self.rows * self.length
         return {
-            "slices": self.slices.name,
-            "chips": self.slices.chips,
-            "fits": self.fits,
-            "hbm_bytes": self.compiled.hbm_bytes,
-            "capacity_bytes": capacity,
-            "hbm_share": round(self.compiled.hbm_bytes / capacity, 4),
-            "parts_bytes": self.parts,
+            **answer(self.slices, self.compiled, self.parts, self.bounds),
             "parameters": self.parameters,
             "length": self.length,
             "rows": self.rows,
@@ -86,58 +93,66 @@ class Plan:
             "model_flops_full": self.work.flops_full,
             "flops_with_recomputation": self.flops,
             "flops_by_compiler": self.compiled.flops,
-            "collectives": [dataclasses.asdict(one) for one in self.collectives],
-            "bounds_seconds": dataclasses.asdict(self.bounds),
-            "step_seconds_bound": seconds,
-            "bound": self.bounds.name,
-            "tokens_per_second_bound": tokens / seconds,
+            "tokens_per_second_bound": tokens / self.bounds.seconds,
             "days_bound": self.days,
-            "compile_seconds": round(self.compiled.seconds, 1),
         }
 
 
 def plan_training(
-    experiment: LanguageModelExperiment, slices: Slices, *, length: int, vocab_size: int
+    experiment: LanguageModelExperiment,
+    slices: Slices,
+    *,
+    length: int,
+    vocab_size: int,
+    keep: Path | None = None,
 ) -> Plan:
     """Compiles the step that `speechlm train` would run on these slices.
 
     Args:
       length: ids a row, as the rows were prepared with.
       vocab_size: where the config leaves it to the rows.
+      keep: folder of what was compiled before; None: there is none.
 
     Raises:
       UserError: the config does not divide over the mesh, or the compiler is not there.
     """
-    model = experiment.model
-    model = dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
-    program = _program(dataclasses.replace(experiment, model=model), slices)
+    experiment = with_vocab(experiment, vocab_size)
+    model, microbatches = experiment.model, experiment.train.num_microbatches
+    program = make_step(experiment, slices)
     rows = experiment.data.batch_size
-    _check_rows(program, rows, experiment.train.num_microbatches)
+    _check_rows(program, rows, microbatches)
     batch = {name: jax.ShapeDtypeStruct((rows, length), kind) for name, kind in FIELDS.items()}
     batch["task"] = jax.ShapeDtypeStruct((rows,), np.int32)
-    compiled = compile_step(program.lower(batch))
-    stack = model.transformer
-    assert program.stage.work is not None
-    work = program.stage.work({"segments": np.ones((1, length), np.int32)}).times(rows)
-    head = 6.0 * model.vocab_size * stack.embed * rows * length
-    flops = with_recomputation(work, head_flops=head, remat=stack.remat)
-    moved = _collectives(compiled, slices)
+    parts = _parts(program, batch)
+    compiled = compile_program(
+        program.lower(batch), slices, argument_bytes=sum(parts.values()), keep=keep
+    )
+    parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
+    work = program.stage.work
+    assert work is not None
+    work = work({"segments": np.ones((1, length), np.int32)}).times(rows)
+    flops = work.flops_causal + rows * length * recomputed(model.transformer, length)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.layout.shapes.params))
     found = bounds(
-        slices, program.mesh.devices.flat[0].device_kind, flops=flops, parameters=parameters,
-        passes=(3 if stack.remat == "full" else 2) * experiment.train.num_microbatches,
-        ici_bytes=sum(one.wire_bytes for one in moved if one.network == "ici"),
-        dcn_bytes=sum(one.wire_bytes for one in moved if one.network == "dcn"),
+        slices, program.mesh.devices.flat[0].device_kind, flops=flops,
+        hbm_bytes=parameters * ADAM_BYTES / slices.chips
+        + CAST_BYTES * parameters * _passes(model) * microbatches / program.mesh.shape["tensor"],
+        moved=compiled.collectives,
     )  # fmt: skip
     budget = sum(phase.tokens or 0 for phase in experiment.data.phases)
     return Plan(
-        slices, length, rows, experiment.train.num_microbatches, parameters, compiled,
-        _parts(program, batch, compiled), work, flops,
-        moved, found, budget,
-    )  # fmt: skip
+        slices, length, rows, microbatches, parameters, compiled, parts, work, flops, found, budget
+    )
 
 
-def _program(experiment: LanguageModelExperiment, slices: Slices) -> Program:
+def with_vocab(experiment: LanguageModelExperiment, vocab_size: int) -> LanguageModelExperiment:
+    """The experiment, its vocabulary of this size where the config leaves it to the rows."""
+    model = experiment.model
+    model = dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
+    return dataclasses.replace(experiment, model=model)
+
+
+def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
     """The step, with the tasks that the config names and a vocabulary of the model's size."""
     model, train = experiment.model, experiment.train
     names = {name for phase in experiment.data.phases for name in phase.shares}
@@ -151,6 +166,11 @@ def _program(experiment: LanguageModelExperiment, slices: Slices) -> Program:
     )  # fmt: skip
 
 
+def _passes(model: LanguageModelConfig) -> int:
+    """How often a microbatch reads the weights: forward, backward, and forward again."""
+    return 3 if model.transformer.remat == "full" else 2
+
+
 def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:
     shards = row_shards(program.mesh)
     if rows % (shards * num_microbatches):
@@ -160,35 +180,14 @@ def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:
         )
 
 
-def _collectives(compiled: Compiled, slices: Slices) -> tuple[Collective, ...]:
-    if compiled.text is None:
-        return ()
-    found = collectives(
-        compiled.text, num_devices=slices.chips, devices_per_slice=slices.chips_a_slice
-    )
-    return tuple(found)
-
-
-def _parts(program: Program, batch: dict[str, Any], compiled: Compiled) -> dict[str, int]:
-    """Bytes on each chip; of a step that does not fit, what lies there between steps."""
-    layout = program.layout
-
-    def held(shapes: Any, shardings: Any) -> int:
-        sizes = jax.tree.map(
-            lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-            shapes, shardings,
-        )  # fmt: skip
-        return sum(jax.tree.leaves(sizes))
-
-    abstract, where = layout.shapes, layout.shardings
-    parts = {
-        "weights": held(abstract.params, where.params),
-        "optimizer": held(abstract.opt_state, where.opt_state)
-        + held(abstract.extras, where.extras),
-        "batch": sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
-        // row_shards(program.mesh),
+def _parts(program: Program, batch: dict[str, Any]) -> dict[str, int]:
+    """Bytes on each chip that lie there between steps, by what they hold."""
+    state, rows = program.layout.abstract, batch_sharding(program.mesh)
+    placed = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()
     }
-    if compiled.temporary_bytes is not None and compiled.program_bytes is not None:
-        parts["temporaries"] = compiled.temporary_bytes
-        parts["program"] = compiled.program_bytes
-    return parts
+    return {
+        "weights": held_bytes(state.params),
+        "optimizer": held_bytes((state.opt_state, state.extras)),
+        "batch": held_bytes(placed),
+    }

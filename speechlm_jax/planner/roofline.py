@@ -5,12 +5,12 @@ were hidden behind it (Williams et al. 2009). Real steps take longer; docs/plans
 """
 
 import dataclasses
+from collections.abc import Iterable
 
+from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.planner.collectives import Collective
 from speechlm_jax.planner.slices import DCN_BANDWIDTH, Slices
-from speechlm_jax.train.work import PEAK_FLOPS, Work
-
-ADAM_BYTES = 24  # a parameter: weight and two moments in float32, read and written
-CAST_BYTES = 2  # a weight in bfloat16
+from speechlm_jax.train.work import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,36 +38,41 @@ def bounds(
     device_kind: str,
     *,
     flops: float,
-    parameters: int,
-    passes: int,
-    ici_bytes: int,
-    dcn_bytes: int,
+    hbm_bytes: float,
+    moved: Iterable[Collective],
 ) -> Bounds:
     """Lower bounds of a step's time.
 
     Args:
       flops: of the step over all chips, recomputation included.
-      parameters: of the model; weights and moments lie spread over all chips.
-      passes: how often a step reads all weights, as gathered in bfloat16 on each chip.
-      ici_bytes, dcn_bytes: that a chip sends within its slice, and between slices.
+      hbm_bytes: that each chip must read and write.
+      moved: what each chip sends.
     """
     chip = slices.chip
-    read = parameters * (ADAM_BYTES / slices.chips + CAST_BYTES * passes)
+    sent = {"ici": 0, "dcn": 0}
+    for one in moved:
+        sent[one.network] += one.wire_bytes
     return Bounds(
         compute=flops / slices.chips / PEAK_FLOPS[device_kind],
-        hbm=read / chip.hbm_bandwidth,
-        ici=ici_bytes / chip.ici_bandwidth,
-        dcn=dcn_bytes / DCN_BANDWIDTH,
+        hbm=hbm_bytes / chip.hbm_bandwidth,
+        ici=sent["ici"] / chip.ici_bandwidth,
+        dcn=sent["dcn"] / DCN_BANDWIDTH,
     )
 
 
-def with_recomputation(work: Work, *, head_flops: float, remat: str) -> float:
-    """FLOPs of a step that makes forward values of its blocks twice.
+def recomputed(stack: TransformerConfig, length: int) -> float:
+    """FLOPs a token of what the backward pass makes again, causal, for rows of one document.
 
-    Args:
-      work: of the batch, by the causal convention.
-      head_flops: of these, the output layer's, which is never made twice.
-      remat: `TransformerConfig.remat`; "dots" keeps all products with weights.
+    Never a block's last product: nothing needs it. "dots" makes the attention again; so does
+    "full", also where its result is saved, because its backward pass wants the sums of its softmax.
     """
-    forward = (work.flops_causal - head_flops) / 3
-    return work.flops_causal + (forward if remat == "full" else 0.0)
+    if stack.remat == "none":
+        return 0.0
+    attention = 2.0 * stack.heads * stack.head_dim * length
+    products = 0.0
+    if stack.remat == "full":
+        width, kv_width = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+        products = 2.0 * stack.embed * (width + 2 * stack.mlp)
+        if "qkv" not in (*stack.saved, *stack.offloaded):
+            products += 2.0 * stack.embed * (width + 2 * kv_width)
+    return stack.num_layers * (products + attention)

@@ -1,0 +1,164 @@
+"""A model and slices that are not there -> what one step of generation holds and takes.
+
+The step of `nn/decode.py`: one id of every request, its keys and values written to the cache, the
+next id chosen. Weights are bfloat16, whole along `embed`: `tensor` splits them by heads, width and
+vocabulary, the cache by heads; requests lie over the other axes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from speechlm_jax.arrays import Array, Int, PyTree
+from speechlm_jax.errors import UserError
+from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.transformer import Cache
+from speechlm_jax.planner.answer import answer, held_bytes
+from speechlm_jax.planner.compile import Compiled, compile_program, devices
+from speechlm_jax.planner.roofline import Bounds, bounds
+from speechlm_jax.planner.slices import Slices
+from speechlm_jax.sharding import BATCH_AXES, PARAM_RULES, MeshConfig, make_mesh, param_shardings
+
+RULES = {**PARAM_RULES, "embed": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePlan:
+    """What a step of generation takes; everything but the compiler's word is a projection.
+
+    Attributes:
+      requests: at a time, over all chips.
+      length: ids that the cache has room for, prompt included.
+      tensor: chips that share a request.
+      parts: bytes on each chip, by what they hold.
+    """
+
+    slices: Slices
+    requests: int
+    length: int
+    tensor: int
+    compiled: Compiled
+    parts: dict[str, int]
+    bounds: Bounds
+
+    @property
+    def fits(self) -> bool:
+        """Whether every chip has room for it."""
+        return self.compiled.fits
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object; figures that are not the compiler's are named `..._bound`."""
+        return {
+            **answer(self.slices, self.compiled, self.parts, self.bounds),
+            "requests": self.requests,
+            "length": self.length,
+            "tensor": self.tensor,
+            "tokens_per_second_bound": self.requests / self.bounds.seconds,
+        }
+
+
+def plan_decoding(
+    model: LanguageModelConfig,
+    slices: Slices,
+    *,
+    requests: int,
+    length: int,
+    tensor: int | None = None,
+    keep: Path | None = None,
+) -> DecodePlan:
+    """Compiles a step of generation for these slices.
+
+    Args:
+      requests: at a time, over all chips.
+      length: ids that the cache has room for, prompt included.
+      tensor: chips that share a request; None: as many as there are heads of keys for.
+      keep: folder of what was compiled before; None: there is none.
+
+    Raises:
+      UserError: the model or the requests do not divide over the chips.
+    """
+    kv_heads = model.transformer.kv_heads
+    tensor = tensor or math.gcd(kv_heads, slices.chips_a_slice)
+    mesh = make_mesh(MeshConfig(replica=slices.number, tensor=tensor), devices=devices(slices))
+    if requests % (slices.chips // tensor):
+        raise UserError(
+            f"--requests: {requests} do not divide over {slices.chips // tensor} groups of {tensor}"
+        )
+    params, cache = _shapes(model, mesh, requests, length)
+    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    ids = jax.ShapeDtypeStruct((requests, 1), jnp.int32, sharding=rows)
+    parts = {name: held_bytes(tree) for name, tree in {"weights": params, "cache": cache}.items()}
+    where = jax.tree.map(lambda leaf: leaf.sharding, cache)
+    with jax.set_mesh(mesh):
+        step = jax.jit(decode_step(model), donate_argnums=3, out_shardings=(rows, where))
+        lowered = step.lower(params, ids, ids, cache)
+    compiled = compile_program(
+        lowered, slices, argument_bytes=sum(parts.values()) + 2 * held_bytes(ids), keep=keep
+    )
+    found = bounds(
+        slices, mesh.devices.flat[0].device_kind, flops=_flops(model, params, requests, length),
+        hbm_bytes=float(sum(parts.values())), moved=compiled.collectives,
+    )  # fmt: skip
+    parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
+    return DecodePlan(slices, requests, length, tensor, compiled, parts, found)
+
+
+def decode_step(
+    model: LanguageModelConfig,
+) -> Callable[[PyTree, Array, Array, Cache], tuple[Array, Cache]]:
+    """(params, last ids, their positions, cache) to the likeliest next ids and the cache."""
+    made = functional(model)
+
+    def step(
+        params: PyTree,
+        ids: Int[Array, "batch new"],
+        positions: Int[Array, "batch new"],
+        cache: Cache,
+    ) -> tuple[Int[Array, "batch new"], Cache]:
+        bound = made.bind(params)
+        hidden, cache = bound.extend(ids, Layout(jnp.ones_like(ids), positions), cache)
+        return jnp.argmax(bound.logits(hidden), axis=-1).astype(ids.dtype), cache
+
+    return step
+
+
+def _shapes(
+    model: LanguageModelConfig, mesh: Mesh, requests: int, length: int
+) -> tuple[PyTree, Cache]:
+    """Weights and cache where they lie."""
+    made = functional(model)
+    places = param_shardings(made.shapes, made.axes, mesh=mesh, rules=RULES)
+    params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where),
+        made.shapes, places,
+    )  # fmt: skip
+    heads = "tensor" if model.transformer.kv_heads % mesh.shape["tensor"] == 0 else None
+
+    def placed(leaf: Any) -> Any:
+        axes = {5: (None, BATCH_AXES, heads), 2: (BATCH_AXES,), 0: ()}[leaf.ndim]
+        where = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    empty = jax.eval_shape(
+        lambda: Cache.empty(
+            model.transformer, batch=requests, slots=length, dtype=jnp.dtype("bfloat16")
+        )
+    )
+    return params, jax.tree.map(placed, empty)
+
+
+def _flops(model: LanguageModelConfig, params: PyTree, requests: int, length: int) -> float:
+    """Of one step over all chips, the cache full."""
+    stack = model.transformer
+    table = 0 if model.tied else model.vocab_size * stack.embed
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - table
+    attention = 4.0 * stack.num_layers * stack.heads * stack.head_dim * length
+    return requests * (2.0 * weights + attention)

@@ -1,0 +1,209 @@
+"""Which microbatches, remat and mesh a training should take on a slice; the most rows that fit.
+
+The batch of the config stays: it belongs to the recipe. What is tried is how a slice works it off.
+Ways are compiled in the order of the least time that their arithmetic needs; those that cannot beat
+the best one found are left out, and so are those whose kept activations alone do not fit.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+from speechlm_jax.experiment.configs import LanguageModelExperiment
+from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.planner.plan import Plan, make_step
+from speechlm_jax.planner.roofline import recomputed
+from speechlm_jax.planner.slices import Slices
+from speechlm_jax.sharding import row_shards
+from speechlm_jax.train.work import PEAK_FLOPS
+
+SPARE = 0.08  # of a chip's memory, for what the compiler does not see
+ROUNDING = 1e-6  # between two ways to add up the same FLOPs
+MOST_ROWS = 64  # a chip and microbatch
+REMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("none", ()),
+    ("dots", ()),
+    ("full", ("qkv",)),
+    ("full", ()),
+)
+SPLITS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4))  # tensor, context
+Planner = Callable[[LanguageModelExperiment], Plan]
+Report = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A mesh and a remat policy; the number of microbatches is open.
+
+    Attributes:
+      experiment: with both.
+      overrides: that say so on the command line.
+      shards: into how many parts the mesh splits rows.
+      seconds_floor: arithmetic a token at the chips' best, over all chips.
+    """
+
+    experiment: LanguageModelExperiment
+    overrides: tuple[str, ...]
+    shards: int
+    seconds_floor: float
+
+    def microbatches(self) -> list[int]:
+        """Numbers of them that the batch divides into; the fewest rows at a time first."""
+        whole, rest = divmod(self.experiment.data.batch_size, self.shards)
+        return [] if rest else [n for n in range(whole, 0, -1) if whole % n == 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One candidate that was compiled, and the overrides that make it of the config."""
+
+    overrides: tuple[str, ...]
+    plan: Plan
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What is ranked: halfway between a step that hides all it can and one that hides nothing.
+
+        The least time alone would take any traffic for free that arithmetic could hide.
+        """
+        plan = self.plan
+        added = sum(dataclasses.astuple(plan.bounds)) / (plan.rows * plan.length)
+        return (plan.seconds_per_token + added) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Its line in a table of the search."""
+        return {
+            "overrides": list(self.overrides),
+            "fits": has_spare(self.plan),
+            "hbm_share": round(self.plan.hbm_share, 4),
+            "seconds_per_token_bound": self.plan.seconds_per_token if self.plan.fits else None,
+            "seconds_per_token_ranked": self.seconds_per_token if self.plan.fits else None,
+        }
+
+
+def has_spare(plan: Plan) -> bool:
+    """Whether it fits, with something to spare."""
+    return plan.fits and plan.hbm_share <= 1 - SPARE
+
+
+def best(tried: Sequence[Tried]) -> Tried | None:
+    """The one to take; None: nothing fits."""
+    good = [one for one in tried if has_spare(one.plan)]
+    return min(good, key=lambda one: one.seconds_per_token, default=None)
+
+
+def search(
+    experiment: LanguageModelExperiment,
+    slices: Slices,
+    planner: Planner,
+    *,
+    length: int,
+    report: Report = lambda done, total, text: None,
+) -> list[Tried]:
+    """Compiles candidates until no other can be better than the best that fits.
+
+    Args:
+      experiment: its model with the size of its vocabulary.
+      planner: `plan_training` for these slices and this length.
+      report: called with ways done, all ways, and what is compiled now.
+    """
+    found = sorted(ways(experiment, slices, length=length), key=lambda way: way.seconds_floor)
+    tried: list[Tried] = []
+    for number, way in enumerate(found):
+        good = best(tried)
+        if good is not None and good.seconds_per_token <= way.seconds_floor * (1 + ROUNDING):
+            break
+        if _kept_bytes(way.experiment, length) > slices.chip.hbm_bytes:
+            continue
+
+        def compiled(microbatches: int, way: Way = way, number: int = number) -> Plan:
+            more = f"train.num_microbatches={microbatches}"
+            report(number, len(found), " ".join([*way.overrides, more]))
+            plan = planner(configs.override(way.experiment, [more]))
+            tried.append(Tried((*way.overrides, more), plan))
+            return plan
+
+        _climb(compiled, way.microbatches(), rows=lambda n: 1 / n)
+    report(len(found), len(found), "")
+    return tried
+
+
+def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planner) -> Plan | None:
+    """The plan with the most rows a chip and microbatch that fit; None: not even one row does."""
+    shards = row_shards(make_step(experiment, slices).mesh)
+
+    def compiled(rows: int) -> Plan:
+        batch = rows * shards * experiment.train.num_microbatches
+        return planner(configs.override(experiment, [f"data.batch_size={batch}"]))
+
+    return _climb(compiled, range(1, MOST_ROWS + 1), rows=float)
+
+
+def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) -> Iterator[Way]:
+    """Every mesh that the model divides over, with every remat; the simplest mesh first."""
+    for tensor, context in SPLITS:
+        if slices.chips_a_slice % (tensor * context) or length % context:
+            continue
+        mesh = (f"train.mesh.tensor={tensor}", f"train.mesh.context={context}")
+        try:
+            program = make_step(configs.override(experiment, mesh), slices)
+        except UserError:
+            continue  # does not divide
+        peak = slices.chips * PEAK_FLOPS[program.mesh.devices.flat[0].device_kind]
+        assert program.stage.work is not None
+        flops = program.stage.work({"segments": np.ones((1, length), np.int32)}).flops_causal
+        for remat, saved in REMATS:
+            overrides = (
+                *mesh,
+                f"model.transformer.remat={remat}",
+                f"model.transformer.saved={json.dumps(saved)}",
+            )
+            made = configs.override(experiment, overrides)
+            again = recomputed(made.model.transformer, length)
+            yield Way(made, overrides, row_shards(program.mesh), (flops / length + again) / peak)
+
+
+def _climb(
+    compiled: Callable[[int], Plan], choices: Sequence[int], *, rows: Callable[[int], float]
+) -> Plan | None:
+    """The last of the choices that fits; they need more and more memory, in a line by `rows`.
+
+    The first two are compiled, the line through them says which is the last, and that is compiled;
+    where it needs more than it should, those before it.
+    """
+    plans: list[Plan] = []
+    for choice in choices[:2]:
+        plan = compiled(choice)
+        if not has_spare(plan):
+            return plans[-1] if plans else None
+        plans.append(plan)
+    if len(plans) < 2:
+        return plans[-1] if plans else None
+    (x0, x1), (y0, y1) = map(rows, choices[:2]), (plan.hbm_share for plan in plans)
+    slope = max((y1 - y0) / (x1 - x0), 1e-9)
+    good = [n for n in choices[2:] if y1 + slope * (rows(n) - x1) <= 1 - SPARE]
+    for choice in reversed(good):
+        plan = compiled(choice)
+        if has_spare(plan):
+            return plan
+    return plans[-1]
+
+
+def _kept_bytes(experiment: LanguageModelExperiment, length: int) -> float:
+    """At least what a chip keeps of one row of activations for the backward pass, in bfloat16."""
+    stack, mesh = experiment.model.transformer, experiment.train.mesh
+    whole, split = _kept_values(stack)
+    return 2 * stack.num_layers * length / mesh.context * (whole + split / mesh.tensor)
+
+
+def _kept_values(stack: TransformerConfig) -> tuple[int, int]:
+    """Values a block and position: those that lie on a chip whole, and those `tensor` splits."""
+    width, kv_width = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+    if stack.remat == "full":
+        return stack.embed, (width + 2 * kv_width) if "qkv" in stack.saved else 0
+    return 2 * stack.embed, width + 2 * kv_width + 2 * stack.mlp

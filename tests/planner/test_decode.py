@@ -1,0 +1,73 @@
+"""A step of generation: it says what `generate` says, and its parts are what they must be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from speechlm_jax.cli import main as cli
+from speechlm_jax.errors import EXIT_USAGE, UserError
+from speechlm_jax.lm.presets import preset
+from speechlm_jax.nn.attention import whole
+from speechlm_jax.nn.decode import generate
+from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.transformer import Cache
+from speechlm_jax.planner.decode import decode_step, plan_decoding
+from speechlm_jax.planner.slices import parse_topology
+
+MODEL = preset("tiny", vocab_size=1024)
+
+
+def test_the_step_says_what_generation_says():
+    config = preset("tiny", vocab_size=64, dtype="float32", remat="none")
+    made, steps = functional(config), 5
+    params, _ = made.init(jax.random.key(0))
+    prompts = jnp.array(np.random.default_rng(0).integers(0, 64, (3, 4)))
+    lengths = jnp.full(3, 4)
+    generated = jax.jit(lambda params: generate(
+        made.bind(params), prompts, lengths, keys=jax.random.split(jax.random.key(1), 3),
+        allowed=jnp.ones((3, 64), bool), stops=jnp.zeros(64, bool), max_new=steps,
+    ))(params)  # fmt: skip
+    bound = made.bind(params)
+    cache = Cache.empty(config.transformer, batch=3, slots=4 + steps)
+    hidden, cache = bound.extend(prompts, whole(lengths, 4), cache)
+    ids = jnp.argmax(bound.logits(hidden[:, -1:]), axis=-1).astype(jnp.int32)
+    step, said = jax.jit(decode_step(config)), [ids]
+    for place in range(4, 3 + steps):
+        ids, cache = step(params, ids, jnp.full((3, 1), place), cache)
+        said.append(ids)
+    np.testing.assert_array_equal(jnp.concatenate(said, axis=1), generated.ids)
+
+
+def test_parts_and_bound():
+    pytest.importorskip("libtpu", reason="needs the `tpu` extra")
+    slices = parse_topology("v5e:2x2")
+    plan = plan_decoding(MODEL, slices, requests=8, length=512)
+    found, stack = plan.to_json(), MODEL.transformer
+    assert found["fits"] and found["tensor"] == 2, "two heads of keys"
+    weights = sum(leaf.size for leaf in jax.tree.leaves(functional(MODEL).shapes))
+    halves = 2 * weights / 2  # bfloat16, over two chips; norms on both
+    assert halves < plan.parts["weights"] < 1.01 * halves
+    held = 2 * stack.num_layers * stack.kv_heads * stack.head_dim * 512 * 8 * 2
+    seen = 2 * 4 * 512 * 8  # segments and positions
+    assert plan.parts["cache"] == pytest.approx(held / 4 + seen / 2, rel=0.01)
+    read = plan.parts["weights"] + plan.parts["cache"]
+    assert found["bounds_seconds"]["hbm"] == pytest.approx(read / slices.chip.hbm_bandwidth)
+    assert found["tokens_per_second_bound"] == 8 / found["step_seconds_bound"]
+    assert {one.kind for one in plan.compiled.collectives} <= {"all-reduce", "all-gather"}
+    gathered = sum(one.bytes for one in plan.compiled.collectives)
+    assert gathered < 0.1 * halves, "activations cross the network, weights do not"
+    with pytest.raises(UserError, match="--requests: 3 do not divide over 2 groups of 2"):
+        plan_decoding(MODEL, slices, requests=3, length=512)
+
+
+def test_one_chip_sends_nothing():
+    pytest.importorskip("libtpu", reason="needs the `tpu` extra")
+    plan = plan_decoding(MODEL, parse_topology("v6e:1x1"), requests=1, length=128)
+    assert plan.fits and not plan.compiled.collectives and plan.bounds.ici == 0
+
+
+def test_one_thing_is_asked_at_a_time(capsys):
+    line = ["plan", "configs/lm_150m.py", "--topology", "v5e:2x2", "--decode", "--search"]
+    assert cli.main(line) == EXIT_USAGE
+    assert "not allowed with" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""The search against a compiler that is a formula: it must find what trying everything finds."""
+
+import dataclasses
+
+import pytest
+
+from speechlm_jax import config as configs
+from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
+from speechlm_jax.lm.presets import preset
+from speechlm_jax.planner.compile import Compiled
+from speechlm_jax.planner.plan import Plan
+from speechlm_jax.planner.roofline import Bounds
+from speechlm_jax.planner.search import (
+    MOST_ROWS,
+    SPARE,
+    Tried,
+    best,
+    has_spare,
+    largest,
+    search,
+    ways,
+)
+from speechlm_jax.planner.slices import parse_topology
+from speechlm_jax.sharding import MeshConfig
+from speechlm_jax.train.loop import TrainConfig
+from speechlm_jax.train.work import Work
+
+pytest.importorskip("libtpu", reason="needs the `tpu` extra")
+SLICE = parse_topology("v5e:2x2")
+LENGTH = 256
+EXPERIMENT = LanguageModelExperiment(
+    RowsData("", batch_size=32), preset("tiny", vocab_size=1024), TrainConfig(0)
+)
+COST = {"none": 1.0, "dots": 1.1, "full": 1.3}
+KEPT = {"none": 9.0, "dots": 5.0, "full": 1.0}
+
+
+class Formula:
+    """Memory: a base and so much a row; time: by remat and mesh."""
+
+    def __init__(self, *, base=0.1, row=0.02):
+        self.base, self.row, self.asked = base, row, []
+
+    def __call__(self, experiment):
+        self.asked.append(experiment)
+        mesh, stack = experiment.train.mesh, experiment.model.transformer
+        shards = SLICE.chips // (mesh.tensor * mesh.context)
+        rows = experiment.data.batch_size / experiment.train.num_microbatches / shards
+        kept = KEPT[stack.remat] * (1.2 if stack.saved else 1) / (mesh.tensor * mesh.context)
+        share = self.base + self.row * rows * kept
+        # slower than any floor, so that the order of ways matters
+        seconds = COST[stack.remat] * (0.95 if stack.saved else 1) + 0.01 * mesh.tensor
+        size = int(share * SLICE.chip.hbm_bytes)
+        compiled = Compiled(share <= 1, size, 0, 0, None, (), 0.0)
+        bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
+        return Plan(
+            SLICE, LENGTH, experiment.data.batch_size, experiment.train.num_microbatches, 1,
+            compiled, {}, Work(), 0.0, bounds, 0,
+        )  # fmt: skip
+
+
+def everything(planner):
+    """All ways with all numbers of microbatches."""
+    return [
+        Tried((), planner(configs.override(way.experiment, [f"train.num_microbatches={n}"])))
+        for way in ways(EXPERIMENT, SLICE, length=LENGTH)
+        for n in way.microbatches()
+    ]
+
+
+@pytest.mark.parametrize("row", [0.001, 0.02, 0.1, 0.3, 0.8])
+def test_the_search_finds_what_trying_everything_finds(row):
+    formula = Formula(row=row)
+    found = best(search(EXPERIMENT, SLICE, formula, length=LENGTH))
+    asked = len(formula.asked)
+    expected = best(everything(formula))
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert found.seconds_per_token == expected.seconds_per_token
+        assert asked < len(formula.asked) - asked, "and compiles less"
+        again = Formula(row=row)(configs.override(EXPERIMENT, found.overrides))
+        assert again == found.plan, "the overrides say how to ask for it"
+
+
+def test_what_cannot_be_better_is_not_compiled():
+    """Plans as fast as the floor: the first way that fits ends the search."""
+    first = min(ways(EXPERIMENT, SLICE, length=LENGTH), key=lambda way: way.seconds_floor)
+    formula = Formula()
+
+    def at_the_floor(experiment):
+        plan = formula(experiment)
+        seconds = first.seconds_floor * plan.rows * plan.length
+        return dataclasses.replace(plan, bounds=Bounds(seconds, 0.0, 0.0, 0.0))
+
+    said = []
+    tried = search(
+        EXPERIMENT, SLICE, at_the_floor, length=LENGTH, report=lambda *what: said.append(what)
+    )
+    assert {one.overrides[:-1] for one in tried} == {first.overrides}
+    assert len(said) == len(tried) + 1 and said[-1][0] == said[-1][1]
+    assert "model.transformer.remat=none" in said[0][2]
+
+
+def test_nothing_fits():
+    assert best(search(EXPERIMENT, SLICE, Formula(base=2.0), length=LENGTH)) is None
+    assert largest(EXPERIMENT, SLICE, Formula(base=0.93)) is None
+
+
+@pytest.mark.parametrize("row, rows", [(0.1, 8), (0.0001, MOST_ROWS), (0.5, 1)])
+def test_the_most_rows_that_fit(row, rows):
+    formula = Formula(row=row)
+    full = configs.override(EXPERIMENT, ["train.num_microbatches=2"])
+    plan = largest(full, SLICE, formula)
+    assert plan is not None and has_spare(plan) and plan.rows_per_chip == rows
+    assert plan.num_microbatches == 2 and plan.rows == 2 * 4 * rows
+    assert len(formula.asked) <= 3
+    assert (
+        Formula(row=row)(configs.override(full, [f"data.batch_size={plan.rows + 8}"])).hbm_share
+        > 1 - SPARE
+        or rows == MOST_ROWS
+    )
+
+
+def test_meshes_that_the_model_divides_over():
+    own = dataclasses.replace(EXPERIMENT, train=TrainConfig(0, mesh=MeshConfig(fsdp=-1)))
+    meshes = {
+        (way.experiment.train.mesh.tensor, way.experiment.train.mesh.context)
+        for way in ways(own, SLICE, length=LENGTH)
+    }
+    assert meshes == {(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)}
+    odd = preset("tiny", vocab_size=1023)
+    meshes = [
+        way.experiment.train.mesh
+        for way in ways(dataclasses.replace(own, model=odd), SLICE, length=LENGTH)
+    ]
+    assert {mesh.tensor for mesh in meshes} == {1}, "1023 ids do not divide over tensor"
