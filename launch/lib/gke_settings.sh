@@ -40,7 +40,7 @@ plan_slice() {
   fi
   topology=${topology:-$usual}
   [[ $topology ]] || die "$accelerator: its shape is not known here; give topology=AxB or AxBxC"
-  [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] && ((${topology//x/*} == chips)) ||
+  [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ && $((${topology//x/*})) == "$chips" ]] ||
     die "topology '$topology' is not that of $accelerator ($chips chips)"
   chips_a_host=$((chips < 4 ? chips : 4))
   [[ $topology != 2x4 ]] || chips_a_host=8 # the machines with eight chips, as `launch/run` has them

@@ -37,8 +37,8 @@ say_pods() {
   line=$(awk '{ count[$2]++ } END { for (phase in count) print count[phase], phase }' <<<"$answer" | sort)
   line=${line//$'\n'/, }
   # POD PHASE EXIT WAITS WHY, of which one of the last two says something
-  why=$(awk '$2 == "Pending" { $1 = $2 = $3 = ""; gsub(/<none>/, ""); print }' <<<"$answer" | sort -r | head -n 1)
-  read -r why <<<"$why"
+  why=$(awk '$2 == "Pending" { $1 = $2 = $3 = ""; print; exit }' <<<"$answer")
+  read -r why <<<"${why//<none>/}"
   [[ $state != SUSPENDED ]] || line='suspended: a queue of the cluster holds it'
   line+=${why:+: $why}
   [[ -z $line || $line == "$said" ]] || say "$(date +%T) $line"

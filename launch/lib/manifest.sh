@@ -58,6 +58,7 @@ write_manifest() {
   if [[ $dry_run ]]; then
     printf "mkdir -p %s\ncat >%s <<'YAML'\n%s\nYAML\n" "${MANIFEST%/*}" "$MANIFEST" "$manifest"
   else
-    mkdir -p "${MANIFEST%/*}" && printf '%s\n' "$manifest" >"$MANIFEST" || fail "cannot write $MANIFEST"
+    mkdir -p "${MANIFEST%/*}"
+    printf '%s\n' "$manifest" >"$MANIFEST"
   fi
 }

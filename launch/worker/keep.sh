@@ -35,7 +35,7 @@ copy_now_and_then() {
 }
 
 echo $$ >"$folder/keeper"
-copy=$(hostname)-$(date -u +%Y%m%dT%H%M%SZ).txt
+copy=$(hostname)-$(date -u +%Y%m%dT%H%M%S.%3NZ).txt
 # The pid is the command's own: it gets the signal of stop.sh, its helpers do not.
 "$@" &
 command=$!

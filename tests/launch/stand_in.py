@@ -86,13 +86,17 @@ def known(tool: str, words: list[str]) -> tuple[str, list[str], dict[str, str]]:
 class StandIn:
     """One pretended cloud."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cluster) -> None:
         self.folder = folder
+        self.cluster = cluster  # of stand_in_cluster.py
         self.plan = Plan()
         self.requests: dict[str, Request] = {}
         self.calls: list[list[str]] = []
         self.refused: list[str] = []
-        self.tools = {"gcloud": self.gcloud, "gcsfuse": self.gcsfuse, "uv": self.uv, "fuser": fuser}
+        self.tools = {
+            "gcloud": self.gcloud, "kubectl": cluster.kubectl, "gcsfuse": self.gcsfuse,
+            "uv": self.uv, "fuser": fuser,
+        }  # fmt: skip
 
     def answer(self, tool: str, folder: Path, words: list[str]) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
@@ -116,6 +120,7 @@ class StandIn:
             "tpu-vm describe": self.describe_node,
             "storage buckets describe": self.describe_bucket,
             "storage rsync": self.rsync,
+            "clusters get-credentials": self.cluster.get_credentials,
         }
         (act,) = [act for name, act in acts.items() if command.endswith(name)]
         try:
@@ -240,6 +245,7 @@ class StandIn:
             "LAUNCH_DEVICES": str(home / "dev"),
             "LAUNCH_LOCKFILE": str(home / "libtpu_lockfile"),
             "LAUNCH_CLEAR_SECONDS": "0",
+            "LAUNCH_LOG_SECONDS": "0.02",
         }
 
     def scp(self, folder: Path, words: list[str], flags: dict[str, str]):
