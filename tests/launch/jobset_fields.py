@@ -68,5 +68,3 @@ def faults(value, allowed, where="") -> list[str]:
         kind = allowed.get(key, allowed.get("*"))
         found += faults(item, kind, f"{where}.{key}") if kind else [f"{where}.{key}: no such field"]
     return found
-
-

@@ -186,7 +186,7 @@ class Cluster:
         return text
 
     def pass_time(self) -> None:
-        """What the controllers do: pods find nodes and run; jobs end; JobSets end or start again."""
+        """What the controllers do: pods run; jobs end; JobSets end or start again."""
         for name, jobset in self.jobsets.items():
             pods = self.selected(f"{LABELS[0]}={name}")
             if (self.folder / "lost_node").exists():
@@ -219,9 +219,11 @@ class Cluster:
         if int(disk.removesuffix("G")) > 100:
             return "0/4 nodes are available: 4 Insufficient ephemeral-storage."
         slot = int(pod.labels[LABELS[1]])
-        if self.plan.pending or slot >= self.plan.pools or resources["limits"] != {
-            "google.com/tpu": 4
-        }:
+        if (
+            self.plan.pending
+            or slot >= self.plan.pools
+            or resources["limits"] != {"google.com/tpu": 4}
+        ):
             return "0/4 nodes are available: 4 Insufficient google.com/tpu."
         return ""
 
@@ -231,7 +233,9 @@ class Cluster:
         (mount,), (volume,) = container["volumeMounts"], pod.spec["volumes"]
         bucket = self.folder / "buckets" / volume["csi"]["volumeAttributes"]["bucketName"]
         pod.home.mkdir(parents=True)
-        words = [word.replace(f"{mount['mountPath']}/", f"{bucket}/") for word in container["command"]]
+        words = [
+            word.replace(f"{mount['mountPath']}/", f"{bucket}/") for word in container["command"]
+        ]
         first = pod.labels[LABELS[1]] == pod.labels[LABELS[2]] == "0"
         pod.waiting = ""
         with (pod.home / "log.txt").open("w") as log:

@@ -33,9 +33,7 @@ def test_fields_are_those_of_jobset(manifest, stand_ins):
     assert fields.faults(manifest, fields.FIELDS) == []
     wrong = copy.deepcopy(manifest)
     wrong["spec"]["network"]["enableDNSHostname"] = True
-    assert fields.faults(wrong, fields.FIELDS) == [
-        ".spec.network.enableDNSHostname: no such field"
-    ]
+    assert fields.faults(wrong, fields.FIELDS) == [".spec.network.enableDNSHostname: no such field"]
 
 
 def test_hosts_and_chips_are_those_of_the_slice(manifest):
