@@ -20,9 +20,9 @@ copy_log() {
   local size
   size=$(stat -c %s "$log")
   [[ $logs && $size != "$copied" ]] || return 0
-  if timeout -k 5 60 mkdir -p "$logs" 2>/dev/null &&
-    flock -w 70 "$folder/copying" timeout -k 5 60 dd if="$log" of="$logs/$copy" bs=1M \
-      iflag=skip_bytes skip="$before" status=none 2>/dev/null; then
+  if timeout --foreground -k 5 60 mkdir -p "$logs" 2>/dev/null &&
+    flock -w 70 "$folder/copying" timeout --foreground -k 5 60 dd if="$log" of="$logs/$copy" \
+      bs=1M iflag=skip_bytes skip="$before" status=none 2>/dev/null; then
     copied=$size
   elif [[ -z $said ]]; then
     said=yes
@@ -43,7 +43,7 @@ echo "$command" >"$folder/pid.part" && mv "$folder/pid.part" "$folder/pid"
 copy_now_and_then &
 copier=$!
 wait "$command" && code=0 || code=$?
-kill "$copier"
+kill "$copier" 2>/dev/null || true
 wait "$copier" 2>/dev/null || true
-copy_log
+copy_log || true
 echo "$code" >"$folder/exit.part" && mv "$folder/exit.part" "$folder/exit"

@@ -40,14 +40,14 @@ echo "$*" >>"$HOME/arguments.txt"
 while (($#)); do [[ $1 == --workdir || $1 == --out ]] && folder=$2; shift; done
 mkdir -p "$folder"
 [[ -z ${MEGASCALE_NUM_SLICES:-} ]] || { echo "stale MEGASCALE"; exit 3; }
-[[ $WORKER == *-w-0 ]] || { while [[ ! -f $folder/done ]]; do sleep 0.02; done; exit 0; }
+[[ $WORKER == *-w-0 ]] || { while [[ ! -f $folder/done ]]; do sleep 0.05; done; exit 0; }
 step=$(cat "$folder/step" 2>/dev/null || echo 0)
 while ((step < 6)); do
   step=$((step + 1)); echo "$step" >"$folder/step"; echo "step $step"; sleep 0.02
   event=$(cat "$CLOUD/at_step_$step" 2>/dev/null || true); rm -f "$CLOUD/at_step_$step"
   case $event in
     # what reached the bucket is what is left of a host's log
-    preempt) until cat ~/bucket/logs/*/"$WORKER"-*.txt | grep -q "step $step"; do sleep 0.02; done
+    preempt) until cat ~/bucket/logs/*/"$WORKER"-*.txt | grep -q "step $step"; do sleep 0.05; done
              touch "$CLOUD/preempt"; sleep 20 ;;
     lose_node) touch "$CLOUD/lost_node"; sleep 20 ;;
     fail) echo "field data.mixture: no such file"; touch "$folder/done"; exit 2 ;;

@@ -31,6 +31,7 @@ class ClusterPlan:
     """What should happen."""
 
     pools: int = 1  # of v5e:4x4 with 100 GB disks, a slice each
+    queued: int = 0  # so many looks at the JobSet until a queue lets it go
     pending: int = 0  # so many looks at the pods until the nodes are there
     no_image: bool = False  # in the registry
     hiccups: int = 0  # so many questions go without an answer
@@ -118,8 +119,10 @@ class Cluster:
         if found := faults(jobset, FIELDS):
             raise Failed(f"Error from server (BadRequest): strict decoding error: {found}\n")
         jobset["status"] = {"restarts": 0}
+        jobset["spec"]["suspend"] = self.plan.queued > 0
         self.jobsets[jobset["metadata"]["name"]] = jobset
-        self.start(jobset)
+        if not self.plan.queued:
+            self.start(jobset)
         return f"jobset.jobset.x-k8s.io/{jobset['metadata']['name']} created\n"
 
     def start(self, jobset: dict[str, Any]) -> None:
@@ -144,7 +147,7 @@ class Cluster:
         elif words[0] != "jobset":
             raise Failed(f'error: the server doesn\'t have a resource type "{words[0]}"\n')
         elif words[1] in self.jobsets:
-            things = [self.jobsets[words[1]]]
+            things = [self.leave_queue(self.jobsets[words[1]])]
         elif "--ignore-not-found" in flags:
             things = []
         else:
@@ -154,6 +157,15 @@ class Cluster:
             raise Refused(f"get: {flags}")
         paths = [column.split(":")[1] for column in columns.split(",")]
         return "".join("   ".join(at(thing, path) for path in paths) + "\n" for thing in things)
+
+    def leave_queue(self, jobset: dict[str, Any]) -> dict[str, Any]:
+        """When its time has come."""
+        if jobset["spec"]["suspend"]:
+            self.plan.queued -= 1
+            if self.plan.queued == 0:
+                jobset["spec"]["suspend"] = False
+                self.start(jobset)
+        return jobset
 
     def selected(self, selector: str) -> list[Pod]:
         wanted = dict(pair.split("=") for pair in selector.split(","))
@@ -193,7 +205,7 @@ class Cluster:
                 (self.folder / "lost_node").unlink()
                 pods[-1].end(signal.SIGKILL)
                 pods[-1].lost = True
-            if "terminalState" not in jobset["status"]:
+            if pods and "terminalState" not in jobset["status"]:
                 self.schedule(pods)
                 self.judge(jobset, pods)
 

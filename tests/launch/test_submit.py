@@ -28,8 +28,9 @@ def pods(cloud):
 
 
 def test_a_run_from_the_queue_to_the_end(cloud):
-    cloud.plan_cluster(pending=4)
+    cloud.plan_cluster(queued=2, pending=4)
     done = submit(cloud, *TRAIN)
+    assert "suspended: a queue of the cluster holds it" in done.stderr
     assert "4 Pending: 0/4 nodes are available: 4 Insufficient google.com/tpu." in done.stderr
     assert "4 Running" in done.stderr
     assert done.stdout.splitlines()[-1] == "nothing is running"
