@@ -14,8 +14,8 @@ copied=$before
 said=
 
 # Nothing can be appended to what lies in a bucket: the log since this start is written anew each
-# time. A bucket that hangs or refuses does not hold the run up, nor end it: the log is still here.
-# The lock is for a copy that hangs while the last one begins.
+# time. A bucket that refuses or hangs does not end the run, nor hold it up but for the last copy, a few
+# minutes at most. The lock is for a copy that still hangs while the last one begins.
 copy_log() {
   local size
   size=$(stat -c %s "$log")
