@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# The command line of `run` and `slice`. Sourced.
+# The command line of `run`, `slice` and `gke/submit`. Sourced.
 
 # read_arguments WORD...: options and settings before `--`; sets `verb` and `rest`.
 read_arguments() {
-  local file=launch/settings own=()
+  local file=$settings_file own=()
   verb='' rest=()
   while (($#)); do
     case $1 in
@@ -19,7 +19,7 @@ read_arguments() {
   done
   if [[ -f $file ]]; then
     read_settings "$file"
-  elif [[ $file != launch/settings ]]; then
+  elif [[ $file != "$settings_file" ]]; then
     die "there is no $file"
   fi
   local setting

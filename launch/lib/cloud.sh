@@ -4,8 +4,6 @@
 
 QUEUE=(gcloud compute tpus queued-resources)
 
-patience=1 # how often a question is asked; more than once while a run is watched
-
 create_command() {
   local command=("${QUEUE[@]}") options=()
   # Named reservations and flex-start are flags of the alpha command only.
@@ -28,27 +26,6 @@ create_command() {
   [[ -z $service_account ]] || options+=("--service-account=$service_account")
   create=("${command[@]}" create "$name" "${place[@]}" "--accelerator-type=$accelerator"
     "--runtime-version=$runtime" "${options[@]}")
-}
-
-# describe ASSUMED COMMAND...: sets `answer`; ABSENT where there is no such thing. A dry run shows
-# the question and goes on as if the answer were ASSUMED.
-describe() {
-  local assumed=$1 left=$patience
-  shift
-  if [[ $dry_run ]]; then
-    quoted "$@"
-    answer=$assumed
-    return
-  fi
-  until answer=$("$@" 2>"$scratch/error"); do
-    if grep -q NOT_FOUND "$scratch/error"; then
-      answer=ABSENT
-      return
-    fi
-    left=$((left - 1))
-    ((left > 0)) || fail "cannot ask for the state of $name: $(reason)"
-    pause
-  done
 }
 
 # node_names: those that `create` gave.

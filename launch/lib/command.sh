@@ -9,7 +9,6 @@ plan_command() {
   [[ $1 == speechlm ]] || return 0
   written=$(value_of --workdir "$@")
   written=${written:-$(value_of --out "$@")}
-  check_gs_words "$@"
   if [[ ${2:-} == train ]]; then
     plan_training "$@"
   else
@@ -18,34 +17,27 @@ plan_command() {
     packages=full
     one_host || command=(env JAX_PLATFORMS=cpu "$@")
   fi
+  check_gs_words
 }
 
 plan_training() {
+  local folder
+  folder=$(value_of --workdir "$@")
   [[ $(value_of --hosts "$@") ]] || command+=(--hosts 0) # JAX asks the machine
-  one_host || shared "$written" ||
+  [[ -z $disk_gb || $(value_of --disk-gb "$@") ]] || command+=(--disk-gb "$disk_gb")
+  one_host || shared "$folder" ||
     die "several hosts: give --workdir gs://BUCKET/FOLDER, or a path from / that all of them see"
 }
 
 shared() { [[ $1 == gs://* || $1 == /* ]]; }
 
-# Only the bucket of the settings is mounted.
+# What `mounted` leaves as gs:// is not of the bucket in the settings, or read by speechlm itself.
 check_gs_words() {
-  local word
-  for word in "$@"; do
-    [[ $word != *gs://* || ($bucket && $word == *"$bucket/"*) ]] ||
+  local own word words
+  own=$(value_of --disk-gb "${command[@]}")
+  mounted "$bucket" / "${command[@]}"
+  for word in "${words[@]}"; do
+    [[ $word != *gs://* || ($own && $word == data.mixture=gs://*) ]] ||
       die "$word: only the bucket of the settings can be read (bucket=${bucket:-none})"
-  done
-}
-
-# value_of OPTION WORD...: what follows it.
-value_of() {
-  local option=$1
-  shift
-  while (($#)); do
-    case $1 in
-      "$option") echo "${2:-}" && return ;;
-      "$option"=*) echo "${1#*=}" && return ;;
-    esac
-    shift
   done
 }

@@ -49,6 +49,7 @@ pack() {
   run mkdir -p .cache/launch || fail "cannot write to .cache"
   run tar -czf "$ARCHIVE" --exclude=./.git --exclude=./.venv --exclude=./.cache --exclude=./runs \
     --exclude=./build --exclude=./dist --exclude=__pycache__ --exclude=./launch/settings \
+    --exclude=./launch/gke/settings \
     . "${own[@]}" || fail "cannot pack the code"
 }
 
@@ -69,7 +70,7 @@ setup_workers() {
 
 # start_command WORD...
 start_command() {
-  on_workers "cannot start" "$(quoted bash speechlm/launch/worker/start.sh "$bucket" "$@")"
+  on_workers "cannot start" "$(quoted bash speechlm/launch/worker/start.sh "$name" "$bucket" "$@")"
 }
 
 stop_command() {

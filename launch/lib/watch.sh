@@ -5,7 +5,7 @@ MISSES=5 # polls in a row that the workers, or the cloud, may leave without an a
 
 # Sets `outcome`: the command's exit code, or `lost` where the slice is.
 watch_run() {
-  local misses=0 last=''
+  local misses=0
   patience=$MISSES
   outcome=''
   while [[ -z $outcome ]]; do
@@ -45,10 +45,7 @@ read_outcome() {
 }
 
 show_progress() {
-  local line
-  line=$(sed -n 's/^log //p' "$scratch/output" | head -n 1)
-  [[ -z $line || $line == "$last" ]] || printf '%s\n' "$line"
-  last=$line
+  show_line "$(sed -n 's/^log //p' "$scratch/output" | head -n 1)"
 }
 
 # A command that runs is left alone: its code does not change under it.

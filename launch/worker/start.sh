@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # On a worker: starts the command in the background, unless it runs already.
 #
-#   start.sh BUCKET WORD...        (BUCKET may be '')
+#   start.sh NAME BUCKET WORD...        (BUCKET may be ''; NAME is that of the slice)
 set -euo pipefail
 
 # shellcheck source=launch/lib/words.sh
 . "$(dirname "$0")/../lib/words.sh"
-bucket=$1
-shift
+name=$1
+bucket=$2
+shift 2
 written=$(quoted "$@")
 # shellcheck source=launch/worker/kept.sh
 . "$(dirname "$0")/kept.sh"
@@ -28,16 +29,6 @@ clear_chips() {
   sudo rm -f "$lockfile"
 }
 
-# gs://BUCKET/... is where the bucket is mounted: speechlm itself reads folders.
-local_words() {
-  local word
-  words=()
-  for word in "$@"; do
-    [[ -z $bucket ]] || word=${word//"$bucket/"/"$HOME/bucket/"}
-    words+=("$word")
-  done
-}
-
 if kept; then
   [[ $(cat "$folder/command") == "$written" ]] && exit 0
   echo "worker $(hostname): another command runs: $(cat "$folder/command")"
@@ -47,18 +38,12 @@ mkdir -p "$folder"
 rm -f "$folder/keeper" "$folder/pid" "$folder/exit"
 printf '%s\n' "$written" >"$folder/command"
 clear_chips
-local_words "$@"
+mounted "$bucket" "$HOME/bucket" "$@"
 # Of an earlier multislice job; libtpu and JAX ask the machine for theirs.
 for variable in "${!MEGASCALE_@}"; do unset "$variable"; done
 export PATH=$HOME/speechlm_venv/bin:$PATH
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/jax_cache}
 cd "$HOME/speechlm"
-# The pid is the command's own: it gets the signal of stop.sh, its helpers do not.
-# shellcheck disable=SC2016 # the inner shell's variables
-nohup setsid bash -c '
-  echo $$ >"$0/keeper"
-  "$@" & echo $! >"$0/pid.part" && mv "$0/pid.part" "$0/pid"
-  wait $! && code=0 || code=$?
-  echo "$code" >"$0/exit.part" && mv "$0/exit.part" "$0/exit"
-' "$folder" "${words[@]}" >>"$folder/log.txt" 2>&1 </dev/null &
-until [[ -s $folder/pid ]]; do sleep 0.1; done
+logs=${bucket:+$HOME/bucket/logs/$name}
+nohup setsid bash launch/worker/keep.sh "$logs" "${words[@]}" >>"$folder/log.txt" 2>&1 </dev/null &
+until [[ -s $folder/pid ]]; do sleep 0.02; done

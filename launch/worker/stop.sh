@@ -6,9 +6,9 @@ set -euo pipefail
 . "$(dirname "$0")/kept.sh"
 kept || exit 0
 kill -TERM "$(cat "$folder/pid")" 2>/dev/null || true
-for ((tenth = 0; tenth < 6000; tenth++)); do
+for ((look = 0; look < 12000; look++)); do
   kept || exit 0
-  sleep 0.1
+  sleep 0.05
 done
 echo "worker $(hostname): the command has not stopped within 10 minutes"
 exit 1

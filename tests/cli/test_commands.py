@@ -65,6 +65,16 @@ def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkey
         assert verb.call_args.kwargs["overrides"] == ["a=1", "b=2"]
 
 
+def test_what_the_launchers_add_to_a_command_parses():
+    goldens = PACKAGE.parent / "tests/launch/goldens"
+    text = (goldens / "run_spot.txt").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "start.sh" in line]
+    words = shlex.split(shlex.split(line)[-1])
+    assert cli.parse(words[words.index("train") :]).hosts == 0  # JAX asks the machine
+    pods = (goldens / "gke_submit.txt").read_text(encoding="utf-8")
+    assert '- "--hosts"\n                    - "0"\n' in pods
+
+
 def test_only_prepare_imports_tensorflow():
     others = ", ".join(f"speechlm_jax.cli.{c}" for c in options.COMMANDS if c != "prepare")
     code = (

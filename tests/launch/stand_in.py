@@ -86,13 +86,17 @@ def known(tool: str, words: list[str]) -> tuple[str, list[str], dict[str, str]]:
 class StandIn:
     """One pretended cloud."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cluster) -> None:
         self.folder = folder
+        self.cluster = cluster  # of stand_in_cluster.py
         self.plan = Plan()
         self.requests: dict[str, Request] = {}
         self.calls: list[list[str]] = []
         self.refused: list[str] = []
-        self.tools = {"gcloud": self.gcloud, "gcsfuse": self.gcsfuse, "uv": self.uv, "fuser": fuser}
+        self.tools = {
+            "gcloud": self.gcloud, "kubectl": cluster.kubectl, "gcsfuse": self.gcsfuse,
+            "uv": self.uv, "fuser": fuser,
+        }  # fmt: skip
 
     def answer(self, tool: str, folder: Path, words: list[str]) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
@@ -116,6 +120,7 @@ class StandIn:
             "tpu-vm describe": self.describe_node,
             "storage buckets describe": self.describe_bucket,
             "storage rsync": self.rsync,
+            "clusters get-credentials": self.cluster.get_credentials,
         }
         (act,) = [act for name, act in acts.items() if command.endswith(name)]
         try:
@@ -170,7 +175,6 @@ class StandIn:
         (self.folder / "preempt").unlink()
         for home in self.homes(request):
             end_run(home)
-            shutil.rmtree(home)
         request.preempted = True
         if self.plan.preempted == "SUSPENDED":
             request.states = ["SUSPENDING", "SUSPENDED"]
@@ -183,7 +187,6 @@ class StandIn:
             raise Failed("FAILED_PRECONDITION: the queued resource has nodes")
         for home in self.homes(request):
             end_run(home)
-            shutil.rmtree(home, ignore_errors=True)
         del self.requests[words[0]]
         return 0, "", "Deleted\n"
 
@@ -240,6 +243,7 @@ class StandIn:
             "LAUNCH_DEVICES": str(home / "dev"),
             "LAUNCH_LOCKFILE": str(home / "libtpu_lockfile"),
             "LAUNCH_CLEAR_SECONDS": "0",
+            "LAUNCH_LOG_SECONDS": "0.1",
         }
 
     def scp(self, folder: Path, words: list[str], flags: dict[str, str]):
@@ -304,13 +308,15 @@ def _status(pid: int) -> str:
 
 
 def end_run(home: Path) -> None:
-    """Kills what runs on a worker: the command and the shell that waits for it."""
+    """Kills what runs on a worker, the command and those who wait for it, and empties its disk."""
     path = home / "launch_run/keeper"
     if path.exists() and not (home / "launch_run/exit").exists():
         try:
             os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
         except ProcessLookupError:
             pass
+    while home.exists():  # who dies may still write
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def serve(stand_in: StandIn) -> socketserver.ThreadingTCPServer:

@@ -4,6 +4,7 @@ To write the goldens anew: WRITE_GOLDENS=1 python -m pytest tests/launch/test_dr
 """
 
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -26,6 +27,23 @@ CASES = {
          "bucket=", "service_account=tpu@my-project.iam.gserviceaccount.com",
          "--", "speechlm", "evaluate", "runs/lm", "--out", "runs/figures"),
     ],
+    "run_disk_gb": [
+        ("run", "disk_gb=200", *TRAIN, "data.mixture=gs://other-bucket/x.mixture.json"),
+        ("run", "disk_gb=200", *TRAIN, "--disk-gb=50", "train.init_from=gs://my-bucket/base"),
+    ],
+    "gke_submit": [
+        ("gke/submit", *TRAIN, "data.mixture=gs://my-bucket/data/x.mixture.json",
+         'evals=["it\'s"]'),
+    ],
+    "gke_submit_two_slices": [
+        ("gke/submit", "name=two", "accelerator=v6e-64", "slices=2", "namespace=lab", "disk_gb=200",
+         "restarts=9", *TRAIN, "data.mixture=gs://my-bucket/x.mixture.json",
+         "train.mesh.replica=2"),
+    ],
+    "gke_steps": [
+        ("gke/submit", "status"), ("gke/submit", "logs", "--", "50", "-f"),
+        ("gke/submit", "delete"),
+    ],
     "slice": [
         ("slice", "create", "tier=on-demand", "accelerator=v4-32"), ("slice", "wait"),
         ("slice", "sync"), ("slice", "setup", "--", "full"),
@@ -46,12 +64,13 @@ def test_a_dry_run_prints_the_golden_and_does_nothing(cloud, stand_ins, case):
         printed += cloud.launch(script, "--dry-run", *words).stdout
     assert not cloud.calls()
     assert sorted(cloud.tree.rglob("*")) == before
-    for line in printed.splitlines():
+    commands = re.sub(r"<<'YAML'\n.*?\nYAML\n", "\n", printed, flags=re.S)
+    for line in commands.splitlines():
         tool, *words = shlex.split(line, comments=True) or ["#"]
-        if tool == "gcloud":
+        if tool in ("gcloud", "kubectl"):
             stand_ins.known(tool, words)
         else:
-            assert tool in ("#", "mkdir", "tar")
+            assert tool in ("#", "mkdir", "tar", "cat")
     golden = GOLDENS / f"{case}.txt"
     if os.environ.get("WRITE_GOLDENS"):
         golden.write_text(printed, encoding="utf-8")

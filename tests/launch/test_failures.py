@@ -67,6 +67,13 @@ def test_a_bucket_that_workers_cannot_write_to(cloud):
     assert "cannot write to gs://my-bucket" in line
 
 
+def test_a_log_that_the_bucket_does_not_take_is_no_failure_of_the_run(cloud):
+    (cloud.folder / "buckets/my-bucket/logs").write_text("in the way")
+    cloud.launch("run", *TRAIN)
+    log = (cloud.worker(0) / "launch_run/log.txt").read_text()
+    assert "step 6" in log and "cannot copy this log into the bucket" in log
+
+
 def test_a_command_that_fails_is_not_tried_again(cloud):
     cloud.at_step(2, "fail")
     done = cloud.launch("run", *TRAIN, code=2)

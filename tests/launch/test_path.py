@@ -23,6 +23,7 @@ def test_a_run_from_the_queue_to_the_end(cloud):
         words = (home / "arguments.txt").read_text().split()
         assert words[-2:] == ["--hosts", "0"]
         assert f"{home}/bucket/lm" in words
+    assert logs(cloud, 0) == [(cloud.worker(0) / "launch_run/log.txt").read_text()]
     assert (cloud.folder / "buckets/my-bucket/lm/step").read_text() == "6\n"
 
 
@@ -33,7 +34,8 @@ def test_a_preempted_run_goes_on_from_its_last_step(cloud, how):
     done = cloud.launch("run", *TRAIN)
     assert "was taken" in done.stderr
     assert len(cloud.calls(*QUEUE, "create")) == 2
-    # the second life started at step 4
+    # the first life's log is left in the bucket; the second started at step 4
+    assert [log.split()[1] for log in logs(cloud, 0)] == ["1", "4"]
     assert (cloud.worker(0) / "launch_run/log.txt").read_text().split()[1] == "4"
     assert (cloud.folder / "buckets/my-bucket/lm/step").read_text() == "6\n"
 
@@ -42,11 +44,14 @@ def test_a_stopped_command_goes_on_without_a_new_slice(cloud):
     cloud.at_step(2, "hold")
     bring_up(cloud)
     cloud.launch("slice", "stop")
+    assert logs(cloud, 0) == ["step 1\nstep 2\n"]
     status = cloud.launch("slice", "status").stdout
     assert status.count(" exit 75") == 4
     cloud.launch("run", *TRAIN)
     assert (cloud.folder / "buckets/my-bucket/lm/step").read_text() == "6\n"
     assert len(cloud.calls(*QUEUE, "create")) == 1
+    # one log a start, though the host's own goes on
+    assert [log.splitlines()[0] for log in logs(cloud, 0)] == ["step 1", "step 3"]
 
 
 def test_steps_one_at_a_time_do_nothing_twice(cloud):
@@ -110,6 +115,12 @@ def test_other_verbs_run_on_the_first_worker_and_come_back(cloud):
     installs = [call for call in cloud.calls("uv", "pip") if ".[tpu]" in call]
     assert len(installs) == 1
     assert not cloud.stand_in.requests
+
+
+def logs(cloud, number):
+    """What the bucket has of a worker's logs, by their start."""
+    folder = cloud.folder / "buckets/my-bucket/logs/speechlm"
+    return [path.read_text() for path in sorted(folder.glob(f"speechlm-w-{number}-*.txt"))]
 
 
 def bring_up(cloud, *settings):

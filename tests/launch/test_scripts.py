@@ -15,6 +15,7 @@ LAUNCH = ROOT / "launch"
 ENTRIES = [
     LAUNCH / "run",
     LAUNCH / "slice",
+    LAUNCH / "gke/submit",
     LAUNCH / "train.sh",
     *sorted({*LAUNCH.glob("worker/*.sh")} - {LAUNCH / "worker/kept.sh"}),
 ]
@@ -65,13 +66,46 @@ def test_quoted_words_are_read_back_by_a_shell():
     assert again.split("\0")[:-1] == WORDS
 
 
-def test_the_example_names_every_setting_with_its_default(tmp_path):
-    example = (LAUNCH / "settings.example").read_text(encoding="utf-8")
-    script = '. launch/lib/shell.sh; . launch/lib/settings.sh; printf "%s\\n" "${SETTINGS[@]}"'
-    known = subprocess.run(
+@pytest.mark.parametrize(
+    ("name", "library"), [("settings", "slice_settings"), ("gke/settings", "gke_settings")]
+)
+def test_the_example_names_every_setting(name, library):
+    example = (LAUNCH / f"{name}.example").read_text(encoding="utf-8")
+    script = f". launch/lib/shell.sh; . launch/lib/settings.sh; . launch/lib/{library}.sh"
+    script += '; printf "%s\\n" "$settings_file" "${SETTINGS[@]}"'
+    file, *known = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
+    assert file == f"launch/{name}"
+    assert f"/{file}\n" in (ROOT / ".gitignore").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^(\w+)=", example, re.M)) == sorted(known)
+
+
+VERSIONS = [("3 2 57", 2), ("4 3 48", 2), ("4 4 20", 0), ("5 0 17", 0)]
+
+
+@pytest.mark.parametrize(("version", "code"), VERSIONS)
+def test_an_old_bash_is_refused_in_one_line(version, code):
+    """BASH_VERSINFO itself cannot be set."""
+    text = (LAUNCH / "lib/bash.sh").read_text(encoding="utf-8")
+    text = text.replace("BASH_VERSINFO", "PRETENDED").replace("BASH_VERSION", "PRETENDED")
+    done = subprocess.run(
+        ["bash", "-c", f"PRETENDED=({version}); {text}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr.count("bash 4.4 or newer is needed") == done.stderr.count("\n") == code // 2
+
+
+def test_an_old_bash_gets_as_far_as_the_refusal():
+    """The check itself is POSIX shell, and comes before every other file that is sourced."""
+    subprocess.run(["sh", "-n", LAUNCH / "lib/bash.sh"], check=True)
+    for entry in ("run", "slice", "gke/submit"):
+        text = (LAUNCH / entry).read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert lines[0] == "set -euo pipefail"
+        assert re.fullmatch(r'cd "\$\(dirname "\$0"\)/[./]+"', lines[1])
+        assert lines[2] == ". launch/lib/bash.sh"
 
 
 def test_every_command_of_the_page_is_known(stand_ins):
@@ -87,5 +121,5 @@ def test_every_command_of_the_page_is_known(stand_ins):
 
 def test_scripts_that_the_page_names_exist():
     text = (LAUNCH / "README.md").read_text(encoding="utf-8")
-    for name in set(re.findall(r"launch/([\w/.]*\w)", text)) - {"settings"}:
+    for name in set(re.findall(r"launch/([\w/.]*\w)", text)) - {"settings", "gke/settings"}:
         assert (LAUNCH / name).exists(), name

@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# From settings and the user's command to the JobSet that does it. Sourced.
+
+MANIFEST=.cache/launch/jobset.yaml
+
+# plan_pods WORD...: sets `runs`, by which a JobSet is known again, and `manifest`.
+plan_pods() {
+  command=("$@")
+  if [[ $1 == speechlm && ${2:-} == train ]]; then
+    plan_training "$@"
+  elif [[ $1 == speechlm ]]; then
+    one_host || die "speechlm ${2:-} is a program of one host: v5litepod-8, v6e-8, v4-8 or v5p-8"
+  fi
+  check_gs_words
+  runs="$slices x $accelerator, $image: $(quoted "${command[@]}")"
+  runs=${runs//[[:cntrl:]]/ }
+  fill_in_manifest
+}
+
+fill_in_manifest() {
+  local -A blank=()
+  local words key
+  mounted "$bucket" /bucket "${command[@]}"
+  for key in name restarts slices hosts service_account label topology image chips_a_host; do
+    blank[$key]=${!key}
+  done
+  blank[runs]=$(as_yaml "$runs")
+  blank[words]=$(yaml_list "                    " "${words[@]}")
+  blank[bucket_name]=${bucket#gs://}
+  blank[host_network]=false blank[dns_policy]=ClusterFirst blank[requests]='{}'
+  if ((slices > 1)); then blank[host_network]=true blank[dns_policy]=ClusterFirstWithHostNet; fi
+  # A node whose disk is too small for the cache of rows is none for this pod.
+  [[ -z $disk_gb ]] || blank[requests]="{ephemeral-storage: ${disk_gb}G}"
+  manifest=$(grep -v '^#' launch/gke/jobset.yaml)
+  for key in "${!blank[@]}"; do
+    manifest=${manifest//"{{$key}}"/"${blank[$key]}"}
+  done
+}
+
+# A string between double quotes.
+as_yaml() {
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  printf '"%s"' "${text//$'\t'/\\t}"
+}
+
+# yaml_list INDENT WORD...
+yaml_list() {
+  local indent=$1 word
+  shift
+  for word in "$@"; do printf '\n%s- %s' "$indent" "$(as_yaml "$word")"; done
+}
+
+# Where it can be read again.
+write_manifest() {
+  if [[ $dry_run ]]; then
+    printf "mkdir -p %s\ncat >%s <<'YAML'\n%s\nYAML\n" "${MANIFEST%/*}" "$MANIFEST" "$manifest"
+  else
+    mkdir -p "${MANIFEST%/*}"
+    printf '%s\n' "$manifest" >"$MANIFEST"
+  fi
+}
