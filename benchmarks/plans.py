@@ -1,8 +1,8 @@
-"""Plans of the production configs: docs/plans/*.json, and the table in docs/plans/README.md.
+"""Plans of the production configs: docs/plans/*.json, and the page docs/plans/README.md.
 
     python benchmarks/plans.py                  # all, some minutes each on two cores
     python benchmarks/plans.py --only v6e       # those whose file name holds this
-    python benchmarks/plans.py --table          # the table alone, of the files that are there
+    python benchmarks/plans.py --table          # page and pictures alone
 
 Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if one that should fit
 does not, or has less than 8% of a chip's memory to spare.
@@ -12,63 +12,182 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import plan_pictures
+
+from speechlm_jax.planner.search import SPARE
+from speechlm_jax.planner.slices import GIB
+
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = ROOT / "docs/plans"
-SPARE = 0.08
+PUBLISHED = PLANS / "published.json"
 # File name: arguments of `speechlm plan`.
-RECORDED = {
-    "lm_9b_v5p-4x4x4": "configs/lm_9b_paper.py --topology v5p:4x4x4",
-    "lm_9b_v6e-8x8": (
-        "configs/lm_9b_paper.py data.batch_size=128 train.num_microbatches=1 --topology v6e:8x8"
-    ),
-    "lm_9b_v6e-8x8-accumulated": "configs/lm_9b_paper.py --topology v6e:8x8",
+TRAINING = {
+    "lm_9b_v5p-4x4x4": "configs/lm_9b_paper.py --topology v5p:4x4x4 --largest",
+    "lm_9b_v6e-8x8": "configs/lm_9b_paper.py --topology v6e:8x8 --largest",
     "lm_9b_v6e-8x8-2": (
         "configs/lm_9b_paper.py train.num_microbatches=4 --topology v6e:8x8 --slices 2"
     ),
     "lm_9b_v5e-2x2": "configs/lm_9b_paper.py train.num_microbatches=256 --topology v5e:2x2",
-    "lm_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096",
+    "lm_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096 --largest",
+    "lm_0b5_v5e-4x4": "configs/lm_0b5.py --topology v5e:4x4 --length 4096 --largest",
 }
-# Recorded to show that the answer is no, or hardly.
-TOO_SMALL = {"lm_9b_v5e-2x2", "lm_9b_v6e-8x8-accumulated", "lm_9b_v6e-8x8-2"}
+DECODING = {
+    "decode_9b_v6e-1x1": "configs/lm_9b_paper.py --topology v6e:1x1 --decode --requests 8",
+    "decode_9b_v5e-2x4": "configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 64",
+    "decode_9b_v5p-2x2x1": "configs/lm_9b_paper.py --topology v5p:2x2x1 --decode --requests 256",
+    "decode_1b5_v5e-1x1": "configs/lm_1b5.py --topology v5e:1x1 --decode --requests 16",
+}
+SEARCHED = {
+    "search_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096 --search",
+}
+TOO_SMALL = {"lm_9b_v5e-2x2"}  # recorded to show that the answer is no
 HEAD = """\
 # Plans
 
 What the real TPU compiler says of the production configs, compiled on a machine without a TPU;
-`python benchmarks/plans.py` writes this table and the JSON files beside it. Memory is the
-compiler's word. Seconds, tokens and days are bounds, what the slice could do at best, and no
-measurement: nothing here was run on a TPU.
+`python benchmarks/plans.py` writes this page and the JSON files beside it. Memory is the compiler's
+word for a step's fullest moment. Seconds, tokens and days are bounds, what the slice could do at
+best, and no measurement: nothing here was run on a TPU. What others measured reaches a part of such
+bounds (below).
 
 """
-COLUMNS = (
-    "plan", "chips", "tokens a chip and microbatch", "memory a chip",
-    "weights, optimizer, temporaries (GiB)", "least time of a step",
-    "tokens a second at most", "days at least",
-)  # fmt: skip
+DECODE_HEAD = """
+## Generation
+
+One step: an id for each request, weights and cache in bfloat16, room for 8,192 ids a request.
+
+"""
+SEARCH_HEAD = """
+## Searched
+
+`speechlm plan ... --search` ranks by the mean of the least time and the time of a step that hides
+nothing. What it compiled:
+
+"""
+PUBLISHED_HEAD = """
+## Against what others measured
+
+`python benchmarks/published.py`: the speed that somebody published, and the bounds of our training
+step for the same model, slice and row length: as compiled, with every block made again in the
+backward pass, and as if nothing were. Their recipes differ (batch, what is kept or offloaded), so
+the share says how far from the bounds real steps are, not how fast ours would be.
+
+"""
 
 
-def table_row(name: str, plan: dict[str, Any]) -> str:
-    """One line of the table."""
-    gib = {part: size / 2**30 for part, size in plan["parts_bytes"].items()}
-    parts = [f"{gib[p]:.1f}" for p in ("weights", "optimizer", "temporaries") if p in gib]
-    share = f"{plan['hbm_bytes'] / 2**30:.1f} of {plan['capacity_bytes'] / 2**30:.2f} GiB"
-    tokens = plan["tokens_per_chip"] // plan["num_microbatches"]
-    start = f"| [`{name}`]({name}.json) | {plan['chips']} | {tokens:,} | "
-    if not plan["fits"]:
-        return f"{start}**does not fit**: {share} | {', '.join(parts)} | | | |"
-    days = "" if plan["days_bound"] is None else f"{plan['days_bound']:.1f}"
+def memory(plan: dict[str, Any]) -> str:
+    """Of a chip."""
+    share = f"{plan['hbm_bytes'] / GIB:.1f} of {plan['capacity_bytes'] / GIB:.2f} GiB"
     return (
-        f"{start}{share} ({100 * plan['hbm_share']:.0f}%) | {', '.join(parts)} | "
-        f"{plan['step_seconds_bound']:.2f} s, {plan['bound']} | "
-        f"{plan['tokens_per_second_bound']:,.0f} | {days} |"
+        f"{share} ({100 * plan['hbm_share']:.0f}%)"
+        if plan["fits"]
+        else f"**does not fit**: {share}"
     )
 
 
+def training_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the first table."""
+    gib = {part: size / GIB for part, size in plan["parts_bytes"].items()}
+    tokens = plan["tokens_per_chip"] // plan["num_microbatches"]
+    most = plan.get("largest_rows_per_chip")
+    largest = "" if most is None else f"{most} x {plan['length']:,}"
+    start = (
+        f"[`{name}`]({name}.json)", str(plan["chips"]), f"{tokens:,}", memory(plan),
+        ", ".join(f"{gib[p]:.1f}" for p in ("weights", "optimizer", "temporaries")), largest,
+    )  # fmt: skip
+    if not plan["fits"]:
+        return *start, "", "", ""
+    days = "" if plan["days_bound"] is None else f"{plan['days_bound']:.1f}"
+    seconds = f"{plan['step_seconds_bound']:.2f} s, {plan['bound']}"
+    return *start, seconds, f"{plan['tokens_per_second_bound']:,.0f}", days
+
+
+def decoding_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the second table."""
+    gib = {part: size / GIB for part, size in plan["parts_bytes"].items()}
+    start = (
+        f"[`{name}`]({name}.json)", str(plan["chips"]), str(plan["tensor"]), str(plan["requests"]),
+        memory(plan), ", ".join(f"{gib[part]:.1f}" for part in ("weights", "cache", "temporaries")),
+    )  # fmt: skip
+    if not plan["fits"]:
+        return *start, "", ""
+    seconds = f"{1000 * plan['step_seconds_bound']:.1f} ms, {plan['bound']}"
+    return *start, seconds, f"{plan['tokens_per_second_bound']:,.0f}"
+
+
+def search_rows(plan: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lines of the third table."""
+    rows = []
+    for one in plan["tried"]:
+        words = " ".join(one["overrides"])
+        bound, ranked = one["seconds_per_token_bound"], one["seconds_per_token_ranked"]
+        figures = ("", "") if bound is None else (f"{1 / bound:,.0f}", f"{1 / ranked:,.0f}")
+        best = " (best)" if one["overrides"] == plan["overrides"] else ""
+        fits = "" if one["fits"] else ", does not fit"
+        rows.append((f"`{words}`{best}", f"{100 * one['hbm_share']:.0f}%{fits}", *figures))
+    return rows
+
+
+def published_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the last table."""
+    measured = row["tokens_per_second_per_chip"]
+    return (
+        row["model"], row["slices_name"], f"{row['length']:,}", f"{measured:,.0f}",
+        f"{row['bound']:,} ({100 * row['share']:.0f}%)",
+        f"{row['bound_nothing_made_again']:,} ({100 * row['share_nothing_made_again']:.0f}%)",
+        row["source"],
+    )  # fmt: skip
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(plans: dict[str, dict[str, Any]], published: list[dict[str, Any]]) -> str:
+    """docs/plans/README.md."""
+
+    def rows(asked: dict[str, str], line: Callable[..., tuple[str, ...]]) -> list[tuple[str, ...]]:
+        return [line(name, plans[name]) for name in asked if name in plans]
+
+    parts = [
+        HEAD,
+        table(
+            ("plan", "chips", "tokens a chip and microbatch", "memory a chip",
+             "weights, optimizer, temporaries (GiB)", "most rows a chip that fit",
+             "least time of a step", "tokens a second at most", "days at least"),
+            rows(TRAINING, training_row),
+        ),
+        "\n![Memory of a chip by what it holds](memory.svg)\n",
+        "\n![Days for the budget by the number of chips](days.svg)\n",
+        DECODE_HEAD,
+        table(
+            ("plan", "chips", "chips a request", "requests at a time", "memory a chip",
+             "weights, cache, temporaries (GiB)", "least time of a step", "ids a second at most"),
+            rows(DECODING, decoding_row),
+        ),
+    ]  # fmt: skip
+    for name in SEARCHED:
+        if name in plans:
+            asked = f"[`{name}`]({name}.json): `speechlm plan {SEARCHED[name]}`\n\n"
+            columns = ("way", "memory", "tokens a second at most", "ranked by")
+            parts += [SEARCH_HEAD, asked, table(columns, search_rows(plans[name]))]
+    if published:
+        columns = (
+            "model", "slice", "row", "measured, tokens a second and chip", "our bound (share)",
+            "nothing made again (share)", "source",
+        )  # fmt: skip
+        parts += [PUBLISHED_HEAD, table(columns, [published_row(row) for row in published])]
+    return "".join(parts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plans, and writes the table."""
+    """Plans, and writes the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,21 +195,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="plan nothing")
     args = parser.parse_args(arguments)
     PLANS.mkdir(parents=True, exist_ok=True)
-    for name, asked in RECORDED.items():
+    recorded = TRAINING | DECODING | SEARCHED
+    for name, asked in recorded.items():
         if args.only in name and not args.table:
             line = ["plan", *asked.split(), "--json", "--out", str(PLANS / f"{name}.json")]
             command = [sys.executable, "-m", "speechlm_jax.cli.main", *line]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
             print(json.dumps({"plan": name, "exit_code": done.returncode}), flush=True)
-    files = {name: PLANS / f"{name}.json" for name in RECORDED}
+    files = {name: PLANS / f"{name}.json" for name in recorded}
     plans = {
         name: json.loads(file.read_text(encoding="utf-8"))
         for name, file in files.items()
         if file.is_file()
     }
-    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    rows = [*head, *(table_row(name, plan) for name, plan in plans.items())]
-    (PLANS / "README.md").write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8")) if PUBLISHED.is_file() else []
+    (PLANS / "README.md").write_text(page(plans, published), encoding="utf-8")
+    training = {name: plans[name] for name in TRAINING if name in plans}
+    plan_pictures.memory(training, PLANS / "memory.svg")
+    plan_pictures.days(training, published, PLANS / "days.svg")
     good = {name: plan["fits"] and plan["hbm_share"] <= 1 - SPARE for name, plan in plans.items()}
     return int(any(good[name] == (name in TOO_SMALL) for name in plans))
 

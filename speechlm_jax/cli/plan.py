@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
     parser.add_argument(
-        "--cache", metavar="DIR", type=Path, default=_cache(),
+        "--cache", metavar="DIR", type=Path, default=cache_folder(),
         help="what was compiled before (default: %(default)s)",
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _answer(
     return plan, _tell_training
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Where programs that were compiled are remembered."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "speechlm_jax/plans"

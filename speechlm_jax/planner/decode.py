@@ -104,7 +104,7 @@ def plan_decoding(
         lowered, slices, argument_bytes=sum(parts.values()) + 2 * held_bytes(ids), keep=keep
     )
     found = bounds(
-        slices, mesh.devices.flat[0].device_kind, flops=_flops(model, params, requests, length),
+        slices, flops=_flops(model, params, requests, length),
         hbm_bytes=float(sum(parts.values())), moved=compiled.collectives,
     )  # fmt: skip
     parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}

@@ -134,7 +134,7 @@ def plan_training(
     flops = work.flops_causal + rows * length * recomputed(model.transformer, length)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.layout.shapes.params))
     found = bounds(
-        slices, program.mesh.devices.flat[0].device_kind, flops=flops,
+        slices, flops=flops,
         hbm_bytes=parameters * ADAM_BYTES / slices.chips
         + CAST_BYTES * parameters * _passes(model) * microbatches / program.mesh.shape["tensor"],
         moved=compiled.collectives,

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.planner.collectives import Collective
 from speechlm_jax.planner.slices import DCN_BANDWIDTH, Slices
-from speechlm_jax.train.work import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Bounds:
 
 def bounds(
     slices: Slices,
-    device_kind: str,
     *,
     flops: float,
     hbm_bytes: float,
@@ -53,7 +51,7 @@ def bounds(
     for one in moved:
         sent[one.network] += one.wire_bytes
     return Bounds(
-        compute=flops / slices.chips / PEAK_FLOPS[device_kind],
+        compute=flops / slices.chips / chip.peak_flops,
         hbm=hbm_bytes / chip.hbm_bandwidth,
         ici=sent["ici"] / chip.ici_bandwidth,
         dcn=sent["dcn"] / DCN_BANDWIDTH,

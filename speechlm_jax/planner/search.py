@@ -20,7 +20,6 @@ from speechlm_jax.planner.plan import Plan, make_step
 from speechlm_jax.planner.roofline import recomputed
 from speechlm_jax.planner.slices import Slices
 from speechlm_jax.sharding import row_shards
-from speechlm_jax.train.work import PEAK_FLOPS
 
 SPARE = 0.08  # of a chip's memory, for what the compiler does not see
 ROUNDING = 1e-6  # between two ways to add up the same FLOPs
@@ -154,7 +153,7 @@ def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) ->
             program = make_step(configs.override(experiment, mesh), slices)
         except UserError:
             continue  # does not divide
-        peak = slices.chips * PEAK_FLOPS[program.mesh.devices.flat[0].device_kind]
+        peak = slices.chips * slices.chip.peak_flops
         assert program.stage.work is not None
         flops = program.stage.work({"segments": np.ones((1, length), np.int32)}).flops_causal
         for remat, saved in REMATS:

@@ -5,6 +5,7 @@ import math
 import re
 
 from speechlm_jax.errors import UserError
+from speechlm_jax.train.work import PEAK_FLOPS
 
 GIB = 2**30
 
@@ -18,6 +19,7 @@ class Chip:
 
     Attributes:
       compiler_name: in the compiler's names of topologies.
+      device_kind: as JAX names it.
       hbm_bytes: what a program may use.
       hbm_bandwidth: bytes a second.
       ici_bandwidth: bytes a second that a chip sends, over all its links.
@@ -27,6 +29,7 @@ class Chip:
     """
 
     compiler_name: str
+    device_kind: str
     hbm_bytes: int
     hbm_bandwidth: float
     ici_bandwidth: float
@@ -34,12 +37,17 @@ class Chip:
     named_by_cores: bool
     cloud_name: str
 
+    @property
+    def peak_flops(self) -> float:
+        """Dense bfloat16 FLOP/s."""
+        return PEAK_FLOPS[self.device_kind]
+
 
 CHIPS = {
-    "v4": Chip("v4", int(30.75 * GIB), 1.2e12, 3 * 9e10, 3, True, "v4"),
-    "v5e": Chip("v5e", int(15.75 * GIB), 8.1e11, 2 * 9e10, 2, False, "v5litepod"),
-    "v5p": Chip("v5", int(95.74 * GIB), 2.8e12, 3 * 1.8e11, 3, True, "v5p"),
-    "v6e": Chip("v6e", int(31.25 * GIB), 1.6e12, 2 * 1.8e11, 2, False, "v6e"),
+    "v4": Chip("v4", "TPU v4", int(30.75 * GIB), 1.2e12, 3 * 9e10, 3, True, "v4"),
+    "v5e": Chip("v5e", "TPU v5 lite", int(15.75 * GIB), 8.1e11, 2 * 9e10, 2, False, "v5litepod"),
+    "v5p": Chip("v5", "TPU v5", int(95.74 * GIB), 2.8e12, 3 * 1.8e11, 3, True, "v5p"),
+    "v6e": Chip("v6e", "TPU v6 lite", int(31.25 * GIB), 1.6e12, 2 * 1.8e11, 2, False, "v6e"),
 }
 DCN_BANDWIDTH = 6.25e9  # bytes a second and chip between slices (Austin et al. 2025, chapter 2)
 # The shapes that Cloud's names stand for; 3-D ones as close to a cube as multiples of 4 allow.
