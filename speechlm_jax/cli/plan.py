@@ -70,6 +70,10 @@ def add_parser(subparsers: Any) -> None:
         "--requests", metavar="N", type=int, default=32,
         help="with --decode: at a time, over all chips (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--tensor", metavar="N", type=int,
+        help="with --decode: chips that share a request (default: as heads of keys divide over them)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
     parser.add_argument(
@@ -104,10 +108,9 @@ def _answer(
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
     """What was asked for, as JSON, and what tells it to people."""
     if args.decode:
-        tensor = experiment.train.mesh.tensor
         plan = plan_decoding(
             experiment.model, slices, requests=args.requests, length=args.length,
-            tensor=None if tensor == 1 else tensor, keep=args.cache,
+            tensor=args.tensor, keep=args.cache,
         )  # fmt: skip
         return plan.to_json(), _tell_decoding
     planner = partial(

@@ -17,6 +17,7 @@ from speechlm_jax.planner.roofline import Bounds, bounds, recomputed
 from speechlm_jax.planner.slices import Slices
 from speechlm_jax.sharding import batch_sharding, make_mesh, row_shards
 from speechlm_jax.train.program import Program, make_program
+from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.work import Work
 
 FIELDS = {"ids": np.int32, "segments": np.int32, "positions": np.int32, "loss_mask": np.float32}
@@ -152,17 +153,21 @@ def with_vocab(experiment: LanguageModelExperiment, vocab_size: int) -> Language
     return dataclasses.replace(experiment, model=model)
 
 
-def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
-    """The step, with the tasks that the config names and a vocabulary of the model's size."""
-    model, train = experiment.model, experiment.train
+def make_stage(experiment: LanguageModelExperiment) -> Stage:
+    """Its training without data, with the tasks that the config names."""
     names = {name for phase in experiment.data.phases for name in phase.shares}
     tasks = sorted(names | set(experiment.data.shares)) or ["rows"]
-    stage = synthetic_stage(model, tasks, z_loss=experiment.z_loss)
+    return synthetic_stage(experiment.model, tasks, z_loss=experiment.z_loss)
+
+
+def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
+    """The step on these slices; its vocabulary has the model's size."""
+    train = experiment.train
     steps = train.total_steps or train.optimizer.warmup_steps + 1
     mesh = make_mesh(train.mesh, devices=devices(slices))
     return make_program(
-        stage, mesh, optimizer=train.optimizer, total_steps=steps, state=train.state,
-        num_microbatches=train.num_microbatches,
+        make_stage(experiment), mesh, optimizer=train.optimizer, total_steps=steps,
+        state=train.state, num_microbatches=train.num_microbatches,
     )  # fmt: skip
 
 

@@ -10,16 +10,18 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment
 from speechlm_jax.nn.transformer import TransformerConfig
-from speechlm_jax.planner.plan import Plan, make_step
+from speechlm_jax.planner.compile import devices
+from speechlm_jax.planner.plan import Plan, make_stage
 from speechlm_jax.planner.roofline import recomputed
 from speechlm_jax.planner.slices import Slices
-from speechlm_jax.sharding import row_shards
+from speechlm_jax.sharding import make_mesh, param_shardings, row_shards
 
 SPARE = 0.08  # of a chip's memory, for what the compiler does not see
 ROUNDING = 1e-6  # between two ways to add up the same FLOPs
@@ -134,7 +136,7 @@ def search(
 
 def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planner) -> Plan | None:
     """The plan with the most rows a chip and microbatch that fit; None: not even one row does."""
-    shards = row_shards(make_step(experiment, slices).mesh)
+    shards = row_shards(make_mesh(experiment.train.mesh, devices=devices(slices)))
 
     def compiled(rows: int) -> Plan:
         batch = rows * shards * experiment.train.num_microbatches
@@ -145,26 +147,30 @@ def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planne
 
 def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) -> Iterator[Way]:
     """Every mesh that the model divides over, with every remat; the simplest mesh first."""
+    stage, chips = make_stage(experiment), devices(slices)
+    shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0)))[0]
+    assert stage.work is not None
+    flops = stage.work({"segments": np.ones((1, length), np.int32)}).flops_causal / length
     for tensor, context in SPLITS:
         if slices.chips_a_slice % (tensor * context) or length % context:
             continue
-        mesh = (f"train.mesh.tensor={tensor}", f"train.mesh.context={context}")
+        on = (f"train.mesh.tensor={tensor}", f"train.mesh.context={context}")
+        made = configs.override(experiment, on)
         try:
-            program = make_step(configs.override(experiment, mesh), slices)
+            mesh = make_mesh(made.train.mesh, devices=chips)
+            param_shardings(shapes, stage.axes, mesh=mesh)
         except UserError:
             continue  # does not divide
-        peak = slices.chips * slices.chip.peak_flops
-        assert program.stage.work is not None
-        flops = program.stage.work({"segments": np.ones((1, length), np.int32)}).flops_causal
         for remat, saved in REMATS:
-            overrides = (
-                *mesh,
+            way = (
+                *on,
                 f"model.transformer.remat={remat}",
                 f"model.transformer.saved={json.dumps(saved)}",
             )
-            made = configs.override(experiment, overrides)
-            again = recomputed(made.model.transformer, length)
-            yield Way(made, overrides, row_shards(program.mesh), (flops / length + again) / peak)
+            made = configs.override(experiment, way)
+            needed = flops + recomputed(made.model.transformer, length)
+            peak = slices.chips * slices.chip.peak_flops
+            yield Way(made, way, row_shards(mesh), needed / peak)
 
 
 def _climb(

@@ -141,6 +141,7 @@ def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
         compile_program(lowered, SLICE, argument_bytes=2**18, keep=tmp_path)
 
 
+@pytest.mark.slow
 def test_between_slices_each_chip_sends_its_part():
     """Two slices of four chips: gradients cross once, in parts; no whole matrix does."""
     two = parse_topology("v5e:2x2", slices=2)
