@@ -72,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tensor", metavar="N", type=int,
-        help="with --decode: chips that share a request (default: as heads of keys divide over them)",
+        help="with --decode: chips that share a request (default: as heads of keys divide)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
