@@ -46,7 +46,7 @@ def add_command(
     parser = subparsers.add_parser(
         name,
         help=COMMANDS[name],
-        description=f"{COMMANDS[name].capitalize()}.\n\n{details}",
+        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.\n\n{details}",
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -176,27 +176,37 @@ def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) ->
 def _climb(
     compiled: Callable[[int], Plan], choices: Sequence[int], *, rows: Callable[[int], float]
 ) -> Plan | None:
-    """The last of the choices that fits; they need more and more memory, in a line by `rows`.
+    """The last of the choices that fits; they need more and more memory, about in a line by `rows`.
 
-    The first two are compiled, the line through them says which is the last, and that is compiled;
-    where it needs more than it should, those before it.
+    The first two are compiled. The line through the last two says which choice is the last, until
+    none is left between the best that fits and the least that does not.
     """
-    plans: list[Plan] = []
-    for choice in choices[:2]:
-        plan = compiled(choice)
-        if not has_spare(plan):
-            return plans[-1] if plans else None
-        plans.append(plan)
-    if len(plans) < 2:
-        return plans[-1] if plans else None
-    (x0, x1), (y0, y1) = map(rows, choices[:2]), (plan.hbm_share for plan in plans)
-    slope = max((y1 - y0) / (x1 - x0), 1e-9)
-    good = [n for n in choices[2:] if y1 + slope * (rows(n) - x1) <= 1 - SPARE]
-    for choice in reversed(good):
-        plan = compiled(choice)
+    found: Plan | None = None
+    points: list[tuple[float, float]] = []  # rows and shares, the best last
+    first, end = 0, len(choices)
+    while first < end:
+        choice = _guess(points, choices[first:end], rows) if len(points) > 1 else choices[first]
+        if choice is None:
+            break
+        plan, at = compiled(choice), choices.index(choice)
+        point = (rows(choice), plan.hbm_share)
         if has_spare(plan):
-            return plan
-    return plans[-1]
+            found, first, points = plan, at + 1, [*points, point]
+        elif found is None:
+            break
+        else:
+            end, points = at, [point, *points]
+    return found
+
+
+def _guess(
+    points: Sequence[tuple[float, float]], choices: Sequence[int], rows: Callable[[int], float]
+) -> int | None:
+    """The last choice that fits by the line through the point before and the best one."""
+    (x0, y0), (x1, y1) = points[-2:]
+    slope = max((y1 - y0) / (x1 - x0), 1e-9)
+    fits = [n for n in choices if y1 + slope * (rows(n) - x1) <= 1 - SPARE]
+    return fits[-1] if fits else None
 
 
 def _kept_bytes(experiment: LanguageModelExperiment, length: int) -> float:

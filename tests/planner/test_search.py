@@ -121,6 +121,25 @@ def test_the_most_rows_that_fit(row, rows):
     )
 
 
+@pytest.mark.parametrize("power", [0.7, 1.3])
+def test_memory_that_grows_in_no_line_is_climbed_too(power):
+    """The last that fits, or the one before it; in few steps."""
+    formula = Formula(row=0.05)
+
+    def bent(experiment):
+        plan = formula(experiment)
+        share = 0.02 + 0.08 * (plan.rows_per_chip - 0.5) ** power
+        size = int(share * SLICE.chip.hbm_bytes)
+        return dataclasses.replace(
+            plan, compiled=dataclasses.replace(plan.compiled, fits=share <= 1, hbm_bytes=size)
+        )
+
+    most = max(n for n in range(1, 65) if 0.02 + 0.08 * (n - 0.5) ** power <= 1 - SPARE)
+    plan = largest(EXPERIMENT, SLICE, bent)
+    assert plan is not None and most - 1 <= plan.rows_per_chip <= most
+    assert len(formula.asked) <= 6
+
+
 def test_meshes_that_the_model_divides_over():
     own = dataclasses.replace(EXPERIMENT, train=TrainConfig(0, mesh=MeshConfig(fsdp=-1)))
     meshes = {
