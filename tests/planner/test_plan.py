@@ -25,7 +25,7 @@ from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
 pytest.importorskip("libtpu", reason="needs the `tpu` extra")
-SLICE = parse_topology("v5e:2x2")
+SLICE, ONE = parse_topology("v5e:2x2"), parse_topology("v5e:1x1")
 EXPERIMENT = LanguageModelExperiment(
     RowsData("", batch_size=8, phases=(PhaseSpec("all", {"text": rest()}, tokens=10**9),)),
     preset("tiny"),
@@ -117,6 +117,20 @@ def test_a_program_that_is_too_large_is_an_answer():
     assert not found.fits and found.hbm_bytes > 120_000**2 * 4 > SLICE.chip.hbm_bytes
 
 
+def test_the_fullest_moment_is_counted_once():
+    """What goes in and what comes out are there together; two products one after the other not."""
+    place = jax.sharding.SingleDeviceSharding(devices(ONE)[0])
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=place)
+    size = 4096**2 * 4
+
+    def needs(function):
+        return compile_program(jax.jit(function).lower(x), ONE, argument_bytes=size).hbm_bytes
+
+    assert 2 * size < needs(lambda x: x * 2) < 2.1 * size
+    chain = needs(lambda x: jnp.sin(jnp.sin(jnp.sin(x @ x) @ x) @ x))
+    assert 3 * size < chain < 4.2 * size, "not one array for each of four products"
+
+
 def test_the_compilers_complaints_are_read():
     whole = "Ran out of memory in memory space hbm. Used 74.90G of 31.25G hbm. Exceeded by 43.65G"
     rest = "the total memory required for HLO temporaries (40.50G) exceeds available HBM (31.25G)."
@@ -126,7 +140,7 @@ def test_the_compilers_complaints_are_read():
 
 
 def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
-    place = jax.sharding.SingleDeviceSharding(devices(parse_topology("v5e:1x1"))[0])
+    place = jax.sharding.SingleDeviceSharding(devices(ONE)[0])
     x = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=place)
     lowered = jax.jit(lambda x: x @ x).lower(x)
     found = compile_program(lowered, SLICE, argument_bytes=2**18, keep=tmp_path)
