@@ -120,6 +120,8 @@ def prepare(
             raise UserError(
                 f"task {task.name}: gives no rows of {config.length} ids in split train"
             )
+        for split in splits.values():  # folders of an earlier version have none
+            rows.add_offsets(Path(out) / split)
         prepared.append(mixture.PreparedTask(task.name, rate, splits))
     made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, tuple(prepared))
     return mixture.write_mixture(out, made)
