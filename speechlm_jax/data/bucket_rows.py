@@ -29,6 +29,7 @@ from speechlm_jax.errors import UserError
 DISK_GB = 20.0
 ROWS_AHEAD = 1024  # at most; fewer where they would take more than a quarter of the limit
 _THREADS, _GROUP = 4, 64  # threads that fetch, and requests of one of them at once
+_PADDING = 1 << 16  # of a tail, at most
 _Key = tuple[int, int]  # a file's place in the order of opening, and a row in it
 
 
@@ -156,7 +157,7 @@ class RowFetcher:
                 files, bucket.read_ranges([file.tail for file in files]), strict=True
             ):
                 if len(tail) > self.cache.part:
-                    raise self.cache.too_small(PARTS * (len(tail) + 1))
+                    raise self.cache.too_small(PARTS * (len(tail) + _PADDING))
                 file.open(tail)
 
 
@@ -200,15 +201,13 @@ class _BucketFile:
         with open(self.stand_in, "wb") as file:
             file.truncate(self.file.size_bytes)
             os.pwrite(file.fileno(), tail, int(self.offsets[-1]))
-            try:
-                self._reader = ArrayRecordReader(
-                    str(self.stand_in), "readahead_buffer_size:0", file_reader_buffer_size=32_768
-                )
-            except RuntimeError as error:
-                line = str(error).partition("\n")[0]
-                raise UserError(f"{self.address}: is damaged ({line}); copy it again") from error
-            finally:
-                self._empty(file.fileno())
+            reader = ArrayRecordReader(
+                str(self.stand_in), "readahead_buffer_size:0", file_reader_buffer_size=32_768
+            )
+            self._empty(file.fileno())
+        if not reader.ok() or reader.num_records() != self.file.rows:
+            raise UserError(f"{self.address}: its index is damaged; copy the file again")
+        self._reader = reader
 
     def decode(self, row: int, data: bytes) -> bytes:
         """The record in the bytes of a row; RuntimeError if they are not what was written."""

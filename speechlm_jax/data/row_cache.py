@@ -40,7 +40,7 @@ class RowCache:
         """
         self.limit, self.part = limit, limit // PARTS // _BLOCK * _BLOCK
         if not self.part:
-            raise UserError(f"--disk-gb {limit / 1e9:g}: too small to read rows from a bucket")
+            raise UserError(f"--disk-gb {limit / 1e9:.4g}: too small to read rows from a bucket")
         self.folder, self._lock_file = _own_folder(Path(folder or _default_folder()))
         self._files: list[int] = []
         self._keys: list[list[Hashable]] = []
@@ -82,11 +82,11 @@ class RowCache:
             self._places.pop(key, None)
 
     def too_small(self, needed: int) -> UserError:
-        """The error of a limit that must be at least so many bytes."""
-        # four digits, rounded up
-        least = f"{needed * 1.001 / 1e9:.4g}"
+        """The error of a limit that must be so many bytes; asks for more, as sizes are means."""
+        least = needed * 1.25 / 1e9
         return UserError(
-            f"--disk-gb {self.limit / 1e9:g}: too small for these rows; give at least {least}"
+            f"--disk-gb {self.limit / 1e9:.4g}: too small for these rows; "
+            f"give at least {least:.3g}"
         )
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class RowCache:
             path.unlink()
             raise UserError(
                 f"{self.folder}: {error.strerror}; give a smaller --disk-gb than "
-                f"{self.limit / 1e9:g}, or another data.cache"
+                f"{self.limit / 1e9:.4g}, or another data.cache"
             ) from error
         return descriptor
 

@@ -64,9 +64,10 @@ def find_offsets(path: Path, rows: int) -> UInt[ndarray, " offsets"]:
             length, kind = _CHUNK_HEADER.unpack(header)
             records = kind >> 8
             if kind & 0xFF == _RECORDS:
-                if len(offsets) < rows and records != 1:
+                # after the rows comes the footer: a record on the file, and one on each row
+                if records != (1 if len(offsets) < rows else rows + 1):
                     break
-                offsets.append(begin)  # after the rows comes the footer, which is a chunk too
+                offsets.append(begin)
             begin = max(_skip(at, length), begin + records)
     if len(offsets) != rows + 1:
         raise ValueError(f"{path}: has not one chunk for each of {rows} rows")
