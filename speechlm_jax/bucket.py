@@ -5,6 +5,7 @@ TensorFlow for gs:// wherever it is installed.
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,6 +147,9 @@ def _patiently(address: str, call: Callable[[Any], T]) -> T:
 
 @functools.lru_cache
 def _file_system(protocol: str) -> Any:
+    # Before gcsfs is imported: it would ask, by gRPC and for up to a minute where that does not get
+    # through, what kind of bucket it is, which reading by HTTP need not know.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # One for all threads: fsspec would make one for each.
     try:
         return fsspec.filesystem(protocol, skip_instance_cache=True)
