@@ -71,9 +71,9 @@ def read_bytes(address: str | Path) -> bytes:
 def file_sizes(address: str) -> dict[str, int]:
     """Bytes of each file in a folder of a bucket, by name; empty where there is no such folder."""
 
-    def listed(fs: Any) -> list[dict[str, Any]]:
-        fs.invalidate_cache()
-        return fs.ls(address, detail=True)
+    def listed(system: Any) -> list[dict[str, Any]]:
+        system.invalidate_cache()
+        return system.ls(address, detail=True)
 
     try:
         found = _patiently(address, listed)
@@ -91,14 +91,14 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     """
     found: dict[int, bytes] = {}
 
-    def ask(fs: Any) -> None:
+    def ask(system: Any) -> None:
         left = [i for i in range(len(ranges)) if i not in found]
-        answers = fs.cat_ranges(
+        answers = system.cat_ranges(
             [ranges[i].address for i in left],
             [ranges[i].start or None for i in left],
             [ranges[i].end for i in left],
             on_error="return",
-            **({"batch_size": len(left)} if fs.async_impl else {}),
+            **({"batch_size": len(left)} if system.async_impl else {}),
         )
         failed = None
         for i, answer in zip(left, answers, strict=True):
@@ -137,7 +137,8 @@ def _patiently(address: str, call: Callable[[Any], T]) -> T:
             where = error.address if isinstance(error, _Failed) else address
             final = _final(where, cause)
             if final is None and wait is None:
-                final = UserError(f"{where}: cannot be read, tried again and again ({_line(cause)})")
+                line = f"{where}: cannot be read, tried again and again ({_line(cause)})"
+                final = UserError(line)
             if final is not None:
                 raise final from cause
             assert wait is not None

@@ -51,7 +51,9 @@ def test_what_fails_at_first_is_asked_for_again_and_only_that(pail, hiccup, erro
     assert b"".join(bucket.read_ranges(wanted)) == b"012345"
     assert len(pail.requests) == 10
     pail.wrong = hiccup(error, 10**6)
-    with pytest.raises(UserError, match=r"^pail://a: cannot be read, tried again and again \(.+\)$"):
+    with pytest.raises(
+        UserError, match=r"^pail://a: cannot be read, tried again and again \(.+\)$"
+    ):
         bucket.read_ranges(wanted)
 
 

@@ -266,7 +266,7 @@ class BucketRows:
 
 
 def _allow_open_files(files: int) -> None:
-    """One descriptor a file of rows, and as many again for all else; most systems start with 1,024."""
+    """One descriptor a file of rows, and as many for all else; many systems start with 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * files + 512
     if soft == resource.RLIM_INFINITY or wanted <= soft:

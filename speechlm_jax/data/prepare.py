@@ -120,8 +120,6 @@ def prepare(
             raise UserError(
                 f"task {task.name}: gives no rows of {config.length} ids in split train"
             )
-        for split in splits.values():  # folders of an earlier version have none
-            rows.add_offsets(Path(out) / split)
         prepared.append(mixture.PreparedTask(task.name, rate, splits))
     made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, tuple(prepared))
     return mixture.write_mixture(out, made)
@@ -256,8 +254,10 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
 
 
 def _split_folders(folder: Path, out: Path) -> dict[str, str]:
-    """The finished splits of a task that hold rows, relative to `out`."""
+    """The finished splits of a task that hold rows, relative to `out`; with their offsets."""
     found = [split for split in SPLITS if (folder / split / artifacts.MANIFEST).is_file()]
+    for split in found:  # folders of an earlier version have none
+        rows.add_offsets(folder / split)
     return {
         split: str((folder / split).relative_to(out))
         for split in found

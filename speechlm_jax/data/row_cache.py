@@ -1,4 +1,4 @@
-"""Rows of a bucket as they lie there (compressed), on local disk, in a ring of files within a limit.
+"""Rows of a bucket as they lie there (compressed), on local disk: a ring of files within a limit.
 
 A run goes forward, so what was written first is done with first: where the ring is full, the next
 file of it is written over. Each file has its blocks before anything is written to it.
@@ -64,7 +64,7 @@ class RowCache:
             return os.pread(self._files[start // self.part], length, start % self.part)
 
     def put(self, key: Hashable, value: bytes) -> None:
-        """Keeps a value; the oldest make room. UserError where it can never fit, or the disk is full."""
+        """Keeps a value; the oldest make room. UserError: too large, or the disk is full."""
         if len(value) > self.part:
             raise self.too_small(PARTS * (len(value) + _BLOCK))
         with self._lock:
@@ -85,8 +85,7 @@ class RowCache:
         """The error of a limit that must be so many bytes; asks for more, as sizes are means."""
         least = needed * 1.25 / 1e9
         return UserError(
-            f"--disk-gb {self.limit / 1e9:.4g}: too small for these rows; "
-            f"give at least {least:.3g}"
+            f"--disk-gb {self.limit / 1e9:.4g}: too small for these rows; give at least {least:.3g}"
         )
 
     def close(self) -> None:

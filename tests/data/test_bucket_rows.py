@@ -60,7 +60,9 @@ def blocks(folder) -> int:
 def make_plan(shards) -> MixturePlan:
     """Some epochs of each task, in two phases."""
     return MixturePlan(
-        mixture.task_rows(shards), (Phase("p", (320, 200, 100)), Phase("q", (290, 180, 380))), seed=3
+        mixture.task_rows(shards),
+        (Phase("p", (320, 200, 100)), Phase("q", (290, 180, 380))),
+        seed=3,
     )
 
 
@@ -148,10 +150,8 @@ def test_held_out_rows_are_those_of_the_folder_each_time(remote, written, make_f
     there = mixture.open_shards(remote, split="validation", fetcher=fetcher)
     for name, here in mixture.open_shards(written, split="validation").items():
         for _ in range(2):
-            batches = zip(
-                read_batches(there[name], batch_size=3), read_batches(here, batch_size=3), strict=True
-            )
-            for found, expected in batches:
+            batches = (read_batches(rows, batch_size=3) for rows in (there[name], here))
+            for found, expected in zip(*batches, strict=True):
                 assert_same(found, expected)
 
 
@@ -276,7 +276,9 @@ def test_a_limit_that_two_batches_do_not_fit_says_what_would(remote, make_fetche
     shards = mixture.open_shards(remote, fetcher=make_fetcher(SMALL))
     plan = make_plan(shards)
     make_batches(plan, shards, batch_size=16)
-    with pytest.raises(UserError, match=r"--disk-gb 0.0025: too small for these rows; give") as error:
+    with pytest.raises(
+        UserError, match=r"--disk-gb 0.0025: too small for these rows; give"
+    ) as error:
         make_batches(plan, shards, batch_size=64)
     least = float(str(error.value).rsplit(" ", 1)[1])
     enough = mixture.open_shards(remote, fetcher=make_fetcher(least / MB))

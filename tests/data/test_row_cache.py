@@ -32,12 +32,14 @@ def test_values_are_those_that_were_put_and_the_newest_are_there(tmp_path, cache
     for number in range(400):
         key = int(random.integers(150))
         put.pop(key, None)  # last in order
-        put[key] = random.integers(0, 256, int(random.integers(1, cache.part + 1)), np.uint8).tobytes()
+        put[key] = random.integers(
+            0, 256, int(random.integers(1, cache.part + 1)), np.uint8
+        ).tobytes()
         cache.put(key, put[key])
         assert blocks(tmp_path / "cache") <= LIMIT
         kept = {k: value for k in put if (value := cache.get(k)) is not None}
         assert all(kept[k] == put[k] and k in cache for k in kept)
-        # each file but the one in use is filled with the newest; a value that did not fit leaves room
+        # a value that did not fit into a file has left some room there
         newest, size = [], 0
         for k in reversed(put):
             size += len(put[k])

@@ -47,7 +47,9 @@ def test_a_row_is_read_from_its_bytes_and_the_tail_alone(tmp_path, kind, seed):
         file.seek(offsets[-1])
         file.write(whole[offsets[-1] :])
     # opened before any row is there, and kept open
-    reader = ArrayRecordReader(str(sparse), "readahead_buffer_size:0", file_reader_buffer_size=32768)
+    reader = ArrayRecordReader(
+        str(sparse), "readahead_buffer_size:0", file_reader_buffer_size=32768
+    )
     assert reader.num_records() == len(records)
     for row in np.random.default_rng(seed).permutation(len(records)):
         start, end = offsets[row], offsets[row + 1]
