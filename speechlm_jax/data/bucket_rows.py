@@ -7,6 +7,7 @@ of the corpus.
 """
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
@@ -14,7 +15,7 @@ import queue
 import resource
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +49,27 @@ class RowFetcher:
         self._queue: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
         self._pending: dict[_Key, Future[bytes]] = {}
         self._lock, self._opening, self._decoding = (threading.Lock() for _ in range(3))
+        self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_THREADS)]
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Ends the threads and removes what is on disk."""
+        """Ends the threads and removes what is on disk; whoever still waits gets CancelledError."""
+        with self._lock:
+            self._closed, waiting = True, [*self._pending.values()]
+            self._pending.clear()
+        for future in waiting:
+            future.cancel()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
-        self.cache.close()
+        with self._decoding:
+            self.cache.close()
 
     def add(self, file: "_BucketFile") -> int:
         """Takes in a file of rows; returns the number that its keys begin with."""
@@ -72,6 +83,8 @@ class RowFetcher:
     def fetch(self, key: _Key) -> Future[bytes] | None:
         """Asks for a row; None if it is here already."""
         with self._lock:
+            if self._closed:
+                raise CancelledError
             if key in self.cache:
                 return None
             if key not in self._pending:
@@ -109,6 +122,8 @@ class RowFetcher:
     def _decode(self, key: _Key, data: bytes) -> bytes:
         number, row = key
         with self._decoding:  # so that one row at a time is on disk twice
+            if self._closed:
+                raise CancelledError
             return self._files[number].decode(row, data)
 
     def _work(self) -> None:
@@ -137,8 +152,10 @@ class RowFetcher:
         except BaseException as caught:  # whoever waits for the row raises it
             error = caught
         with self._lock:
-            waiting = [self._pending.pop(key) for key in keys]
+            waiting = [self._pending.pop(key, None) for key in keys]
         for i, future in enumerate(waiting):
+            if future is None:  # closed meanwhile
+                continue
             if error is None:
                 future.set_result(values[i])
             else:

@@ -89,8 +89,10 @@ class RowCache:
         )
 
     def close(self) -> None:
-        """Removes the folder."""
-        self._closed()
+        """Forgets everything and removes the folder."""
+        with self._lock:
+            self._places.clear()
+            self._closed()
 
     def _turn(self) -> None:
         """Goes on to the next file of the ring, which is made, or forgotten."""

@@ -130,11 +130,14 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss
         )
+    held_out_shards = open_shards(data.mixture, split="validation", fetcher=fetcher)
+    for rows in held_out_shards.values():
+        rows.batches_ahead(data.batch_size)  # a cache that is too small is said at the start
     unseen = {
         name: lambda rows=rows, name=name: read_batches(
             rows, batch_size=data.batch_size, task=names.index(name)
         )
-        for name, rows in open_shards(data.mixture, split="validation", fetcher=fetcher).items()
+        for name, rows in held_out_shards.items()
     }
     if unseen:
         evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)

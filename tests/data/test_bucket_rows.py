@@ -3,6 +3,7 @@
 import json
 import resource
 import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -307,3 +308,25 @@ def test_what_is_asked_for_is_bounded(pail, remote, make_fetcher, monkeypatch):
     assert shards["a"].batches_ahead(4) == 6
     asked = {request for request in pail.requests if request[1] is not None}
     assert len(asked) <= 24 + sum(map(len, TASKS.values()))
+
+
+def test_an_end_before_all_is_read_keeps_nobody_waiting(pail, remote, make_fetcher):
+    fetcher = make_fetcher(20)
+    shards = mixture.open_shards(remote, fetcher=fetcher)
+    batches = make_batches(make_plan(shards), shards, batch_size=4)(0)
+    next(batches)
+    pail.latency = 0.2
+    ended = []
+
+    def read():
+        try:
+            for _ in batches:
+                pass
+        except CancelledError as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    fetcher.close()
+    reader.join(timeout=10)
+    assert not reader.is_alive() and ended and not fetcher.cache.folder.exists()
