@@ -274,7 +274,7 @@ class BucketRows:
         cache = self._fetcher.cache
         room = cache.limit // 4 // self._row_bytes
         if room < 2 * rows:
-            raise cache.too_small(8 * rows * (self._row_bytes + 1))
+            raise cache.too_small(max(8 * rows * (self._row_bytes + 1), 2 * PARTS * _PADDING))
         return max(min(room, ROWS_AHEAD) // rows, 2)
 
     def _key(self, number: int) -> _Key:
