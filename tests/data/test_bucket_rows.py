@@ -184,9 +184,9 @@ def test_a_hiccup_does_not_disturb(pail, remote, make_fetcher, hiccup):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ConnectionResetError("reset"), r"^pail://.*rows-\d.arrayrecord(.offsets)?: cannot be read"),
-        (PermissionError("no"), r"^pail://.*rows-\d.arrayrecord(.offsets)?: not allowed"),
-        (FileNotFoundError("no"), r"^pail://.*rows-\d.arrayrecord(.offsets)?: no such object"),
+        (ConnectionResetError("reset"), r"^pail:.*rows-\d.arrayrecord(.offsets)?: cannot be read"),
+        (PermissionError("no"), r"^pail:.*rows-\d.arrayrecord(.offsets)?: not allowed"),
+        (FileNotFoundError("no"), r"^pail:.*rows-\d.arrayrecord(.offsets)?: no such object"),
     ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])
