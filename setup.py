@@ -26,6 +26,7 @@ REQUIRED = [
     "seqio>=0.0.20",  # brings TensorFlow; a training host does without (requirements-train.txt)
     "tensorflow-datasets>=4.9.10",
     "librosa>=0.11",
+    "fsspec>=2026.6",
     "array_record>=0.8.6",
     "jaxtyping>=0.3.11",
     "jiwer>=4.0",
@@ -44,8 +45,12 @@ REQUIRED = [
 EXTRAS = {
     # GPL-3, the licence of eSpeak NG: the synthetic speech of the quickstart. The rest needs none.
     "espeak": ["espeakng-loader>=0.2.4"],
+    # Rows read from gs:// by address.
+    "gcs": ["gcsfs>=2026.6"],
     "dev": [
         "beartype>=0.22",
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2026.6",
         "import-linter>=2.11",
         "pre-commit>=4.0",
         "pyright[nodejs]>=1.1.400",

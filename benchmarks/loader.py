@@ -1,13 +1,19 @@
 """Tokens a second that one core reads, assembles and hands over as batches of packed rows.
 
     python benchmarks/loader.py                     # rows of 8,192 ids, 1 to 8 simulated hosts
+    python benchmarks/loader.py --latency-ms 50     # the same rows from a stand-in for a bucket
 
 Writes shards of synthetic rows (three tasks, a vocabulary of 168,960 ids), makes a plan over them,
 and reads batches as one host of 1, 2, 4 and 8 does, on one core. Prints one JSON object a number of
 hosts. Exit code 1 if a host reads fewer than 10 million tokens a second.
+
+With `--latency-ms` each request to the stand-in, a folder behind fsspec's asynchronous interface,
+takes so long, and a host keeps at most `--disk-gb` (less than the rows) on disk; the disk's use is
+measured after each batch. Without a network, so of a bucket's speed it says nothing.
 """
 
 import argparse
+import asyncio
 import dataclasses
 import json
 import os
@@ -15,10 +21,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.mixture import task_rows
 from speechlm_jax.data.packing import Row
 from speechlm_jax.data.rows import RowFile, RowShards, write_row_manifest, write_rows
@@ -61,8 +71,44 @@ def make_shards(folder: Path) -> dict[str, RowShards]:
     return shards
 
 
-def measure(shards: dict[str, RowShards], hosts: int) -> dict[str, float]:
-    """One host's part of batches of `hosts` times as many rows."""
+class Pail(AsyncFileSystem):
+    """A folder as a bucket far away."""
+
+    protocol = "pail"
+    latency_seconds = 0.0
+
+    async def _cat_file(self, path, start=None, end=None, **options):
+        await asyncio.sleep(self.latency_seconds)
+        with open(self._strip_protocol(path), "rb") as file:
+            file.seek(start or 0)
+            return file.read() if end is None else file.read(end - (start or 0))
+
+    async def _ls(self, path, detail=True, **options):
+        found = Path(self._strip_protocol(path)).iterdir()
+        return [{"name": str(file), "size": file.stat().st_size} for file in found]
+
+
+def measure_pail(folder: Path, hosts: int, disk_gb: float) -> dict[str, float]:
+    """As `measure`, by address; and the most that lay on disk, in 10^9 bytes."""
+    fetcher = RowFetcher(disk_gb=disk_gb, folder=folder / "cache")
+    tasks = [path.name for path in folder.iterdir() if path.name != "cache"]
+    shards = {task: RowShards(f"pail://{folder}/{task}", fetcher=fetcher) for task in tasks}
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        blocks = sum(path.stat().st_blocks for path in fetcher.cache.folder.rglob("*"))
+        most = max(most, blocks * 512)
+
+    found = measure(shards, hosts, then=look)
+    fetcher.close()
+    return found | {"disk_gb": most / 1e9, "limit_gb": disk_gb}
+
+
+def measure(
+    shards: dict[str, RowShards], hosts: int, *, then: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """One host's part of batches of `hosts` times as many rows; `then` is called after each."""
     tasks = task_rows(shards)
     phase = PhaseSpec("train", {task.name: rest() for task in tasks}, rows=10**6)
     batches = make_batches(
@@ -74,6 +120,7 @@ def measure(shards: dict[str, RowShards], hosts: int) -> dict[str, float]:
         began = time.perf_counter()
         tokens = sum(batch["ids"].size for batch in islice(found, 1))
         seconds.append((time.perf_counter() - began) / tokens)
+        then()
     return {"hosts": hosts, "tokens_per_second": round(1 / statistics.median(seconds))}
 
 
@@ -82,14 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args(arguments)
+    parser.add_argument("--latency-ms", type=float, help="read by address, requests take so long")
+    parser.add_argument("--disk-gb", type=float, default=0.016, help="with it (default: 0.016)")
+    args = parser.parse_args(arguments)
+    if args.latency_ms is not None:
+        Pail.latency_seconds = args.latency_ms / 1000
+        fsspec.register_implementation("pail", Pail)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     slowest = float("inf")
     with tempfile.TemporaryDirectory() as top:
         shards = make_shards(Path(top))
         for hosts in HOSTS:
-            found = measure(shards, hosts)
+            if args.latency_ms is None:
+                found = measure(shards, hosts)
+            else:
+                found = measure_pail(Path(top), hosts, args.disk_gb)
             slowest = min(slowest, found["tokens_per_second"])
             print(json.dumps(found), flush=True)
     return int(slowest < WANTED)

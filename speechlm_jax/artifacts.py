@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from speechlm_jax import bucket
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 
@@ -85,9 +86,10 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; UserError where it is missing or broken."""
+    """Reads a JSON file, local or in a bucket; UserError where it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = bucket.read_bytes(path) if bucket.is_address(path) else Path(path).read_bytes()
+        return json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -150,13 +152,17 @@ def write_manifest(
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Reads a folder's manifest; UserError where the folder has none."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first"
-        )
-    data = read_json(path)
+    """Reads the manifest of a folder, local or in a bucket; UserError where it has none."""
+    path = bucket.join(folder, MANIFEST)
+    unfinished = UserError(
+        f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first"
+    )
+    if isinstance(path, Path) and not path.is_file():
+        raise unfinished
+    try:
+        data = read_json(path)
+    except bucket.NoSuchObject:
+        raise unfinished from None
     try:
         return Manifest(**data)
     except TypeError:

@@ -1,8 +1,10 @@
 """Before JAX starts: four CPU devices, to test sharding on a laptop, and a compilation cache."""
 
 import ast
+import asyncio
 import atexit
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -10,9 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -132,3 +136,73 @@ def draw():
         )
 
     return params
+
+
+class Pail(AsyncFileSystem):
+    """A stand-in for a bucket: files of `folder`, by `pail://name`.
+
+    It counts what is asked for; `wrong` is called with each request and may raise. Tests of the
+    real protocol are in data/test_google_bucket.py.
+    """
+
+    protocol = "pail"
+    folder = Path()
+    latency = 0.0
+    requests: list[tuple[str, int | None, int | None]] = []
+    most_at_once = 0
+    _at_once = 0
+
+    @staticmethod
+    def wrong(path, start, end):
+        """Nothing is, until a test says so."""
+
+    async def _cat_file(self, path, start=None, end=None, **options):
+        cls, path = type(self), self._strip_protocol(path)
+        cls.requests.append((path, start, end))
+        cls._at_once += 1
+        cls.most_at_once = max(cls.most_at_once, cls._at_once)
+        try:
+            await asyncio.sleep(self.latency)
+            cls.wrong(path, start, end)
+            with open(self.folder / path, "rb") as file:
+                file.seek(start or 0)
+                return file.read() if end is None else file.read(end - (start or 0))
+        finally:
+            cls._at_once -= 1
+
+    async def _ls(self, path, detail=True, **options):
+        path = self._strip_protocol(path)
+        self.wrong(path, None, None)
+        found = sorted((self.folder / path).iterdir())
+        return [{"name": f"{path}/{f.name}", "size": f.stat().st_size} for f in found]
+
+
+@pytest.fixture
+def pail(tmp_path, monkeypatch):
+    """The stand-in, empty; what is written to `pail.folder` is in it. No waits between tries."""
+    # imported here: JAX must not start before the lines above
+    from speechlm_jax import bucket
+
+    fresh = type("Fresh", (Pail,), {"folder": tmp_path / "pail", "requests": []})
+    fresh.folder.mkdir()
+    fsspec.register_implementation("pail", fresh, clobber=True)
+    bucket._file_system.cache_clear()
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", (0.0, 0.0))
+    yield fresh
+    bucket._file_system.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def hiccup():
+    """hiccup(error, times): what is wrong with a bucket at first."""
+
+    def make(error, times):
+        left = itertools.count(times, -1)
+
+        def wrong(path, start, end):
+            if next(left) > 0:
+                raise error
+
+        return staticmethod(wrong)
+
+    return make

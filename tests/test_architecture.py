@@ -29,6 +29,7 @@ LIBRARY_ROOMS = {
     "orbax": ("train/checkpoints.py",),
     "grain": ("data/",),
     "array_record": ("data/",),
+    "fsspec": ("bucket.py",),
     "pyarrow": ("data/parquet.py",),
     "seqio": ("data/tasks.py", "data/prepare.py"),
     "tensorflow": ("data/tasks.py", "data/prepare.py"),

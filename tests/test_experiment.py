@@ -14,11 +14,13 @@ from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment import runs, training
 from speechlm_jax.experiment.configs import (
+    PLACES,
     ClipsData,
     LanguageModelExperiment,
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
+    essence,
     load_experiment,
 )
 from speechlm_jax.nn.inference import functional
@@ -29,6 +31,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.checkpoints import Weights
+from speechlm_jax.train.same_run import decisive
 from speechlm_jax.vocab import Vocab
 
 VOCAB = Vocab(12, 4, 12.5, "text", "tokenizer", num_spare=4, pad_to_multiple=8)
@@ -50,6 +53,15 @@ def experiments(size):
             clips, size.speech_decoder, size.speech_decoder_training.config(seed=2)
         ),
     )
+
+
+def test_where_rows_are_read_from_is_no_part_of_a_run():
+    rows = RowsData("gs://my-bucket/rows.mixture.json", disk_gb=50.0, cache="/mnt/ssd")
+    moved = configs.override(LM, ["data.mixture=gs://b/rows.mixture.json", "data.disk_gb=5"])
+    assert moved.data == RowsData("gs://b/rows.mixture.json", disk_gb=5.0)
+    for other in (dataclasses.replace(LM, data=rows), moved):
+        assert other != LM and essence(other) == essence(LM)
+        assert decisive(configs.to_json(other), PLACES) == decisive(configs.to_json(LM), PLACES)
 
 
 @pytest.mark.parametrize("size", [FULL, MICRO], ids=["full", "micro"])

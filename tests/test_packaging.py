@@ -24,7 +24,7 @@ def test_setup_pins_nothing_and_the_constraints_satisfy_it(setup_value):
         assert specifier.operator == "=="
         exact[canonicalize_name(requirement.name)] = specifier.version
     extras = setup_value("EXTRAS")
-    groups = (extras[name] for name in ("espeak", "dev", "hf", "oracles"))
+    groups = (extras[name] for name in ("espeak", "dev", "gcs", "hf", "oracles"))
     installed = [*setup_value("REQUIRED"), *itertools.chain.from_iterable(groups)]
     for requirement in map(Requirement, installed):
         assert "==" not in str(requirement.specifier)
@@ -33,7 +33,7 @@ def test_setup_pins_nothing_and_the_constraints_satisfy_it(setup_value):
 
 def test_the_slim_set_is_part_of_the_whole_and_has_no_tensorflow(setup_value, heavy):
     slim = _lines("requirements-train.txt")
-    assert set(slim) <= set(setup_value("REQUIRED"))
+    assert set(slim) <= {*setup_value("REQUIRED"), *setup_value("EXTRAS")["gcs"]}
     assert not {Requirement(line).name for line in slim} & set(heavy)
 
 

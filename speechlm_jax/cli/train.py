@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import shipped
+from speechlm_jax import bucket, shipped
 from speechlm_jax.cli import options
+from speechlm_jax.data.bucket_rows import DISK_GB
 from speechlm_jax.errors import EXIT_OK
 from speechlm_jax.experiment import training
 from speechlm_jax.train import cluster
@@ -17,6 +18,7 @@ holds a checkpoint of the same run is continued. SIGINT and SIGTERM save and exi
 EXAMPLE = """\
 speechlm train configs/speech_tokenizer_digits.py
 speechlm train my_config.py total_steps=200 optimizer.peak=1e-3 --workdir runs/short
+speechlm train my_config.py data.mixture=gs://my-bucket/data/mix.mixture.json --disk-gb 50
 speechlm train my_config.py --workdir /mnt/shared/lm --hosts 4 --host 1 --coordinator h0:8476"""
 
 
@@ -37,6 +39,11 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help="folder of the run: checkpoints, logs (default: runs/NAME_OF_CONFIG)",
     )
+    parser.add_argument(
+        "--disk-gb", metavar="GB", type=float,
+        help="of rows in a bucket (data.mixture=gs://...), what each host may keep on its disk "
+        f"(default: {DISK_GB:g})",
+    )  # fmt: skip
     hosts = parser.add_argument_group("several hosts (the same command on each)")
     hosts.add_argument(
         "--hosts", metavar="N", type=int, default=1,
@@ -60,6 +67,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains until the config's last step."""
     config = shipped.find(args.config)
+    overrides = [*args.overrides]
+    if args.disk_gb is not None:
+        overrides.append(f"data.disk_gb={args.disk_gb}")
+    if args.workdir:
+        bucket.require_folder(args.workdir, "--workdir")
     workdir = args.workdir or Path("runs") / config.stem
     joined = cluster.join(
         ClusterConfig(
@@ -67,5 +79,5 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     with joined:
-        training.train(config, overrides=args.overrides, workdir=workdir)
+        training.train(config, overrides=overrides, workdir=workdir)
     return EXIT_OK

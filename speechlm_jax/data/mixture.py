@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
+from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.plan import TaskRows
 from speechlm_jax.data.rows import RowShards
 from speechlm_jax.errors import UserError
@@ -73,18 +74,30 @@ def read_mixture(path: str | Path) -> PreparedMixture:
 
 
 def open_shards(
-    path: str | Path, *, split: str = "train", vocab: Vocab | None = None
+    path: str | Path,
+    *,
+    split: str = "train",
+    vocab: Vocab | None = None,
+    fetcher: RowFetcher | None = None,
 ) -> dict[str, RowShards]:
     """Opens the rows of every task of a mixture that has this split, by task name.
+
+    Args:
+      path: the mixture's file, local or in a bucket.
+      split: of the tasks.
+      vocab: the vocabulary that the rows must have.
+      fetcher: what fetches rows of a bucket; by default one for all tasks of this call.
 
     Raises:
       UserError: an unfinished or damaged folder, or one of another vocabulary.
     """
-    folder = Path(path).parent
+    found = [task for task in read_mixture(path).tasks if split in task.splits]
+    if fetcher is None and found and bucket.is_address(path):
+        fetcher = RowFetcher()
+    folder = bucket.parent(path)
     return {
-        task.name: RowShards(folder / task.splits[split], vocab=vocab)
-        for task in read_mixture(path).tasks
-        if split in task.splits
+        task.name: RowShards(bucket.join(folder, task.splits[split]), vocab=vocab, fetcher=fetcher)
+        for task in found
     }
 
 

@@ -254,8 +254,10 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
 
 
 def _split_folders(folder: Path, out: Path) -> dict[str, str]:
-    """The finished splits of a task that hold rows, relative to `out`."""
+    """The finished splits of a task that hold rows, relative to `out`; with their offsets."""
     found = [split for split in SPLITS if (folder / split / artifacts.MANIFEST).is_file()]
+    for split in found:  # folders of an earlier version have none
+        rows.add_offsets(folder / split)
     return {
         split: str((folder / split).relative_to(out))
         for split in found

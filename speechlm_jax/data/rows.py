@@ -1,4 +1,5 @@
-"""Rows <-> bytes, and shards of rows on disk: a folder of ArrayRecord files and its manifest.
+"""Rows <-> bytes, and shards of rows: a folder of ArrayRecord files and its manifest, on disk or
+in a bucket.
 
 A shard folder belongs to no mixture and no run: any plan may read its rows by number.
 """
@@ -14,9 +15,11 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.data.bucket_rows import BucketRows, RowFetcher
 from speechlm_jax.data.packing import Row
+from speechlm_jax.data.row_files import RowFile, with_offsets, write_offsets
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
@@ -106,7 +109,7 @@ class RowCounts:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], *, vocab: Vocab, length: int) -> RowCounts:
-    """Writes one ArrayRecord file whole or not at all, and counts what it holds."""
+    """Writes one ArrayRecord file whole or not at all, its offsets first; counts what it holds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     layout, counts = RowLayout.of(vocab, length=length), RowCounts()
@@ -121,19 +124,11 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, vocab: Vocab, length: i
             writer.close()
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        write_offsets(temporary, counts.rows, beside=path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return counts
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFile:
-    """One file of a shard folder: its name, rows and bytes."""
-
-    name: str
-    rows: int
-    size_bytes: int
 
 
 def write_row_manifest(
@@ -150,7 +145,7 @@ def write_row_manifest(
     seed: int,
 ) -> artifacts.Manifest:
     """Writes the manifest that finishes a folder of row files; rows are in file order."""
-    files = list(files)
+    files = [with_offsets(Path(folder), file) for file in files]
     return artifacts.write_manifest(
         folder,
         KIND,
@@ -170,10 +165,26 @@ def write_row_manifest(
     )
 
 
+def add_offsets(folder: str | Path) -> None:
+    """Adds to a finished local folder the offsets that it has not, for those who read a bucket.
+
+    What names the rows (`Manifest.fingerprint`) stays as it is.
+    """
+    manifest = artifacts.read_manifest(folder)
+    files = [RowFile(**file) for file in manifest.extra["row_files"]]
+    if all(file.offsets for file in files):
+        return
+    files = [with_offsets(Path(folder), file) for file in files]
+    extra = manifest.extra | {"row_files": [dataclasses.asdict(file) for file in files]}
+    data = dataclasses.asdict(manifest) | {"extra": extra}
+    artifacts.write_json(Path(folder) / artifacts.MANIFEST, data)
+
+
 class RowShards:
     """The rows of one task and split, by number; safe to read from threads.
 
     Attributes:
+      folder: where they lie: a local folder, or an address in a bucket.
       task: name of the task.
       length: ids in a row.
       vocab: the vocabulary of the ids.
@@ -181,13 +192,24 @@ class RowShards:
       fingerprint: names what the files hold.
     """
 
-    def __init__(self, folder: str | Path, *, vocab: Vocab | None = None):
-        """Opens a folder: sizes are checked here, contents by `verify`.
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        vocab: Vocab | None = None,
+        fetcher: RowFetcher | None = None,
+    ):
+        """Opens a folder: sizes are checked here, contents by `verify`, or as rows are read.
+
+        Args:
+          folder: a local folder, or an address in a bucket.
+          vocab: the vocabulary that the rows must have.
+          fetcher: what fetches rows of a bucket; one of its own by default.
 
         Raises:
           UserError: the folder is unfinished or damaged, or made with another vocabulary.
         """
-        self.folder = Path(folder)
+        self.folder = folder if bucket.is_address(folder) else Path(folder)
         manifest = artifacts.read_manifest(folder)
         if manifest.kind != KIND:
             raise UserError(
@@ -200,20 +222,12 @@ class RowShards:
             vocab.require_same(self.vocab, "this run", str(folder))
         self._layout = RowLayout.of(self.vocab, length=self.length)
         files = [RowFile(**file) for file in manifest.extra["row_files"]]
-        for file in files:
-            self._check_size(file)
+        self._check_sizes(files)
         self._size = sum(file.rows for file in files)
-        # The rows of each file are known: nothing is opened before a row is asked for.
-        instructions = [
-            _FileInstruction(str(self.folder / file.name), 0, file.rows, file.rows)
-            for file in files
-            if file.rows
-        ]
-        # Any object with these four fields will do, which the annotation does not say.
-        self._records = (
-            grain.sources.ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]
-            if instructions
-            else ()
+        self._records: Any = (
+            BucketRows(str(folder), files, fetcher or RowFetcher())
+            if bucket.is_address(folder)
+            else _local_records(Path(folder), files)
         )
 
     def __len__(self) -> int:
@@ -226,8 +240,9 @@ class RowShards:
             raise IndexError(f"row {number} of {self._size} in {self.folder}")
         try:
             row = self._layout.bytes_to_row(self._records[number])
-        except ValueError as error:
-            raise UserError(f"{self.folder}: row {number} is damaged ({error}); {_MEND}") from None
+        except (ValueError, RuntimeError) as error:  # of ours, of array_record
+            line = str(error).partition("\n")[0]
+            raise UserError(f"{self.folder}: row {number} is damaged ({line}); {_MEND}") from None
         return {
             "ids": row.ids,
             "segments": row.segments,
@@ -235,18 +250,52 @@ class RowShards:
             "loss_mask": row.loss_mask.astype(np.float32),
         }
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Says which rows are read next: those of a bucket are fetched meanwhile."""
+        if isinstance(self._records, BucketRows):
+            self._records.expect(numbers)
+
+    def batches_ahead(self, rows: int) -> int:
+        """How many batches of so many rows to `expect`: 0 where rows lie on disk.
+
+        Raises:
+          UserError: the local cache is too small for two of them.
+        """
+        ours = isinstance(self._records, BucketRows) and self._size
+        return self._records.batches_ahead(rows) if ours else 0
+
     def verify(self) -> None:
         """Reads every file and compares its SHA-256; UserError names those that changed."""
+        bucket.require_folder(self.folder, "rows to verify:")
         changed = artifacts.verify(self.folder)
         if changed:
             raise UserError(f"{self.folder}: {', '.join(changed)} changed since prepared; {_MEND}")
 
-    def _check_size(self, file: RowFile) -> None:
-        path = self.folder / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.size_bytes:
-            found = "missing" if size is None else f"{size} bytes, not {file.size_bytes}"
-            raise UserError(f"{path}: {found}; {_MEND}")
+    def _check_sizes(self, files: Iterable[RowFile]) -> None:
+        if bucket.is_address(self.folder):
+            sizes = bucket.file_sizes(str(self.folder))
+        else:
+            paths = [Path(self.folder) / file.name for file in files]
+            sizes = {path.name: path.stat().st_size for path in paths if path.is_file()}
+        for file in files:
+            if (size := sizes.get(file.name)) != file.size_bytes:
+                found = "missing" if size is None else f"{size} bytes, not {file.size_bytes}"
+                raise UserError(f"{bucket.join(self.folder, file.name)}: {found}; {_MEND}")
+
+
+def _local_records(folder: Path, files: Iterable[RowFile]) -> Any:
+    """The records of local files, by number; nothing is opened before a row is asked for."""
+    instructions = [
+        _FileInstruction(str(folder / file.name), 0, file.rows, file.rows)
+        for file in files
+        if file.rows
+    ]
+    # Any object with these four fields will do, which the annotation does not say.
+    return (
+        grain.sources.ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]
+        if instructions
+        else ()
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """Rows -> batches: Grain reads what a plan asks for, by row number.
 
 No state: a stream starts at any row, for any batch size and number of hosts, and gives the same
-rows. Nothing here imports TensorFlow or SeqIO.
+rows. So it knows which come next, and says so where rows are fetched from a bucket. Nothing here
+imports TensorFlow or SeqIO.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import grain
 import numpy as np
 
-from speechlm_jax.data.plan import MixturePlan
+from speechlm_jax.data.plan import MixturePlan, PlanRows
 from speechlm_jax.data.rows import RowShards
 from speechlm_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Place = tuple[RowShards, int]  # where a row is read
 FIELDS = ("ids", "segments", "positions", "loss_mask")
 
 
@@ -51,9 +53,12 @@ def make_batches(
     _check(plan, shards)
     if batch_size % process_count:
         raise UserError(f"batch_size {batch_size} does not divide by the {process_count} hosts")
+    part = batch_size // process_count
+    for task in plan.tasks:
+        if task.name in shards:
+            shards[task.name].batches_ahead(part)
 
     def batches(rows_seen: int) -> Iterator[Batch]:
-        part = batch_size // process_count
         source = _PlanBatches(
             plan, shards, first=rows_seen + process_index * part, part=part, batch_size=batch_size,
             size=max(plan.num_rows - rows_seen, 0) // batch_size,
@@ -91,18 +96,28 @@ class _PlanBatches:
     ):
         self._plan, self._shards = plan, shards
         self._first, self._part, self._batch_size, self._size = first, part, batch_size, size
+        used = [shards[task.name] for task in plan.tasks if task.name in shards]
+        self._look_ahead = _LookAhead(self._places, used, rows=part, size=size)
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, number: SupportsIndex) -> Batch:
-        start = self._first + operator.index(number) * self._batch_size
-        planned = self._plan.rows(np.arange(start, start + self._part))
-        rows = [
-            self._shards[self._plan.tasks[task].name][int(index)]
-            for task, index in zip(planned.task, planned.index, strict=True)
-        ]
+        self._look_ahead(operator.index(number))
+        planned = self._planned(operator.index(number))
+        rows = [shards[index] for shards, index in self._whence(planned)]
         return _stack(rows) | {"task": planned.task.astype(np.int32)}
+
+    def _planned(self, number: int) -> PlanRows:
+        start = self._first + number * self._batch_size
+        return self._plan.rows(np.arange(start, start + self._part))
+
+    def _whence(self, planned: PlanRows) -> Iterator[Place]:
+        for task, index in zip(planned.task, planned.index, strict=True):
+            yield self._shards[self._plan.tasks[task].name], int(index)
+
+    def _places(self, number: int) -> Iterator[Place]:
+        return self._whence(self._planned(number))
 
 
 class _AllBatches:
@@ -110,16 +125,46 @@ class _AllBatches:
 
     def __init__(self, shards: RowShards, *, task: int, batch_size: int):
         self._shards, self._task, self._batch_size = shards, task, batch_size
+        self._look_ahead = _LookAhead(self._places, [shards], rows=batch_size, size=len(self))
 
     def __len__(self) -> int:
         return -(-len(self._shards) // self._batch_size)
 
     def __getitem__(self, number: SupportsIndex) -> Batch:
-        start = operator.index(number) * self._batch_size
-        here = range(start, min(start + self._batch_size, len(self._shards)))
-        padding = [empty_row(self._shards.length)] * (self._batch_size - len(here))
-        rows = [self._shards[i] for i in here] + padding
+        self._look_ahead(operator.index(number))
+        rows = [shards[index] for shards, index in self._places(operator.index(number))]
+        rows += [empty_row(self._shards.length)] * (self._batch_size - len(rows))
         return _stack(rows) | {"task": np.full(self._batch_size, self._task, np.int32)}
+
+    def _places(self, number: int) -> Iterator[Place]:
+        start = number * self._batch_size
+        here = range(start, min(start + self._batch_size, len(self._shards)))
+        return ((self._shards, index) for index in here)
+
+
+class _LookAhead:
+    """Says which rows the next batches have, each once, to shards that fetch them."""
+
+    def __init__(
+        self,
+        places: Callable[[int], Iterator[Place]],
+        shards: Sequence[RowShards],
+        *,
+        rows: int,
+        size: int,
+    ):
+        """`places` gives the rows of a batch, of which there are `size`, of so many rows each."""
+        ahead = [batches for each in shards if (batches := each.batches_ahead(rows))]
+        self._ahead = min(ahead, default=0)
+        self._places, self._size, self._told = places, size, 0
+
+    def __call__(self, number: int) -> None:
+        """Called before batch `number` is read."""
+        end = min(number + self._ahead, self._size)
+        for batch in range(max(number, self._told), end):
+            for shards, index in self._places(batch):
+                shards.expect([index])
+        self._told = max(self._told, end)
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:

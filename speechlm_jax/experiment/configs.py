@@ -7,6 +7,7 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.augment import AugmentConfig
+from speechlm_jax.data.bucket_rows import DISK_GB
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.data.shares import PhaseSpec, Share
 from speechlm_jax.errors import UserError
@@ -20,7 +21,7 @@ from speechlm_jax.train.same_run import decisive
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
 PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
-    "RowsData": frozenset({"mixture"}),
+    "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
 }
 
 
@@ -53,12 +54,14 @@ class RowsData:
     """Packed rows to train on.
 
     Attributes:
-      mixture: the .mixture.json that `prepare` wrote.
+      mixture: the .mixture.json that `prepare` wrote: a path, or an address (gs://...).
       shares: share of the budget by task; empty takes the mixture's SeqIO rates.
       phases: instead of `shares`, phases with budgets of their own; `train.total_steps` 0 then
         trains on all their rows.
       batch_size: rows a step, over all hosts.
       seed: of the order of rows.
+      disk_gb: of an address: what this host may keep of it on its disk, in 10^9 bytes.
+      cache: of an address: the local folder for that; empty takes the system's temporary one.
     """
 
     mixture: str
@@ -66,6 +69,8 @@ class RowsData:
     phases: tuple[PhaseSpec, ...] = ()
     batch_size: int = 8
     seed: int = 0
+    disk_gb: float = DISK_GB
+    cache: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
@@ -107,7 +108,11 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
     """A language or text-to-token model on packed rows."""
     data = given.data
-    shards = open_shards(data.mixture)
+    fetcher = None
+    if bucket.is_address(data.mixture):
+        bucket.require_folder(data.cache, "data.cache")
+        fetcher = RowFetcher(disk_gb=data.disk_gb, folder=data.cache)
+    shards = open_shards(data.mixture, fetcher=fetcher)
     tasks = task_rows(shards)
     vocab = next(iter(shards.values())).vocab
     model = dataclasses.replace(given.model, vocab_size=given.model.vocab_size or vocab.size)
@@ -125,11 +130,14 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss
         )
+    held_out_shards = open_shards(data.mixture, split="validation", fetcher=fetcher)
+    for rows in held_out_shards.values():
+        rows.batches_ahead(data.batch_size)  # a cache that is too small is said at the start
     unseen = {
         name: lambda rows=rows, name=name: read_batches(
             rows, batch_size=data.batch_size, task=names.index(name)
         )
-        for name, rows in open_shards(data.mixture, split="validation").items()
+        for name, rows in held_out_shards.items()
     }
     if unseen:
         evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import Item, figures_from_items, write_items
@@ -41,7 +41,7 @@ def evaluate(
     models, checkpoint = open_run(run, batch_size=64), Path(checkpoint)
     _, experiment = load_inference(checkpoint, kind="lm", vocab=models.vocab)
     name = _name(checkpoint)
-    items = list(_items(models, checkpoint, Path(experiment.data.mixture), name, seed=seed))
+    items = list(_items(models, checkpoint, experiment.data.mixture, name, seed=seed))
     if not items:
         raise UserError(
             f"{checkpoint}: there is nothing to score it on: its mixture has no validation rows "
@@ -60,11 +60,12 @@ def evaluate(
 
 
 def _items(
-    models: Models, checkpoint: Path, mixture: Path, name: str, *, seed: int
+    models: Models, checkpoint: Path, mixture: str, name: str, *, seed: int
 ) -> Iterator[Item]:
-    beside = models.folders.prepared / mixture.name  # where a run that was moved has it
-    prepared = mixture if mixture.is_file() else beside
-    if prepared.is_file():
+    beside = models.folders.prepared / Path(mixture).name  # where a run that was moved has it
+    there = bucket.is_address(mixture) or Path(mixture).is_file()
+    prepared = mixture if there else beside
+    if there or beside.is_file():
         yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
     else:
         _log.warning("%s: is not there; held-out loss is left out", mixture)

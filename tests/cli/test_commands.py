@@ -12,6 +12,7 @@ import pytest
 
 from speechlm_jax.cli import main as cli
 from speechlm_jax.cli import options
+from speechlm_jax.errors import UserError
 
 PACKAGE = Path(cli.__file__).parents[1]
 
@@ -85,3 +86,17 @@ def test_only_prepare_imports_tensorflow():
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_disk_limit_is_a_field_of_the_config_and_runs_lie_in_folders(monkeypatch, tmp_path):
+    module = importlib.import_module("speechlm_jax.cli.train")
+    verb = mock.create_autospec(module.training.train)
+    monkeypatch.setattr(module.training, "train", verb)
+    (tmp_path / "my_config.py").touch()
+    monkeypatch.chdir(tmp_path)
+    arguments = cli.parse(["train", "my_config.py", "seed=1", "--disk-gb", "0.5", "a=2"])
+    assert arguments.run(arguments) == 0
+    assert verb.call_args.kwargs["overrides"] == ["seed=1", "a=2", "data.disk_gb=0.5"]
+    arguments = cli.parse(["train", "my_config.py", "--workdir", "gs://my-bucket/lm"])
+    with pytest.raises(UserError, match=r"--workdir gs:/.*my-bucket/lm: must be a folder; mount"):
+        arguments.run(arguments)

@@ -1,0 +1,296 @@
+"""Rows of a bucket, by number: fetched ahead of need, decoded by array_record.
+
+What a host reads: the bytes of its own rows (about 20 KB each of 8,192 ids), one request a row, so
+rows a second is requests a second; and once a file, its offsets (8 bytes a row) and its tail (the
+library's own index: 64 KiB and a few bytes a row). Offsets and index stay in memory, 16 bytes a row
+of the corpus.
+"""
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+import os
+import queue
+import resource
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from speechlm_jax import bucket
+from speechlm_jax.bucket import Range
+from speechlm_jax.data.row_cache import PARTS, RowCache
+from speechlm_jax.data.row_files import RowFile
+from speechlm_jax.errors import UserError
+
+DISK_GB = 20.0
+ROWS_AHEAD = 1024  # at most; fewer where they would take more than a quarter of the limit
+_THREADS, _GROUP = 4, 64  # threads that fetch, and requests of one of them at once
+_PADDING = 1 << 16  # of a tail, at most
+_Key = tuple[int, int]  # a file's place in the order of opening, and a row in it
+
+
+class RowFetcher:
+    """What all tasks of a process share: the cache on disk and the threads that fill it."""
+
+    def __init__(self, *, disk_gb: float = DISK_GB, folder: str | Path = ""):
+        """Starts threads that wait for work.
+
+        Args:
+          disk_gb: gigabytes (10^9) that this process may have on disk.
+          folder: local folder for them; the system's temporary one by default.
+        """
+        self.cache = RowCache(limit=int(disk_gb * 1e9), folder=folder)
+        self._files: list[_BucketFile] = []
+        self._queue: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
+        self._pending: dict[_Key, Future[bytes]] = {}
+        self._lock, self._opening, self._decoding = (threading.Lock() for _ in range(3))
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ends the threads and removes what is on disk; whoever still waits gets CancelledError."""
+        with self._lock:
+            self._closed, waiting = True, [*self._pending.values()]
+            self._pending.clear()
+        for future in waiting:
+            future.cancel()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        with self._decoding:
+            self.cache.close()
+
+    def add(self, file: "_BucketFile") -> int:
+        """Takes in a file of rows; returns the number that its keys begin with."""
+        with self._lock:
+            number = len(self._files)
+            file.stand_in = self.cache.folder / f"{number}.rows"
+            self._files.append(file)
+            _allow_open_files(len(self._files))
+            return number
+
+    def fetch(self, key: _Key) -> Future[bytes] | None:
+        """Asks for a row; None if it is here already."""
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            if key in self.cache:
+                return None
+            if key not in self._pending:
+                self._pending[key] = Future()
+                self._queue.put(key)
+            return self._pending[key]
+
+    def record(self, key: _Key) -> bytes:
+        """A row's record, waited for if need be.
+
+        Raises:
+          UserError: it cannot be had, or is damaged in the bucket.
+        """
+        data = self._bytes(key)
+        try:
+            return self._decode(key, data)
+        except RuntimeError:
+            self.cache.drop(key)  # the local disk may be at fault
+        try:
+            return self._decode(key, self._bytes(key))
+        except RuntimeError as error:
+            number, row = key
+            line = str(error).partition("\n")[0]
+            raise UserError(
+                f"{self._files[number].address}: row {row} is damaged ({line}); copy the file again"
+            ) from error
+
+    def _bytes(self, key: _Key) -> bytes:
+        data = self.cache.get(key)
+        while data is None:
+            waiting = self.fetch(key)
+            data = self.cache.get(key) if waiting is None else waiting.result()
+        return data
+
+    def _decode(self, key: _Key, data: bytes) -> bytes:
+        number, row = key
+        with self._decoding:  # so that one row at a time is on disk twice
+            if self._closed:
+                raise CancelledError
+            return self._files[number].decode(row, data)
+
+    def _work(self) -> None:
+        """Fetches what is asked for, as many rows at once as have been asked for by then."""
+        while (key := self._queue.get()) is not None:
+            keys, last = [key], False
+            while len(keys) < _GROUP and not last:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if last := following is None:
+                    self._queue.put(None)
+                else:
+                    keys.append(following)
+            self._fetch(keys)
+
+    def _fetch(self, keys: list[_Key]) -> None:
+        values: list[bytes] = []
+        error = None
+        try:
+            self._open(sorted({number for number, _ in keys}))
+            values = bucket.read_ranges([self._files[number].range(row) for number, row in keys])
+            for key, value in zip(keys, values, strict=True):
+                self.cache.put(key, value)
+        except BaseException as caught:  # whoever waits for the row raises it
+            error = caught
+        with self._lock:
+            waiting = [self._pending.pop(key, None) for key in keys]
+        for i, future in enumerate(waiting):
+            if future is None:  # closed meanwhile
+                continue
+            if error is None:
+                future.set_result(values[i])
+            else:
+                future.set_exception(error)
+
+    def _open(self, numbers: list[int]) -> None:
+        """Fetches offsets and tails of files that are not open yet, and opens them."""
+        if all(self._files[number].is_open for number in numbers):
+            return
+        with self._opening:
+            files = [self._files[n] for n in numbers if not self._files[n].is_open]
+            offsets = bucket.read_ranges([Range(file.offsets_address) for file in files])
+            for file, data in zip(files, offsets, strict=True):
+                file.take_offsets(data)
+            for file, tail in zip(
+                files, bucket.read_ranges([file.tail for file in files]), strict=True
+            ):
+                if len(tail) > self.cache.part:
+                    raise self.cache.too_small(PARTS * (len(tail) + _PADDING))
+                file.open(tail)
+
+
+class _BucketFile:
+    """A file in a bucket and its local stand-in: as long, and empty but for what is being decoded.
+
+    array_record reads the index at the file's end when it opens it, and then, for a row, the bytes
+    of that row alone. So the stand-in gets the tail, and later each row's bytes at their place
+    until they are decoded. A place that should be filled and is not has no chunk's hash.
+    """
+
+    def __init__(self, folder: str, file: RowFile):
+        self.address = str(bucket.join(folder, file.name))
+        self.offsets_address = str(bucket.join(folder, file.offsets_name))
+        self.file = file
+        self.offsets = np.zeros(0, "<u8")
+        self.stand_in = Path()  # where there is room for it
+        self._reader: ArrayRecordReader | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._reader is not None
+
+    @property
+    def tail(self) -> Range:
+        """The library's index: all behind the last row."""
+        return Range(self.address, int(self.offsets[-1]), self.file.size_bytes)
+
+    def range(self, row: int) -> Range:
+        """Where a row lies."""
+        return Range(self.address, int(self.offsets[row]), int(self.offsets[row + 1]))
+
+    def take_offsets(self, data: bytes) -> None:
+        """UserError if they are not those that the manifest names."""
+        if hashlib.sha256(data).hexdigest() != self.file.offsets:
+            raise UserError(f"{self.offsets_address}: changed since prepared; copy it again")
+        self.offsets = np.frombuffer(data, "<u8")
+
+    def open(self, tail: bytes) -> None:
+        """Makes the stand-in and lets the library read the index."""
+        with open(self.stand_in, "wb") as file:
+            file.truncate(self.file.size_bytes)
+            os.pwrite(file.fileno(), tail, int(self.offsets[-1]))
+            reader = ArrayRecordReader(
+                str(self.stand_in), "readahead_buffer_size:0", file_reader_buffer_size=32_768
+            )
+            self._empty(file.fileno())
+        if not reader.ok() or reader.num_records() != self.file.rows:
+            raise UserError(f"{self.address}: its index is damaged; copy the file again")
+        self._reader = reader
+
+    def decode(self, row: int, data: bytes) -> bytes:
+        """The record in the bytes of a row; RuntimeError if they are not what was written."""
+        assert self._reader is not None
+        descriptor = os.open(self.stand_in, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, data, int(self.offsets[row]))
+            return self._reader.read([row])[0]
+        finally:
+            self._empty(descriptor)
+            os.close(descriptor)
+
+    def _empty(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, self.file.size_bytes)
+
+
+class BucketRows:
+    """The records of one folder of row files, by number."""
+
+    def __init__(self, folder: str, files: Sequence[RowFile], fetcher: RowFetcher):
+        """Files are not opened before a row is asked for; UserError where they lack offsets."""
+        self._fetcher, self._starts = fetcher, [0, *itertools.accumulate(f.rows for f in files)]
+        if lacking := [file.name for file in files if file.rows and not file.offsets]:
+            raise UserError(
+                f"{folder}: {lacking[0]} has no offsets, so that its rows cannot be read one by "
+                "one; give the command that prepared it again (it adds them), and copy the folder"
+            )
+        self._numbers = [fetcher.add(_BucketFile(folder, file)) for file in files]
+        size = sum(file.size_bytes for file in files)
+        self._row_bytes = max(size // max(self._starts[-1], 1), 1)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._fetcher.record(self._key(number))
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Asks for rows that will be read, in this order."""
+        for number in numbers:
+            self._fetcher.fetch(self._key(number))
+
+    def batches_ahead(self, rows: int) -> int:
+        """How many batches of so many rows may be asked for: a quarter of the limit, at least 2.
+
+        Raises:
+          UserError: two do not fit.
+        """
+        cache = self._fetcher.cache
+        room = cache.limit // 4 // self._row_bytes
+        if room < 2 * rows:
+            raise cache.too_small(max(8 * rows * (self._row_bytes + 1), 2 * PARTS * _PADDING))
+        return max(min(room, ROWS_AHEAD) // rows, 2)
+
+    def _key(self, number: int) -> _Key:
+        at = bisect.bisect_right(self._starts, number) - 1
+        return self._numbers[at], number - self._starts[at]
+
+
+def _allow_open_files(files: int) -> None:
+    """One descriptor a file of rows, and as many for all else; many systems start with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * files + 512
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise UserError(
+            f"rows lie in more than {files - 1} files, this host may open {hard} (`ulimit -n`); "
+            "raise it, or prepare in fewer files"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

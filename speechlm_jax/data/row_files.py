@@ -1,0 +1,98 @@
+"""Files of rows, and where in a file each row lies: `rows-00000.arrayrecord.offsets`.
+
+A row of a bucket is read as a byte range, so its offsets are written down when the file is. They
+follow from the headers of Riegeli's chunks (its specification, `riegeli_records_file_format.md`):
+40 bytes, then the data; 24 bytes stand at each multiple of 64 KiB, inside a chunk or before it.
+"""
+
+import dataclasses
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.arrays import UInt, ndarray
+
+_BLOCK, _BLOCK_HEADER = 1 << 16, 24
+_CHUNK_HEADER = struct.Struct("<8xQ8xQ8x")  # bytes of data; type and, above it, number of records
+_RECORDS = ord("r")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFile:
+    """One file of a shard folder: its name, rows, bytes, and the SHA-256 of its offsets."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    offsets: str = ""
+
+    @property
+    def offsets_name(self) -> str:
+        """The file of the offsets, in the same folder."""
+        return f"{self.name}.offsets"
+
+
+def write_offsets(path: Path, rows: int, *, beside: Path | None = None) -> None:
+    """Finds where each row of a file lies, and writes it beside the file (or beside another)."""
+    offsets = find_offsets(path, rows)
+    beside = beside or path
+    artifacts.write_bytes(beside.with_name(f"{beside.name}.offsets"), offsets.tobytes())
+
+
+def with_offsets(folder: Path, file: RowFile) -> RowFile:
+    """The same file, naming its offsets, which are written if they are not there."""
+    if not (folder / file.offsets_name).is_file():
+        write_offsets(folder / file.name, file.rows)
+    return dataclasses.replace(file, offsets=artifacts.sha256_file(folder / file.offsets_name))
+
+
+def find_offsets(path: Path, rows: int) -> UInt[ndarray, " offsets"]:
+    """Where each row of a local file begins, and where the last one ends: little-endian.
+
+    Raises:
+      ValueError: the file has not one chunk for each of so many rows.
+    """
+    offsets, size = [], os.path.getsize(path)
+    with open(path, "rb") as file:
+        begin = 0
+        while len(offsets) <= rows and begin < size:
+            header, at = _read(file, begin, _CHUNK_HEADER.size)
+            length, kind = _CHUNK_HEADER.unpack(header)
+            records = kind >> 8
+            if kind & 0xFF == _RECORDS:
+                # after the rows comes the footer: a record on the file, and one on each row
+                if records != (1 if len(offsets) < rows else rows + 1):
+                    break
+                offsets.append(begin)
+            begin = max(_skip(at, length), begin + records)
+    if len(offsets) != rows + 1:
+        raise ValueError(f"{path}: has not one chunk for each of {rows} rows")
+    return np.array(offsets, "<u8")
+
+
+def _skip(at: int, length: int) -> int:
+    """The place `length` bytes of a chunk after `at`."""
+    while length:
+        if at % _BLOCK == 0:
+            at += _BLOCK_HEADER
+        part = min(length, _BLOCK - at % _BLOCK)
+        at, length = at + part, length - part
+    return at
+
+
+def _read(file: BinaryIO, at: int, length: int) -> tuple[bytes, int]:
+    """`length` bytes of a chunk from `at`, and the place after them."""
+    data = b""
+    while len(data) < length:
+        if at % _BLOCK == 0:
+            at += _BLOCK_HEADER
+        file.seek(at)
+        part = file.read(min(length - len(data), _BLOCK - at % _BLOCK))
+        if not part:
+            raise ValueError(f"{file.name}: ends inside a chunk")
+        data, at = data + part, at + len(part)
+    return data, at

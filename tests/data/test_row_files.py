@@ -1,0 +1,104 @@
+"""Offsets name each row's bytes, whatever the rows' sizes; the library reads from those alone."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from speechlm_jax import artifacts
+from speechlm_jax.data.row_files import RowFile, find_offsets
+from speechlm_jax.data.rows import WRITER_OPTIONS, RowShards, add_offsets
+
+
+def write(path, sizes, seed=0):
+    random = np.random.default_rng(seed)
+    records = [random.integers(0, 256, size, np.uint8).tobytes() for size in sizes]
+    writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return records
+
+
+def sizes_of(kind, seed):
+    random = np.random.default_rng(seed)
+    return {
+        "none": [],
+        "one": [100],
+        "small": random.integers(1, 300, 500).tolist(),
+        "blocks": random.integers(65_300, 65_600, 40).tolist(),  # of 64 KiB, nearly
+        "large": random.integers(1, 400_000, 12).tolist(),
+        "mixed": np.exp(random.uniform(0, 12, 60)).astype(int).tolist(),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "one", "small", "blocks", "large", "mixed"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_row_is_read_from_its_bytes_and_the_tail_alone(tmp_path, kind, seed):
+    records = write(tmp_path / "whole", sizes_of(kind, seed), seed)
+    whole = (tmp_path / "whole").read_bytes()
+    offsets = find_offsets(tmp_path / "whole", len(records)).tolist()
+    assert offsets == sorted(offsets) and offsets[-1] < len(whole)
+    sparse = tmp_path / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(len(whole))
+        file.seek(offsets[-1])
+        file.write(whole[offsets[-1] :])
+    # opened before any row is there, and kept open
+    reader = ArrayRecordReader(
+        str(sparse), "readahead_buffer_size:0", file_reader_buffer_size=32768
+    )
+    assert reader.num_records() == len(records)
+    for row in np.random.default_rng(seed).permutation(len(records)):
+        start, end = offsets[row], offsets[row + 1]
+        with pytest.raises(RuntimeError):
+            reader.read([row])
+        with open(sparse, "rb+") as file:
+            file.seek(start)
+            file.write(whole[start:end])
+        assert reader.read([row])[0] == records[row]
+        with open(sparse, "rb+") as file:  # what stood there is not remembered
+            file.seek(start)
+            file.write(bytes(end - start))
+        with pytest.raises(RuntimeError):
+            reader.read([row])
+
+
+def test_files_that_have_not_one_chunk_a_row_are_refused(tmp_path):
+    write(tmp_path / "rows", [10, 20, 30])
+    for wrong in (2, 4, 9):
+        with pytest.raises(ValueError, match="not one chunk for each"):
+            find_offsets(tmp_path / "rows", wrong)
+    writer = ArrayRecordWriter(str(tmp_path / "pairs"), "group_size:2")
+    for _ in range(4):
+        writer.write(b"x")
+    writer.close()
+    with pytest.raises(ValueError, match="not one chunk for each"):
+        find_offsets(tmp_path / "pairs", 4)
+    (tmp_path / "short").write_bytes((tmp_path / "rows").read_bytes()[:70])
+    with pytest.raises(ValueError, match=r"short: "):
+        find_offsets(tmp_path / "short", 3)
+
+
+def test_the_manifest_names_the_offsets_and_its_fingerprint_does_not_depend_on_them(
+    tmp_path, write_task
+):
+    write_task(tmp_path, [5, 0, 12])
+    made = artifacts.read_manifest(tmp_path)
+    for file in (RowFile(**file) for file in made.extra["row_files"]):
+        data = (tmp_path / file.offsets_name).read_bytes()
+        assert len(data) == 8 * (file.rows + 1)
+        assert hashlib.sha256(data).hexdigest() == file.offsets
+    # a folder of an earlier version
+    data = json.loads((tmp_path / "stage.json").read_text())
+    for file in data["extra"]["row_files"]:
+        del file["offsets"]
+        (tmp_path / f"{file['name']}.offsets").unlink()
+    artifacts.write_json(tmp_path / "stage.json", data)
+    old = artifacts.read_manifest(tmp_path)
+    assert old.fingerprint == made.fingerprint
+    assert len(RowShards(tmp_path)) == 17 and RowShards(tmp_path)[16]["ids"].shape == (256,)
+    add_offsets(tmp_path)
+    assert artifacts.read_manifest(tmp_path) == made
