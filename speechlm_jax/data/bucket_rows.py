@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import queue
-import resource
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -24,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from speechlm_jax import bucket
 from speechlm_jax.bucket import Range
 from speechlm_jax.data.row_cache import PARTS, RowCache
-from speechlm_jax.data.row_files import RowFile
+from speechlm_jax.data.row_files import RowFile, allow_open_files
 from speechlm_jax.errors import UserError
 
 DISK_GB = 20.0
@@ -77,7 +76,7 @@ class RowFetcher:
             number = len(self._files)
             file.stand_in = self.cache.folder / f"{number}.rows"
             self._files.append(file)
-            _allow_open_files(len(self._files))
+            allow_open_files(len(self._files))
             return number
 
     def fetch(self, key: _Key) -> Future[bytes] | None:
@@ -280,17 +279,3 @@ class BucketRows:
     def _key(self, number: int) -> _Key:
         at = bisect.bisect_right(self._starts, number) - 1
         return self._numbers[at], number - self._starts[at]
-
-
-def _allow_open_files(files: int) -> None:
-    """One descriptor a file of rows, and as many for all else; many systems start with 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * files + 512
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        raise UserError(
-            f"rows lie in more than {files - 1} files, this host may open {hard} (`ulimit -n`); "
-            "raise it, or prepare in fewer files"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -7,6 +7,7 @@ follow from the headers of Riegeli's chunks (its specification, `riegeli_records
 
 import dataclasses
 import os
+import resource
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import UInt, ndarray
+from speechlm_jax.errors import UserError
 
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _CHUNK_HEADER = struct.Struct("<8xQ8xQ8x")  # bytes of data; type and, above it, number of records
@@ -34,6 +36,26 @@ class RowFile:
     def offsets_name(self) -> str:
         """The file of the offsets, in the same folder."""
         return f"{self.name}.offsets"
+
+
+def allow_open_files(files: int) -> None:
+    """Lets this process keep so many files of rows open; most systems start with 1,024.
+
+    Raises:
+      UserError: the system does not allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * files + 512  # as many again for all else
+    if soft == resource.RLIM_INFINITY or wanted <= soft // 2:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise UserError(
+            f"rows lie in {files} files or more, this host may open {hard} (`ulimit -n`); "
+            "raise it, or prepare in fewer files"
+        )
+    much = max(4 * wanted, 1 << 16)  # other tasks have files too
+    allowed = much if hard == resource.RLIM_INFINITY else min(much, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def write_offsets(path: Path, rows: int, *, beside: Path | None = None) -> None:

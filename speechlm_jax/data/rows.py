@@ -19,7 +19,7 @@ from speechlm_jax import artifacts, bucket
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.bucket_rows import BucketRows, RowFetcher
 from speechlm_jax.data.packing import Row
-from speechlm_jax.data.row_files import RowFile, with_offsets, write_offsets
+from speechlm_jax.data.row_files import RowFile, allow_open_files, with_offsets, write_offsets
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
@@ -290,6 +290,7 @@ def _local_records(folder: Path, files: Iterable[RowFile]) -> Any:
         for file in files
         if file.rows
     ]
+    allow_open_files(len(instructions))
     # Any object with these four fields will do, which the annotation does not say.
     return (
         grain.sources.ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]

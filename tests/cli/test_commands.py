@@ -68,10 +68,17 @@ def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkey
 
 def test_what_the_launchers_add_to_a_command_parses():
     goldens = PACKAGE.parent / "tests/launch/goldens"
-    text = (goldens / "run_spot.txt").read_text(encoding="utf-8")
-    (line,) = [line for line in text.splitlines() if "start.sh" in line]
-    words = shlex.split(shlex.split(line)[-1])
-    assert cli.parse(words[words.index("train") :]).hosts == 0  # JAX asks the machine
+
+    def started(name):
+        text = (goldens / name).read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if "start.sh" in line:
+                words = shlex.split(shlex.split(line)[-1])
+                yield cli.parse(words[words.index("train") :])
+
+    (spot,) = started("run_spot.txt")
+    assert (spot.hosts, spot.disk_gb) == (0, None)  # JAX asks the machine
+    assert [one.disk_gb for one in started("run_disk_gb.txt")] == [200, 50]
     pods = (goldens / "gke_submit.txt").read_text(encoding="utf-8")
     assert '- "--hosts"\n                    - "0"\n' in pods
 

@@ -8,8 +8,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from speechlm_jax import artifacts
+from speechlm_jax.data import row_files
 from speechlm_jax.data.row_files import RowFile, find_offsets
 from speechlm_jax.data.rows import WRITER_OPTIONS, RowShards, add_offsets
+from speechlm_jax.errors import UserError
 
 
 def write(path, sizes, seed=0):
@@ -102,3 +104,15 @@ def test_the_manifest_names_the_offsets_and_its_fingerprint_does_not_depend_on_t
     assert len(RowShards(tmp_path)) == 17 and RowShards(tmp_path)[16]["ids"].shape == (256,)
     add_offsets(tmp_path)
     assert artifacts.read_manifest(tmp_path) == made
+
+
+def test_many_files_may_be_open(monkeypatch):
+    asked = []
+    monkeypatch.setattr(row_files.resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(row_files.resource, "setrlimit", lambda _, limits: asked.append(limits))
+    row_files.allow_open_files(0)
+    assert not asked
+    row_files.allow_open_files(500)
+    assert asked == [(4096, 4096)]
+    with pytest.raises(UserError, match="this host may open 4096"):
+        row_files.allow_open_files(5000)
