@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, Int, PyTree
 from speechlm_jax.errors import UserError
-from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn import attention
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import Cache
@@ -96,9 +97,14 @@ def plan_decoding(
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     ids = jax.ShapeDtypeStruct((requests, 1), jnp.int32, sharding=rows)
     parts = {name: held_bytes(tree) for name, tree in {"weights": params, "cache": cache}.items()}
-    where = jax.tree.map(lambda leaf: leaf.sharding, cache)
+    # The cache lies as the compiler wants it, as in the loop of `generate`: in the usual order of
+    # axes it would be copied at both ends of every step.
+    own = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
-        step = jax.jit(decode_step(model), donate_argnums=3, out_shardings=(rows, where))
+        step = jax.jit(
+            decode_step(model), donate_argnums=3,
+            in_shardings=(_shardings(params), rows, rows, own), out_shardings=(rows, own),
+        )  # fmt: skip
         lowered = step.lower(params, ids, ids, cache)
     compiled = compile_program(
         lowered, slices, argument_bytes=sum(parts.values()) + 2 * held_bytes(ids), keep=keep
@@ -109,6 +115,10 @@ def plan_decoding(
     )  # fmt: skip
     parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
     return DecodePlan(slices, requests, length, tensor, compiled, parts, found)
+
+
+def _shardings(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def decode_step(
@@ -124,7 +134,7 @@ def decode_step(
         cache: Cache,
     ) -> tuple[Int[Array, "batch new"], Cache]:
         bound = made.bind(params)
-        hidden, cache = bound.extend(ids, Layout(jnp.ones_like(ids), positions), cache)
+        hidden, cache = bound.extend(ids, attention.Layout(jnp.ones_like(ids), positions), cache)
         return jnp.argmax(bound.logits(hidden), axis=-1).astype(ids.dtype), cache
 
     return step
