@@ -4,8 +4,8 @@
     python benchmarks/plans.py --only v6e       # those whose file name holds this
     python benchmarks/plans.py --table          # page and pictures alone
 
-Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if one that should fit
-does not, or has less than 8% of a chip's memory to spare.
+Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if one fails or is not
+there, or if one that should fit does not, with 8% of a chip's memory to spare.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 import plan_pictures
 
+from speechlm_jax.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 from speechlm_jax.planner.search import SPARE
 from speechlm_jax.planner.slices import GIB
 
@@ -93,8 +94,8 @@ def training_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
     """A line of the first table."""
     gib = {part: size / GIB for part, size in plan["parts_bytes"].items()}
     tokens = plan["tokens_per_chip"] // plan["num_microbatches"]
-    most = plan.get("largest_rows_per_chip")
-    largest = "" if most is None else f"{most} x {plan['length']:,}"
+    most = plan.get("largest_microbatch_rows")
+    largest = "" if most is None else f"{most / plan['chips']:g} x {plan['length']:,}"
     start = (
         f"[`{name}`]({name}.json)", str(plan["chips"]), f"{tokens:,}", memory(plan),
         ", ".join(f"{gib[p]:.1f}" for p in ("weights", "optimizer", "temporaries")), largest,
@@ -126,8 +127,9 @@ def search_rows(plan: dict[str, Any]) -> list[tuple[str, ...]]:
         words = " ".join(one["overrides"])
         bound, ranked = one["seconds_per_token_bound"], one["seconds_per_token_ranked"]
         figures = ("", "") if bound is None else (f"{1 / bound:,.0f}", f"{1 / ranked:,.0f}")
-        best = " (best)" if one["overrides"] == plan["overrides"] else ""
-        fits = "" if one["fits"] else ", does not fit"
+        count = len(one["overrides"])
+        best = " (best)" if one["overrides"] == plan["overrides"][-count:] else ""
+        fits = "" if one["has_spare"] else ", too much" if one["fits"] else ", does not fit"
         rows.append((f"`{words}`{best}", f"{100 * one['hbm_share']:.0f}%{fits}", *figures))
     return rows
 
@@ -195,13 +197,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="plan nothing")
     args = parser.parse_args(arguments)
     PLANS.mkdir(parents=True, exist_ok=True)
-    recorded = TRAINING | DECODING | SEARCHED
+    recorded, failed = TRAINING | DECODING | SEARCHED, []
     for name, asked in recorded.items():
         if args.only in name and not args.table:
             line = ["plan", *asked.split(), "--json", "--out", str(PLANS / f"{name}.json")]
             command = [sys.executable, "-m", "speechlm_jax.cli.main", *line]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
             print(json.dumps({"plan": name, "exit_code": done.returncode}), flush=True)
+            failed += [name] if done.returncode not in (EXIT_OK, EXIT_DOES_NOT_FIT) else []
     files = {name: PLANS / f"{name}.json" for name in recorded}
     plans = {
         name: json.loads(file.read_text(encoding="utf-8"))
@@ -214,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan_pictures.memory(training, PLANS / "memory.svg")
     plan_pictures.days(training, published, PLANS / "days.svg")
     good = {name: plan["fits"] and plan["hbm_share"] <= 1 - SPARE for name, plan in plans.items()}
-    return int(any(good[name] == (name in TOO_SMALL) for name in plans))
+    wrong = [name for name in plans if good[name] == (name in TOO_SMALL)]
+    return int(bool(wrong or failed or recorded.keys() - plans))
 
 
 if __name__ == "__main__":

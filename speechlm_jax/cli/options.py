@@ -34,6 +34,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as argparse wants it said."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def add_command(
     subparsers: Any,
     name: str,

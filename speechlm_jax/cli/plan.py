@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -51,10 +52,14 @@ def add_parser(subparsers: Any) -> None:
         help="so many of them; mesh.replica follows (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--length", metavar="N", type=int, default=8192, help="ids a row (default: %(default)s)"
+        "--length",
+        metavar="N",
+        type=options.positive,
+        default=8192,
+        help="ids a row (default: %(default)s)",
     )
     parser.add_argument(
-        "--vocab", metavar="N", type=int, default=168_960,
+        "--vocab", metavar="N", type=options.positive, default=168_960,
         help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
     )  # fmt: skip
     what = parser.add_mutually_exclusive_group()
@@ -63,15 +68,15 @@ def add_parser(subparsers: Any) -> None:
         help="try meshes, remat and microbatches; the best that fits (some minutes a candidate)",
     )  # fmt: skip
     what.add_argument(
-        "--largest", action="store_true", help="also find the most rows a chip that fit"
+        "--largest", action="store_true", help="also find the most rows at a time that fit"
     )
     what.add_argument("--decode", action="store_true", help="plan a step of generation instead")
     parser.add_argument(
-        "--requests", metavar="N", type=int, default=32,
+        "--requests", metavar="N", type=options.positive, default=32,
         help="with --decode: at a time, over all chips (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--tensor", metavar="N", type=int,
+        "--tensor", metavar="N", type=options.positive,
         help="with --decode: chips that share a request (default: as heads of keys divide)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -92,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(found, LanguageModelExperiment):
         raise UserError(f"{args.config}: is not the config of a language model")
     replicas = [f"train.mesh.replica={slices.number}"] if slices.number > 1 else []
-    experiment = with_vocab(configs.override(found, [*replicas, *args.overrides]), args.vocab)
+    args.overrides = [*replicas, *args.overrides]
+    experiment = with_vocab(configs.override(found, args.overrides), args.vocab)
     plan, told = _answer(args, experiment, slices)
     if args.out is not None:
         artifacts.write_json(args.out, plan)
@@ -119,11 +125,11 @@ def _answer(
     if args.search:
         with _progress() as report:
             tried = searching.search(experiment, slices, planner, length=args.length, report=report)
-        return _searched(tried), _tell_search
+        return _searched(tried, args.overrides), _tell_search
     plan = planner(experiment).to_json()
     if args.largest:
         most = searching.largest(experiment, slices, planner)
-        plan["largest_rows_per_chip"] = 0 if most is None else most.rows_per_chip
+        plan["largest_microbatch_rows"] = 0 if most is None else most.microbatch_rows
         plan["largest_hbm_share"] = None if most is None else round(most.hbm_share, 4)
     return plan, _tell_training
 
@@ -146,26 +152,27 @@ def _progress() -> Iterator[searching.Report]:
         yield report
 
 
-def _searched(tried: list[searching.Tried]) -> dict[str, Any]:
+def _searched(tried: list[searching.Tried], given: list[str]) -> dict[str, Any]:
     """The best plan, how to ask for it, and what else was compiled."""
     best = searching.best(tried)
     start = {"fits": False} if best is None else best.plan.to_json()
     return {
         **start,
-        "overrides": None if best is None else list(best.overrides),
+        "overrides": None if best is None else [*given, *best.overrides],
         "tried": [one.to_json() for one in tried],
     }
 
 
 def _tell_search(plan: dict[str, Any]) -> str:
     lines = [
-        f"{'fits' if one['fits'] else 'no  '} {100 * one['hbm_share']:4.0f}%  "
-        + " ".join(one["overrides"])
+        f"{'fits' if one['has_spare'] else 'no  '} {100 * one['hbm_share']:4.0f}%  "
+        + shlex.join(one["overrides"])
         for one in plan["tried"]
     ]
     if not plan["fits"]:
-        return "\n".join([*lines, "nothing fits; take more chips, or fewer ids a row"])
-    return "\n".join([*lines, f"best: {' '.join(plan['overrides'])}", _tell_training(plan)])
+        spare = f"{100 * searching.SPARE:.0f}% to spare"
+        return "\n".join([*lines, f"nothing fits with {spare}; take more chips or shorter rows"])
+    return "\n".join([*lines, f"best: {shlex.join(plan['overrides'])}", _tell_training(plan)])
 
 
 def _tell_decoding(plan: dict[str, Any]) -> str:
@@ -181,8 +188,8 @@ def _tell_training(plan: dict[str, Any]) -> str:
     ]
     if plan.get("days_bound") is not None:
         lines += [f"the config's budget takes at least {plan['days_bound']:.1f} days"]
-    if "largest_rows_per_chip" in plan:
-        lines += [f"at most {plan['largest_rows_per_chip']} rows a chip and microbatch fit"]
+    if "largest_microbatch_rows" in plan:
+        lines += [f"at most {plan['largest_microbatch_rows']} rows at a time fit, over all chips"]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ The kernel follows the platform of the mesh in scope, and of this process only w
 a program can be compiled for a machine that is not there. Elsewhere it runs in Pallas' interpreter.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias
@@ -20,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import BATCH_AXES, axis_size, over_mesh, platform
 
 Kernel: TypeAlias = Literal["auto", "reference", "blockwise", "splash", "triton"]
@@ -38,7 +40,8 @@ def choose(kernel: Kernel, *, block: int | None, length: int) -> Kernel:
     found = OF_PLATFORM.get(platform(), "reference")
     if found == "blockwise":
         return found if axis_size("context") == 1 else "reference"
-    return found if block == 1 and length % LANES == 0 else "reference"
+    splits = length % (LANES * axis_size("context")) == 0
+    return found if block == 1 and splits else "reference"
 
 
 def attend_packed(
@@ -55,10 +58,14 @@ def attend_packed(
     for its part of the queries over all keys.
 
     Raises:
-      ValueError: the length is no multiple of 128, or `kernel` cannot split it over `context`.
+      UserError: heads do not divide over `tensor`, or `kernel` cannot split the length.
     """
-    if q.shape[1] % LANES:
-        raise ValueError(f"length {q.shape[1]}: {kernel} attention takes multiples of {LANES}")
+    shards, parts = axis_size("tensor"), axis_size("context")
+    if q.shape[2] % shards:
+        raise UserError(f"mesh.tensor: {q.shape[2]} heads do not divide over {shards} devices")
+    if q.shape[1] % (LANES * parts):
+        taken = f"multiples of {LANES}" + (f" for each of {parts} parts" if parts > 1 else "")
+        raise UserError(f"length {q.shape[1]}: {kernel} attention takes {taken}")
     run = {"splash": _splash, "triton": _triton}[kernel]
     return run(q, k, v, segments)
 
@@ -74,7 +81,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array) -> Array:
     length, heads, size = q.shape[1:]
     shards, parts = axis_size("tensor"), axis_size("context")
     k, v = kv_for(shards, q, k, v)
-    block = min(SPLASH_BLOCK, length // parts)
+    block = math.gcd(SPLASH_BLOCK, length // parts)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
@@ -109,7 +116,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array) -> Array:
 
 def _triton(q: Array, k: Array, v: Array, segments: Array) -> Array:
     if axis_size("context") > 1:
-        raise ValueError("mesh.context: the GPU kernel does not split the length; use context=1")
+        raise UserError("mesh.context: the GPU kernel does not split the length; use context=1")
     size, groups = q.shape[-1], q.shape[2] // k.shape[2]
     sizes = triton.BlockSizes(
         block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, block_q_dkv=32, block_kv_dkv=32,

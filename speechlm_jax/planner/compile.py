@@ -6,11 +6,11 @@ What was compiled once is kept in a folder, by the text of the program: compilin
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.planner.collectives import Collective, collectives
 from speechlm_jax.planner.slices import GIB, Slices
+
+_log = logging.getLogger("speechlm.planner")
 
 # The compiler would ask Cloud's metadata server what machine this is, and say that it cannot know;
 # and it would lock out others, although it holds no TPU.
@@ -103,12 +105,17 @@ def compile_program(
     """
     if keep is None:
         return _compile(lowered, slices, argument_bytes)
-    text = f"{VERSION}\n{_compiler()}\n{slices.name}\n{lowered.as_text()}"
+    text = "\n".join([str(VERSION), *_compiler(slices), slices.name, lowered.as_text()])
     path = keep / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(UserError):  # not there, half written by another version
-        return configs.from_json(Compiled, artifacts.read_json(path))
+    with contextlib.suppress(UserError, OSError):  # not there, or of another version
+        kept = configs.from_json(Compiled, artifacts.read_json(path))
+        fits = kept.flops is not None and kept.hbm_bytes <= slices.chip.hbm_bytes
+        return dataclasses.replace(kept, fits=fits)
     found = _compile(lowered, slices, argument_bytes)
-    artifacts.write_json(path, configs.to_json(found))
+    try:
+        artifacts.write_json(path, configs.to_json(found))
+    except OSError as error:
+        _log.warning("%s: cannot be kept for the next time (%s)", path, error.strerror)
     return found
 
 
@@ -141,11 +148,10 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
     )
 
 
-def _compiler() -> str:
-    """Name and version of what compiles."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return f"libtpu {metadata.version('libtpu')}"
-    return os.environ.get("TPU_LIBRARY_PATH", "libtpu")
+def _compiler(slices: Slices) -> list[str]:
+    """What the result depends on beside the program: the compiler's build, and its flags."""
+    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    return [devices(slices)[0].client.platform_version, *flags]
 
 
 @contextlib.contextmanager

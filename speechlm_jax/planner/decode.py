@@ -111,7 +111,7 @@ def plan_decoding(
     )
     found = bounds(
         slices, flops=_flops(model, params, requests, length),
-        hbm_bytes=float(sum(parts.values())), moved=compiled.collectives,
+        hbm_bytes=float(sum(parts.values()) - _unread(model, params)), moved=compiled.collectives,
     )  # fmt: skip
     parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
     return DecodePlan(slices, requests, length, tensor, compiled, parts, found)
@@ -163,6 +163,11 @@ def _shapes(
         )
     )
     return params, jax.tree.map(placed, empty)
+
+
+def _unread(model: LanguageModelConfig, params: PyTree) -> int:
+    """Bytes of weights that a step does not read: a table that is no output layer, but for rows."""
+    return 0 if model.tied else held_bytes(params["embedding"])
 
 
 def _flops(model: LanguageModelConfig, params: PyTree, requests: int, length: int) -> float:

@@ -22,7 +22,6 @@ from speechlm_jax.train.work import Work
 
 FIELDS = {"ids": np.int32, "segments": np.int32, "positions": np.int32, "loss_mask": np.float32}
 SECONDS_A_DAY = 86_400
-ADAM_BYTES = 24  # a parameter: weight and two moments in float32, read and written
 CAST_BYTES = 2  # a weight in bfloat16
 
 
@@ -33,6 +32,7 @@ class Plan:
     Attributes:
       length: ids a row.
       rows: of a batch, over all chips.
+      row_shards: into how many parts the mesh splits rows.
       compiled: what the compiler says.
       parts: bytes on each chip, by what they hold.
       work: model FLOPs of a batch whose rows are one document each.
@@ -43,6 +43,7 @@ class Plan:
     slices: Slices
     length: int
     rows: int
+    row_shards: int
     num_microbatches: int
     parameters: int
     compiled: Compiled
@@ -63,9 +64,9 @@ class Plan:
         return self.compiled.hbm_bytes / self.slices.chip.hbm_bytes
 
     @property
-    def rows_per_chip(self) -> int:
-        """Rows that a chip reads at a time; of rows that several chips share, 1."""
-        return -(-self.rows // self.num_microbatches // self.slices.chips)
+    def microbatch_rows(self) -> int:
+        """Rows that all chips read at a time."""
+        return self.rows // self.num_microbatches
 
     @property
     def seconds_per_token(self) -> float:
@@ -136,14 +137,21 @@ def plan_training(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.layout.shapes.params))
     found = bounds(
         slices, flops=flops,
-        hbm_bytes=parameters * ADAM_BYTES / slices.chips
+        hbm_bytes=2.0 * (parts["weights"] + parts["optimizer"])  # read and written
         + CAST_BYTES * parameters * _passes(model) * microbatches / program.mesh.shape["tensor"],
         moved=compiled.collectives,
     )  # fmt: skip
     budget = sum(phase.tokens or 0 for phase in experiment.data.phases)
     return Plan(
-        slices, length, rows, microbatches, parameters, compiled, parts, work, flops, found, budget
-    )
+        slices, length, rows, row_shards(program.mesh), microbatches, parameters, compiled, parts,
+        work, flops, found, budget,
+    )  # fmt: skip
+
+
+def check(experiment: LanguageModelExperiment, slices: Slices) -> None:
+    """UserError where a config does not divide over its mesh; compiles nothing."""
+    program = make_step(experiment, slices)
+    _check_rows(program, experiment.data.batch_size, experiment.train.num_microbatches)
 
 
 def with_vocab(experiment: LanguageModelExperiment, vocab_size: int) -> LanguageModelExperiment:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.planner.collectives import Collective
-from speechlm_jax.planner.slices import DCN_BANDWIDTH, Slices
+from speechlm_jax.planner.slices import Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def bounds(
         compute=flops / slices.chips / chip.peak_flops,
         hbm=hbm_bytes / chip.hbm_bandwidth,
         ici=sent["ici"] / chip.ici_bandwidth,
-        dcn=sent["dcn"] / DCN_BANDWIDTH,
+        dcn=sent["dcn"] / chip.dcn_bandwidth,
     )
 
 

@@ -5,6 +5,7 @@ Ways are compiled in the order of the least time that their arithmetic needs; th
 the best one found are left out, and so are those whose kept activations alone do not fit.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,14 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.planner.compile import devices
-from speechlm_jax.planner.plan import Plan, make_stage
+from speechlm_jax.planner.plan import Plan, check, make_stage
 from speechlm_jax.planner.roofline import recomputed
 from speechlm_jax.planner.slices import Slices
 from speechlm_jax.sharding import make_mesh, param_shardings, row_shards
 
 SPARE = 0.08  # of a chip's memory, for what the compiler does not see
 ROUNDING = 1e-6  # between two ways to add up the same FLOPs
-MOST_ROWS = 64  # a chip and microbatch
+MOST_ROWS = 64  # at a time, for each part that the mesh splits rows into
 REMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("none", ()),
     ("dots", ()),
@@ -80,7 +81,8 @@ class Tried:
         """Its line in a table of the search."""
         return {
             "overrides": list(self.overrides),
-            "fits": has_spare(self.plan),
+            "fits": self.plan.fits,
+            "has_spare": has_spare(self.plan),
             "hbm_share": round(self.plan.hbm_share, 4),
             "seconds_per_token_bound": self.plan.seconds_per_token if self.plan.fits else None,
             "seconds_per_token_ranked": self.seconds_per_token if self.plan.fits else None,
@@ -112,7 +114,11 @@ def search(
       experiment: its model with the size of its vocabulary.
       planner: `plan_training` for these slices and this length.
       report: called with ways done, all ways, and what is compiled now.
+
+    Raises:
+      UserError: the config as it is does not divide over its mesh.
     """
+    check(experiment, slices)
     found = sorted(ways(experiment, slices, length=length), key=lambda way: way.seconds_floor)
     tried: list[Tried] = []
     for number, way in enumerate(found):
@@ -129,13 +135,15 @@ def search(
             tried.append(Tried((*way.overrides, more), plan))
             return plan
 
-        _climb(compiled, way.microbatches(), rows=lambda n: 1 / n)
+        # what only the kernels know not to divide shows when they are lowered, before compiling
+        with contextlib.suppress(UserError):
+            _climb(compiled, way.microbatches(), rows=lambda n: 1 / n)
     report(len(found), len(found), "")
     return tried
 
 
 def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planner) -> Plan | None:
-    """The plan with the most rows a chip and microbatch that fit; None: not even one row does."""
+    """The plan with the most rows at a time that fit; None: not even one row does."""
     shards = row_shards(make_mesh(experiment.train.mesh, devices=devices(slices)))
 
     def compiled(rows: int) -> Plan:
@@ -178,35 +186,40 @@ def _climb(
 ) -> Plan | None:
     """The last of the choices that fits; they need more and more memory, about in a line by `rows`.
 
-    The first two are compiled. The line through the last two says which choice is the last, until
-    none is left between the best that fits and the least that does not.
+    The first two are compiled. The line through them says which is the last; what is then still
+    open, between the best that fits and the least that does not, is halved or cut by their line.
     """
     found: Plan | None = None
-    points: list[tuple[float, float]] = []  # rows and shares, the best last
-    first, end = 0, len(choices)
-    while first < end:
-        choice = _guess(points, choices[first:end], rows) if len(points) > 1 else choices[first]
-        if choice is None:
-            break
-        plan, at = compiled(choice), choices.index(choice)
-        point = (rows(choice), plan.hbm_share)
+    points: list[tuple[float, float]] = []  # rows and shares of what fits
+    unfit: tuple[float, float] | None = None
+    low, high, turn = 0, len(choices), 0  # what is open
+    while low < high:
+        at = low
+        if len(points) > 1:
+            line = (points[-1], unfit) if unfit else (points[-2], points[-1])
+            at = _last_below(line, choices[low:high], rows) + low
+            if unfit:
+                turn += 1
+                at = at if turn % 2 else (low + high) // 2
+        plan = compiled(choices[at])
+        point = (rows(choices[at]), plan.hbm_share)
         if has_spare(plan):
-            found, first, points = plan, at + 1, [*points, point]
-        elif found is None:
-            break
+            found, low, points = plan, at + 1, [*points, point]
         else:
-            end, points = at, [point, *points]
+            high, unfit = at, point
     return found
 
 
-def _guess(
-    points: Sequence[tuple[float, float]], choices: Sequence[int], rows: Callable[[int], float]
-) -> int | None:
-    """The last choice that fits by the line through the point before and the best one."""
-    (x0, y0), (x1, y1) = points[-2:]
+def _last_below(
+    line: tuple[tuple[float, float], tuple[float, float]],
+    choices: Sequence[int],
+    rows: Callable[[int], float],
+) -> int:
+    """The place of the last choice that fits by a line through two points, or the first."""
+    (x0, y0), (x1, y1) = line
     slope = max((y1 - y0) / (x1 - x0), 1e-9)
-    fits = [n for n in choices if y1 + slope * (rows(n) - x1) <= 1 - SPARE]
-    return fits[-1] if fits else None
+    fits = [y1 + slope * (rows(n) - x1) <= 1 - SPARE for n in choices]
+    return max(sum(fits) - 1, 0)
 
 
 def _kept_bytes(experiment: LanguageModelExperiment, length: int) -> float:

@@ -23,6 +23,7 @@ class Chip:
       hbm_bytes: what a program may use.
       hbm_bandwidth: bytes a second.
       ici_bandwidth: bytes a second that a chip sends, over all its links.
+      dcn_bandwidth: bytes a second that a chip sends to other slices, by its host.
       axes: of the torus that chips form.
       named_by_cores: whether Cloud's names count two cores a chip.
       cloud_name: before the number in Cloud's names.
@@ -33,6 +34,7 @@ class Chip:
     hbm_bytes: int
     hbm_bandwidth: float
     ici_bandwidth: float
+    dcn_bandwidth: float
     axes: int
     named_by_cores: bool
     cloud_name: str
@@ -44,12 +46,23 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("v4", "TPU v4", int(30.75 * GIB), 1.2e12, 3 * 9e10, 3, True, "v4"),
-    "v5e": Chip("v5e", "TPU v5 lite", int(15.75 * GIB), 8.1e11, 2 * 9e10, 2, False, "v5litepod"),
-    "v5p": Chip("v5", "TPU v5", int(95.74 * GIB), 2.8e12, 3 * 1.8e11, 3, True, "v5p"),
-    "v6e": Chip("v6e", "TPU v6 lite", int(31.25 * GIB), 1.6e12, 2 * 1.8e11, 2, False, "v6e"),
-}
-DCN_BANDWIDTH = 6.25e9  # bytes a second and chip between slices (Austin et al. 2025, chapter 2)
+    "v4": Chip(
+        "v4", "TPU v4", int(30.75 * GIB), 1.2e12, 3 * 9e10, 6.25e9,
+        axes=3, named_by_cores=True, cloud_name="v4",
+    ),
+    "v5e": Chip(
+        "v5e", "TPU v5 lite", int(15.75 * GIB), 8.1e11, 2 * 9e10, 3.125e9,
+        axes=2, named_by_cores=False, cloud_name="v5litepod",
+    ),
+    "v5p": Chip(
+        "v5", "TPU v5", int(95.74 * GIB), 2.8e12, 3 * 1.8e11, 6.25e9,
+        axes=3, named_by_cores=True, cloud_name="v5p",
+    ),
+    "v6e": Chip(
+        "v6e", "TPU v6 lite", int(31.25 * GIB), 1.6e12, 2 * 1.8e11, 1.25e10,
+        axes=2, named_by_cores=False, cloud_name="v6e",
+    ),
+}  # fmt: skip
 # The shapes that Cloud's names stand for; 3-D ones as close to a cube as multiples of 4 allow.
 SQUARES = {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",

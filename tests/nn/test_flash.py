@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn import blockwise
 from speechlm_jax.nn.attention import Layout, attend, visible, whole
 from speechlm_jax.nn.blockwise import attend_blockwise
@@ -152,5 +153,5 @@ def test_auto_follows_the_mesh_and_the_mask():
 def test_a_length_that_no_kernel_takes_is_named(case):
     layout, qkv, _ = case
     short = tuple(x[:, :100] for x in qkv)
-    with pytest.raises(ValueError, match="length 100: splash attention takes multiples of 128"):
+    with pytest.raises(UserError, match="length 100: splash attention takes multiples of 128"):
         attend_packed(*short, layout.segments[:, :100], kernel="splash")

@@ -1,5 +1,7 @@
 """A step of generation: it says what `generate` says, and its parts are what they must be."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_parts_and_bound():
     held = 2 * stack.num_layers * stack.kv_heads * stack.head_dim * 512 * 8 * 2
     seen = 2 * 4 * 512 * 8  # segments and positions
     assert plan.parts["cache"] == pytest.approx(held / 4 + seen / 2, rel=0.01)
-    read = plan.parts["weights"] + plan.parts["cache"]
+    read = plan.parts["weights"] + plan.parts["cache"]  # tied: the table is the output layer
     assert found["bounds_seconds"]["hbm"] == pytest.approx(read / slices.chip.hbm_bandwidth)
     assert found["tokens_per_second_bound"] == 8 / found["step_seconds_bound"]
     assert {one.kind for one in plan.compiled.collectives} <= {"all-reduce", "all-gather"}
@@ -61,13 +63,18 @@ def test_parts_and_bound():
         plan_decoding(MODEL, slices, requests=3, length=512)
 
 
-def test_one_chip_sends_nothing():
+def test_one_chip_sends_nothing_and_reads_no_table():
     pytest.importorskip("libtpu", reason="needs the `tpu` extra")
-    plan = plan_decoding(MODEL, parse_topology("v6e:1x1"), requests=1, length=128)
+    slices, own = parse_topology("v6e:1x1"), dataclasses.replace(MODEL, tied=False)
+    plan = plan_decoding(own, slices, requests=1, length=128)
     assert plan.fits and not plan.compiled.collectives and plan.bounds.ici == 0
+    read = plan.parts["weights"] + plan.parts["cache"] - 2 * 1024 * MODEL.transformer.embed
+    assert plan.bounds.hbm == pytest.approx(read / slices.chip.hbm_bandwidth)
 
 
 def test_one_thing_is_asked_at_a_time(capsys):
     line = ["plan", "configs/lm_150m.py", "--topology", "v5e:2x2", "--decode", "--search"]
     assert cli.main(line) == EXIT_USAGE
     assert "not allowed with" in capsys.readouterr().err
+    assert cli.main([*line[:-1], "--requests", "0"]) == EXIT_USAGE
+    assert "'0' is no whole number above 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 from speechlm_jax.planner.compile import _needed, compile_program, devices
 from speechlm_jax.planner.plan import FIELDS, make_step, plan_training, with_vocab
 from speechlm_jax.planner.roofline import recomputed
-from speechlm_jax.planner.slices import DCN_BANDWIDTH, parse_topology
+from speechlm_jax.planner.search import Tried
+from speechlm_jax.planner.slices import parse_topology
 from speechlm_jax.sharding import MeshConfig, make_mesh
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
@@ -75,6 +77,9 @@ def test_bounds_are_of_the_slowest(plan):
     assert found["step_seconds_bound"] == max(found["bounds_seconds"].values())
     assert found["bounds_seconds"][found["bound"]] == found["step_seconds_bound"]
     assert plan.bounds.dcn == 0
+    moved = 2 * (plan.parts["weights"] + plan.parts["optimizer"])
+    gathered = 3 * 2 * plan.parameters  # forward, again, backward, in bfloat16
+    assert plan.bounds.hbm == (moved + gathered) / SLICE.chip.hbm_bandwidth
     steps = 10**9 / (8 * 256)
     assert found["days_bound"] == pytest.approx(steps * found["step_seconds_bound"] / 86_400)
 
@@ -149,10 +154,17 @@ def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         other = jax.jit(lambda x: x @ x + 1).lower(x)
         compile_program(other, SLICE, argument_bytes=2**18, keep=tmp_path)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_something=1")
+    with pytest.raises(TypeError):
+        compile_program(lowered, SLICE, argument_bytes=2**18, keep=tmp_path)
+    monkeypatch.delenv("LIBTPU_INIT_ARGS")
     (file,) = tmp_path.iterdir()
     file.write_text("{", encoding="utf-8")
     with pytest.raises(TypeError):
         compile_program(lowered, SLICE, argument_bytes=2**18, keep=tmp_path)
+    monkeypatch.undo()
+    again = compile_program(lowered, SLICE, argument_bytes=2**18, keep=file)  # no folder
+    assert dataclasses.replace(again, seconds=found.seconds) == found
 
 
 @pytest.mark.slow
@@ -167,7 +179,7 @@ def test_between_slices_each_chip_sends_its_part():
     parts = plan.parameters // 4
     # the table's gradient in bfloat16, as it is read, and in float32, as the output layer
     assert 2 * parts < sent < 1.1 * (2 + 4) * parts
-    assert plan.bounds.dcn == pytest.approx(sent / DCN_BANDWIDTH)
+    assert plan.bounds.dcn == pytest.approx(sent / two.chip.dcn_bandwidth)
 
 
 def test_the_command(tmp_path, capsys, monkeypatch, plan):
@@ -196,6 +208,12 @@ def test_the_command(tmp_path, capsys, monkeypatch, plan):
     assert "fits: needs" in told and "all-gather" in told and "(projection)" in told
     more = {"length": 256, "vocab_size": 1024, "keep": tmp_path}
     assert asked == [(1, "v5e:2x2", more), (2, "2 x v5e:2x2", more)]
+    tried = [Tried(("train.mesh.tensor=1", 'model.transformer.saved=["qkv"]'), plan)]
+    monkeypatch.setattr("speechlm_jax.cli.plan.searching.search", lambda *_, **__: tried)
+    assert cli.main([*line, "--slices", "2", "--search", "z_loss=0.5"]) == EXIT_OK
+    (best,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("best: ")]
+    overrides = shlex.split(best)[1:]
+    assert overrides == ["train.mesh.replica=2", "z_loss=0.5", *tried[0].overrides]
     too_large = dataclasses.replace(plan.compiled, fits=False, hbm_bytes=2**40, collectives=())
     plan = dataclasses.replace(plan, compiled=too_large)
     assert cli.main(line) == EXIT_DOES_NOT_FIT

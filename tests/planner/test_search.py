@@ -1,14 +1,18 @@
 """The search against a compiler that is a formula: it must find what trying everything finds."""
 
 import dataclasses
+from unittest import mock
 
+import jax
+import numpy as np
 import pytest
 
 from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.planner.compile import Compiled
-from speechlm_jax.planner.plan import Plan
+from speechlm_jax.planner.plan import FIELDS, Plan, make_step
 from speechlm_jax.planner.roofline import Bounds
 from speechlm_jax.planner.search import (
     MOST_ROWS,
@@ -54,8 +58,8 @@ class Formula:
         compiled = Compiled(share <= 1, size, 0, 0, None, (), 0.0)
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
         return Plan(
-            SLICE, LENGTH, experiment.data.batch_size, experiment.train.num_microbatches, 1,
-            compiled, {}, Work(), 0.0, bounds, 0,
+            SLICE, LENGTH, experiment.data.batch_size, shards, experiment.train.num_microbatches,
+            1, compiled, {}, Work(), 0.0, bounds, 0,
         )  # fmt: skip
 
 
@@ -111,9 +115,9 @@ def test_the_most_rows_that_fit(row, rows):
     formula = Formula(row=row)
     full = configs.override(EXPERIMENT, ["train.num_microbatches=2"])
     plan = largest(full, SLICE, formula)
-    assert plan is not None and has_spare(plan) and plan.rows_per_chip == rows
+    assert plan is not None and has_spare(plan) and plan.microbatch_rows == 4 * rows
     assert plan.num_microbatches == 2 and plan.rows == 2 * 4 * rows
-    assert len(formula.asked) <= 3
+    assert len(formula.asked) <= 4
     assert (
         Formula(row=row)(configs.override(full, [f"data.batch_size={plan.rows + 8}"])).hbm_share
         > 1 - SPARE
@@ -121,23 +125,66 @@ def test_the_most_rows_that_fit(row, rows):
     )
 
 
-@pytest.mark.parametrize("power", [0.7, 1.3])
-def test_memory_that_grows_in_no_line_is_climbed_too(power):
-    """The last that fits, or the one before it; in few steps."""
-    formula = Formula(row=0.05)
+CURVES = {
+    "concave": lambda n: 0.02 + 0.08 * (n - 0.5) ** 0.7,
+    "convex": lambda n: 0.02 + 0.08 * (n - 0.5) ** 1.3,
+    "square": lambda n: 0.05 + 0.001 * n + 0.0006 * n * n,
+    "step": lambda n: 0.1 if n < 41 else 2.0,
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_memory_that_grows_in_no_line_is_climbed_too(name):
+    formula, share = Formula(), CURVES[name]
 
     def bent(experiment):
         plan = formula(experiment)
-        share = 0.02 + 0.08 * (plan.rows_per_chip - 0.5) ** power
-        size = int(share * SLICE.chip.hbm_bytes)
+        needed = share(plan.microbatch_rows // 4)
+        size = int(needed * SLICE.chip.hbm_bytes)
         return dataclasses.replace(
-            plan, compiled=dataclasses.replace(plan.compiled, fits=share <= 1, hbm_bytes=size)
+            plan, compiled=dataclasses.replace(plan.compiled, fits=needed <= 1, hbm_bytes=size)
         )
 
-    most = max(n for n in range(1, 65) if 0.02 + 0.08 * (n - 0.5) ** power <= 1 - SPARE)
+    most = max(n for n in range(1, MOST_ROWS + 1) if share(n) <= 1 - SPARE)
     plan = largest(EXPERIMENT, SLICE, bent)
-    assert plan is not None and most - 1 <= plan.rows_per_chip <= most
-    assert len(formula.asked) <= 6
+    assert plan is not None and plan.microbatch_rows == 4 * most
+    assert len(formula.asked) <= 10
+
+
+def test_a_broken_config_is_one_line_and_nothing_is_compiled():
+    for override, line in {
+        "train.mesh.fsdp=3": "does not lay out 4 devices",
+        "data.batch_size=9": "9 rows do not divide into 1 microbatches over 4 devices",
+    }.items():
+        formula, broken = Formula(), configs.override(EXPERIMENT, [override])
+        with pytest.raises(UserError, match=line):
+            search(broken, SLICE, formula, length=LENGTH)
+        assert not formula.asked
+
+
+def test_a_way_that_only_a_kernel_refuses_is_left_out():
+    """0.5B has 14 heads, which `tensor=4` does not divide: its sizes do."""
+    model = preset("0.5B", vocab_size=1024)
+    small = dataclasses.replace(model.transformer, num_layers=1)
+    given = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(model, transformer=small))
+    formula = Formula()
+
+    def lowered(experiment):
+        program = make_step(experiment, SLICE)
+        rows = experiment.data.batch_size
+        batch = {name: jax.ShapeDtypeStruct((rows, LENGTH), kind) for name, kind in FIELDS.items()}
+        program.lower(batch | {"task": jax.ShapeDtypeStruct((rows,), np.int32)})
+        return formula(experiment)
+
+    with pytest.raises(UserError, match=r"mesh.tensor: 14 heads do not divide over 4 devices"):
+        lowered(configs.override(given, ["train.mesh.tensor=4"]))
+    refused = mock.Mock(
+        side_effect=lambda x: lowered(x) if x.train.mesh.tensor == 4 else formula(x)
+    )
+    tried = search(given, SLICE, refused, length=LENGTH)
+    meshes = {one.overrides[0] for one in tried}
+    assert "train.mesh.tensor=2" in meshes and "train.mesh.tensor=4" not in meshes
+    assert any(call.args[0].train.mesh.tensor == 4 for call in refused.call_args_list)
 
 
 def test_meshes_that_the_model_divides_over():
