@@ -22,6 +22,8 @@ MODEL = preset("tiny", vocab_size=1024)
 
 def test_the_step_says_what_generation_says():
     config = preset("tiny", vocab_size=64, dtype="float32", remat="none")
+    stack = dataclasses.replace(config.transformer, num_layers=1)
+    config = dataclasses.replace(config, transformer=stack)
     made, steps = functional(config), 5
     params, _ = made.init(jax.random.key(0))
     prompts = jnp.array(np.random.default_rng(0).integers(0, 64, (3, 4)))
@@ -30,10 +32,14 @@ def test_the_step_says_what_generation_says():
         made.bind(params), prompts, lengths, keys=jax.random.split(jax.random.key(1), 3),
         allowed=jnp.ones((3, 64), bool), stops=jnp.zeros(64, bool), max_new=steps,
     ))(params)  # fmt: skip
-    bound = made.bind(params)
-    cache = Cache.empty(config.transformer, batch=3, slots=4 + steps)
-    hidden, cache = bound.extend(prompts, whole(lengths, 4), cache)
-    ids = jnp.argmax(bound.logits(hidden[:, -1:]), axis=-1).astype(jnp.int32)
+
+    @jax.jit
+    def begin(params):
+        bound, cache = made.bind(params), Cache.empty(config.transformer, batch=3, slots=4 + steps)
+        hidden, cache = bound.extend(prompts, whole(lengths, 4), cache)
+        return jnp.argmax(bound.logits(hidden[:, -1:]), axis=-1).astype(jnp.int32), cache
+
+    ids, cache = begin(params)
     step, said = jax.jit(decode_step(config)), [ids]
     for place in range(4, 3 + steps):
         ids, cache = step(params, ids, jnp.full((3, 1), place), cache)

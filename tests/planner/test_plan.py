@@ -1,6 +1,7 @@
 """The real TPU compiler on this machine: a tiny model fits, sums add up, too much is an answer."""
 
 import dataclasses
+import functools
 import json
 import shlex
 
@@ -88,29 +89,25 @@ REMATS = {"none": {}, "dots": {"remat": "dots"}, "full": {"remat": "full"}}
 REMATS["saved"] = {"remat": "full", "saved": ("qkv",)}
 
 
+@functools.cache
+def counted(name):
+    """FLOPs of the gradient of blocks that are mostly products, on a CPU; of what is made again."""
+    batch, length, layers = 4, 16, 3
+    stack = TransformerConfig(
+        layers, embed=256, heads=4, kv_heads=2, head_dim=64, mlp=1024, **REMATS[name]
+    )
+    model = Functional(lambda rngs: Transformer(stack, rngs=rngs))
+    x, layout = jnp.ones((batch, length, 256)), whole(jnp.full(batch, length), length)
+    lowered = jax.jit(jax.grad(lambda params: jnp.sum(model.bind(params)(x, layout) ** 2)))
+    costs = lowered.lower(model.shapes).compile().cost_analysis()
+    # a loop's body counts once
+    return costs["flops"], batch * length * recomputed(stack, length) / layers
+
+
 @pytest.mark.parametrize("name", ["dots", "full", "saved"])
 def test_what_is_made_again_is_what_the_compiler_counts(name):
-    """Blocks that are mostly products, on a CPU, which counts a loop's body once."""
-    batch, length, layers = 4, 16, 3
-
-    def counted(**remat):
-        stack = TransformerConfig(
-            layers, embed=256, heads=4, kv_heads=2, head_dim=64, mlp=1024, **remat
-        )
-        model = Functional(lambda rngs: Transformer(stack, rngs=rngs))
-        x = jnp.ones((batch, length, 256))
-        layout = whole(jnp.full(batch, length), length)
-
-        def loss(params):
-            return jnp.sum(model.bind(params)(x, layout) ** 2)
-
-        lowered = jax.jit(jax.grad(loss)).lower(model.shapes)
-        costs = lowered.compile().cost_analysis()
-        return costs["flops"], batch * length * recomputed(stack, length) / layers
-
-    (plain, _), (again, expected) = counted(), counted(**REMATS[name])
-    assert again - plain == pytest.approx(expected, rel=0.05, abs=0.01 * plain)
-    assert recomputed(TransformerConfig(1, 8, 1, 1, 8, 8), length) == 0
+    (plain, nothing), (again, expected) = counted("none"), counted(name)
+    assert nothing == 0 and again - plain == pytest.approx(expected, rel=0.05, abs=0.01 * plain)
 
 
 def test_a_program_that_is_too_large_is_an_answer():
@@ -125,15 +122,15 @@ def test_a_program_that_is_too_large_is_an_answer():
 def test_the_fullest_moment_is_counted_once():
     """What goes in and what comes out are there together; two products one after the other not."""
     place = jax.sharding.SingleDeviceSharding(devices(ONE)[0])
-    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=place)
-    size = 4096**2 * 4
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=place)
+    size = 1024**2 * 4
 
     def needs(function):
         return compile_program(jax.jit(function).lower(x), ONE, argument_bytes=size).hbm_bytes
 
     assert 2 * size < needs(lambda x: x * 2) < 2.1 * size
     chain = needs(lambda x: jnp.sin(jnp.sin(jnp.sin(x @ x) @ x) @ x))
-    assert 3 * size < chain < 4.2 * size, "not one array for each of four products"
+    assert 3 * size < chain < 4.4 * size, "not one array for each of four products"
 
 
 def test_the_compilers_complaints_are_read():
