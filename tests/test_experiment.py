@@ -1,6 +1,7 @@
 """Experiments as files and JSON; weights are loaded as what they were trained as, or refused."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
 from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.data.mixture import PreparedMixture, PreparedTask, write_mixture
+from speechlm_jax.data.packing import Row
+from speechlm_jax.data.rows import RowFile, write_row_manifest, write_rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment import runs, training
 from speechlm_jax.experiment.configs import (
@@ -134,6 +138,62 @@ def test_the_fingerprint_of_weights_tells_runs_and_steps_apart(trained):
     ]
     assert len(set(found)) == len(changes)
     assert found[0] == runs.weights_fingerprint(trained)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Two tasks with 7 and 20 held-out rows, in a folder of their own."""
+    random, tasks = np.random.default_rng(0), []
+    for name, size in {"a": 7, "b": 20}.items():
+        rows = [
+            Row(
+                random.integers(0, VOCAB.size, 6).astype(np.int32), np.ones(6, np.int32),
+                np.arange(6, dtype=np.int32), np.arange(6) > 0,
+            )
+            for _ in range(size)
+        ]  # fmt: skip
+        folder = tmp_path / "prepared" / name
+        path = folder / "rows.arrayrecord"
+        counts = write_rows(path, rows, vocab=VOCAB, length=6)
+        write_row_manifest(
+            folder, [RowFile(path.name, size, path.stat().st_size)], task=name, split="validation",
+            vocab=VOCAB, length=6, counts=dataclasses.asdict(counts), inputs={}, config={}, seed=0,
+        )  # fmt: skip
+        tasks.append(PreparedTask(name, 1.0, {"validation": name}))
+    made = PreparedMixture("mix", 6, VOCAB.fingerprint, tuple(tasks))
+    return write_mixture(tmp_path / "prepared", made)
+
+
+def test_held_out_rows_of_a_bucket_keep_to_the_experiments_cache(
+    trained, prepared, pail, monkeypatch, tmp_path
+):
+    pail.folder, there = tmp_path, f"pail://prepared/{prepared.name}"
+    opened, made = [], runs.RowFetcher
+    monkeypatch.setattr(runs, "RowFetcher", lambda **given: opened.append(given) or made(**given))
+    threads, cache = threading.active_count(), tmp_path / "cache"
+    config = configs.override(
+        LM, [f"data.mixture={there}", "data.disk_gb=4", f"data.cache={cache}"]
+    )
+    meta = dataclasses.replace(trained.meta, config=configs.to_json(config))
+    monkeypatch.setattr(
+        checkpoints, "load_params", lambda run: dataclasses.replace(trained, meta=meta)
+    )
+    expected = runs.held_out_losses("run", mixture=prepared, most_rows=10)
+    assert {task: len(losses) for task, losses in expected.items()} == {"a": 7, "b": 10}
+    cache.mkdir()
+    pail.requests.clear()
+    assert runs.held_out_losses("run", most_rows=10) == expected
+    assert opened == [{"disk_gb": 4.0, "folder": ""}, {"disk_gb": 4.0, "folder": str(cache)}]
+    asked = [request for request in pail.requests if request[1] is not None]
+    assert len(asked) == 7 + 10 + 2  # rows, and a file's tail
+    assert threading.active_count() == threads and not list(cache.glob("rows-*"))
+
+
+def test_a_vocabulary_is_read_without_rows(prepared, pail, tmp_path):
+    pail.folder, threads = tmp_path, threading.active_count()
+    assert runs.load_vocab(prepared) == VOCAB
+    assert runs.load_vocab(f"pail://prepared/{prepared.name}") == VOCAB
+    assert len(pail.requests) == 2 and threading.active_count() == threads
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import itertools
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -34,24 +35,39 @@ _Key = tuple[int, int]  # a file's place in the order of opening, and a row in i
 
 
 class RowFetcher:
-    """What all tasks of a process share: the cache on disk and the threads that fill it."""
+    """What all tasks of a process share: the cache on disk and the threads that fill it.
+
+    Both start with the first file of rows that it is given, so for local rows they never do. Both
+    end with `close`, with a `with`, or when nobody holds the fetcher any more.
+    """
 
     def __init__(self, *, disk_gb: float = DISK_GB, folder: str | Path = ""):
-        """Starts threads that wait for work.
+        """Starts nothing yet.
 
         Args:
           disk_gb: gigabytes (10^9) that this process may have on disk.
           folder: local folder for them; the system's temporary one by default.
         """
-        self.cache = RowCache(limit=int(disk_gb * 1e9), folder=folder)
+        self._limit, self._folder = int(disk_gb * 1e9), folder
+        self._cache: RowCache | None = None
         self._files: list[_BucketFile] = []
         self._queue: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
         self._pending: dict[_Key, Future[bytes]] = {}
         self._lock, self._opening, self._decoding = (threading.Lock() for _ in range(3))
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_THREADS)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> "RowFetcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def cache(self) -> RowCache:
+        """What is on disk; there once a file was added."""
+        assert self._cache is not None
+        return self._cache
 
     def close(self) -> None:
         """Ends the threads and removes what is on disk; whoever still waits gets CancelledError."""
@@ -68,11 +84,20 @@ class RowFetcher:
         for thread in self._threads:
             thread.join()
         with self._decoding:
-            self.cache.close()
+            if self._cache is not None:
+                self._cache.close()
 
     def add(self, file: "_BucketFile") -> int:
-        """Takes in a file of rows; returns the number that its keys begin with."""
+        """Takes in a file of rows; returns the number that its keys begin with.
+
+        Raises:
+          UserError: it is the first, and there can be no cache.
+        """
         with self._lock:
+            if self._closed:
+                raise CancelledError
+            if self._cache is None:
+                self._start()
             number = len(self._files)
             file.stand_in = self.cache.folder / f"{number}.rows"
             self._files.append(file)
@@ -90,6 +115,11 @@ class RowFetcher:
                 self._pending[key] = Future()
                 self._queue.put(key)
             return self._pending[key]
+
+    def has(self, key: _Key) -> bool:
+        """Whether a row is here or on its way."""
+        with self._lock:
+            return key in self._pending or key in self.cache
 
     def record(self, key: _Key) -> bytes:
         """A row's record, waited for if need be.
@@ -125,20 +155,40 @@ class RowFetcher:
                 raise CancelledError
             return self._files[number].decode(row, data)
 
-    def _work(self) -> None:
-        """Fetches what is asked for, as many rows at once as have been asked for by then."""
-        while (key := self._queue.get()) is not None:
+    def _start(self) -> None:
+        """Makes the cache, and threads that wait for work."""
+        bucket.require_folder(self._folder, "data.cache")
+        self._cache = RowCache(limit=self._limit, folder=self._folder)
+        work = (weakref.ref(self), self._queue)
+        self._threads = [
+            threading.Thread(target=RowFetcher._work, args=work, daemon=True)
+            for _ in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+        weakref.finalize(self, self._queue.put, None)
+
+    @staticmethod
+    def _work(fetcher: "weakref.ref[RowFetcher]", asked: "queue.SimpleQueue[_Key | None]") -> None:
+        """Fetches what is asked for, as many rows at once as have been asked for by then.
+
+        A thread holds the fetcher no longer than that, so that one whom nobody holds can end.
+        """
+        while (key := asked.get()) is not None:
             keys, last = [key], False
             while len(keys) < _GROUP and not last:
                 try:
-                    following = self._queue.get_nowait()
+                    following = asked.get_nowait()
                 except queue.Empty:
                     break
                 if last := following is None:
-                    self._queue.put(None)
+                    asked.put(None)
                 else:
                     keys.append(following)
-            self._fetch(keys)
+            if (ours := fetcher()) is not None:
+                ours._fetch(keys)
+            del ours
+        asked.put(None)  # for the next thread
 
     def _fetch(self, keys: list[_Key]) -> None:
         values: list[bytes] = []
@@ -263,6 +313,10 @@ class BucketRows:
         """Asks for rows that will be read, in this order."""
         for number in numbers:
             self._fetcher.fetch(self._key(number))
+
+    def is_at_hand(self, number: int) -> bool:
+        """Whether a row is here or on its way, so that reading it asks for nothing."""
+        return self._fetcher.has(self._key(number))
 
     def batches_ahead(self, rows: int) -> int:
         """How many batches of so many rows may be asked for: a quarter of the limit, at least 2.

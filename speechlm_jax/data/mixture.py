@@ -7,7 +7,7 @@ from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.plan import TaskRows
-from speechlm_jax.data.rows import RowShards
+from speechlm_jax.data.rows import RowShards, read_row_manifest
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
@@ -73,6 +73,15 @@ def read_mixture(path: str | Path) -> PreparedMixture:
         raise UserError(f"{path}: is not a prepared mixture ({error})") from None
 
 
+def read_vocab(path: str | Path) -> Vocab:
+    """The vocabulary of a mixture's rows, as the manifest of one of its folders has it."""
+    folders = [name for task in read_mixture(path).tasks for name in task.splits.values()]
+    if not folders:
+        raise UserError(f"{path}: has no rows")
+    manifest = read_row_manifest(bucket.join(bucket.parent(path), folders[0]))
+    return Vocab.from_json(manifest.extra["vocab"])
+
+
 def open_shards(
     path: str | Path,
     *,
@@ -92,8 +101,7 @@ def open_shards(
       UserError: an unfinished or damaged folder, or one of another vocabulary.
     """
     found = [task for task in read_mixture(path).tasks if split in task.splits]
-    if fetcher is None and found and bucket.is_address(path):
-        fetcher = RowFetcher()
+    fetcher = RowFetcher() if fetcher is None else fetcher
     folder = bucket.parent(path)
     return {
         task.name: RowShards(bucket.join(folder, task.splits[split]), vocab=vocab, fetcher=fetcher)

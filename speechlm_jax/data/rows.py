@@ -165,6 +165,16 @@ def write_row_manifest(
     )
 
 
+def read_row_manifest(folder: str | Path) -> artifacts.Manifest:
+    """Reads what `write_row_manifest` wrote; UserError: there is none, or one of something else."""
+    manifest = artifacts.read_manifest(folder)
+    if manifest.kind != KIND:
+        raise UserError(
+            f"{folder}: holds {manifest.kind}, not rows; give a folder that `prepare` made"
+        )
+    return manifest
+
+
 def add_offsets(folder: str | Path) -> None:
     """Adds to a finished local folder the offsets that it has not, for those who read a bucket.
 
@@ -210,11 +220,7 @@ class RowShards:
           UserError: the folder is unfinished or damaged, or made with another vocabulary.
         """
         self.folder = folder if bucket.is_address(folder) else Path(folder)
-        manifest = artifacts.read_manifest(folder)
-        if manifest.kind != KIND:
-            raise UserError(
-                f"{folder}: holds {manifest.kind}, not rows; give a folder that `prepare` made"
-            )
+        manifest = read_row_manifest(folder)
         self.task, self.length = manifest.extra["task"], manifest.extra["length"]
         self.vocab = Vocab.from_json(manifest.extra["vocab"])
         self.counts, self.fingerprint = manifest.counts, manifest.fingerprint
@@ -254,6 +260,10 @@ class RowShards:
         """Says which rows are read next: those of a bucket are fetched meanwhile."""
         if isinstance(self._records, BucketRows):
             self._records.expect(numbers)
+
+    def is_at_hand(self, number: int) -> bool:
+        """Whether reading a row asks no bucket for it: it is here, or on its way."""
+        return not isinstance(self._records, BucketRows) or self._records.is_at_hand(number)
 
     def batches_ahead(self, rows: int) -> int:
         """How many batches of so many rows to `expect`: 0 where rows lie on disk.

@@ -6,7 +6,7 @@ imports TensorFlow or SeqIO.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import grain
@@ -69,10 +69,24 @@ def make_batches(
 
 
 def read_batches(
-    shards: RowShards, *, batch_size: int, task: int = 0, prefetch: int = 0
+    shards: RowShards,
+    *,
+    batch_size: int,
+    task: int = 0,
+    most_rows: int | None = None,
+    prefetch: int = 0,
 ) -> Iterator[Batch]:
-    """All rows of one task once, in order: held-out data. The last batch is filled with padding."""
-    return _iterate(_AllBatches(shards, task=task, batch_size=batch_size), prefetch)
+    """The rows of one task once, in order: held-out data. The last batch is filled with padding.
+
+    Args:
+      shards: the task's rows.
+      batch_size: rows of a batch.
+      task: number that `task` has in the batches.
+      most_rows: the first so many; all by default.
+      prefetch: batches read ahead by a thread; 0 reads in the caller's.
+    """
+    size = len(shards) if most_rows is None else min(most_rows, len(shards))
+    return _iterate(_FirstBatches(shards, task=task, batch_size=batch_size, size=size), prefetch)
 
 
 def empty_row(length: int) -> dict[str, np.ndarray]:
@@ -103,9 +117,10 @@ class _PlanBatches:
         return self._size
 
     def __getitem__(self, number: SupportsIndex) -> Batch:
-        self._look_ahead(operator.index(number))
         planned = self._planned(operator.index(number))
-        rows = [shards[index] for shards, index in self._whence(planned)]
+        places = list(self._whence(planned))
+        self._look_ahead(operator.index(number), places)
+        rows = [shards[index] for shards, index in places]
         return _stack(rows) | {"task": planned.task.astype(np.int32)}
 
     def _planned(self, number: int) -> PlanRows:
@@ -120,30 +135,31 @@ class _PlanBatches:
         return self._whence(self._planned(number))
 
 
-class _AllBatches:
-    """A Grain source of the batches of one task in the order of its rows."""
+class _FirstBatches:
+    """A Grain source of the batches of one task's first `size` rows, in their order."""
 
-    def __init__(self, shards: RowShards, *, task: int, batch_size: int):
-        self._shards, self._task, self._batch_size = shards, task, batch_size
+    def __init__(self, shards: RowShards, *, task: int, batch_size: int, size: int):
+        self._shards, self._task, self._batch_size, self._size = shards, task, batch_size, size
         self._look_ahead = _LookAhead(self._places, [shards], rows=batch_size, size=len(self))
 
     def __len__(self) -> int:
-        return -(-len(self._shards) // self._batch_size)
+        return -(-self._size // self._batch_size)
 
     def __getitem__(self, number: SupportsIndex) -> Batch:
-        self._look_ahead(operator.index(number))
-        rows = [shards[index] for shards, index in self._places(operator.index(number))]
+        places = list(self._places(operator.index(number)))
+        self._look_ahead(operator.index(number), places)
+        rows = [shards[index] for shards, index in places]
         rows += [empty_row(self._shards.length)] * (self._batch_size - len(rows))
         return _stack(rows) | {"task": np.full(self._batch_size, self._task, np.int32)}
 
     def _places(self, number: int) -> Iterator[Place]:
         start = number * self._batch_size
-        here = range(start, min(start + self._batch_size, len(self._shards)))
+        here = range(start, min(start + self._batch_size, self._size))
         return ((self._shards, index) for index in here)
 
 
 class _LookAhead:
-    """Says which rows the next batches have, each once, to shards that fetch them."""
+    """Says which rows the next batches have, each once unless lost, to shards that fetch them."""
 
     def __init__(
         self,
@@ -156,22 +172,36 @@ class _LookAhead:
         """`places` gives the rows of a batch, of which there are `size`, of so many rows each."""
         ahead = [batches for each in shards if (batches := each.batches_ahead(rows))]
         self._ahead = min(ahead, default=0)
-        self._places, self._size, self._told = places, size, 0
+        self._places, self._size = places, size
+        self._told = self._told_again = 0  # batches
 
-    def __call__(self, number: int) -> None:
-        """Called before batch `number` is read."""
+    def __call__(self, number: int, places: Sequence[Place]) -> None:
+        """Called before batch `number` is read, whose rows are at `places`."""
+        if not self._ahead:
+            return
         end = min(number + self._ahead, self._size)
+        if number < self._told and not all(at.is_at_hand(index) for at, index in places):
+            # Lost: other rows (held-out ones) were written over these, and over those behind them.
+            # All are asked for again; not for each batch anew, as the cache may be too small.
+            if number < self._told_again:
+                _expect(places)
+            else:
+                self._told, self._told_again = number, end
         for batch in range(max(number, self._told), end):
-            for shards, index in self._places(batch):
-                shards.expect([index])
+            _expect(self._places(batch))
         self._told = max(self._told, end)
+
+
+def _expect(places: Iterable[Place]) -> None:
+    for shards, index in places:
+        shards.expect([index])
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in FIELDS}
 
 
-def _iterate(source: _PlanBatches | _AllBatches, prefetch: int) -> Iterator[Batch]:
+def _iterate(source: _PlanBatches | _FirstBatches, prefetch: int) -> Iterator[Batch]:
     if not len(source):
         return iter(())
     # One thread at most: more of them fight over the interpreter and cost four times the time.

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import config as configs
-from speechlm_jax.data.mixture import open_shards
+from speechlm_jax.data.bucket_rows import RowFetcher
+from speechlm_jax.data.mixture import open_shards, read_vocab
 from speechlm_jax.data.stream import read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
@@ -38,8 +39,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
 def load_vocab(mixture: str | Path) -> Vocab:
     """The vocabulary of a prepared mixture."""
-    shards = open_shards(mixture)
-    return next(iter(shards.values())).vocab
+    return read_vocab(mixture)
 
 
 def load_reader(
@@ -89,12 +89,16 @@ def held_out_losses(
       most_rows: of a task.
     """
     weights, experiment = _load(run, LanguageModelExperiment)
-    losses = {}
-    for task, rows in open_shards(mixture or experiment.data.mixture, split="validation").items():
-        _require(weights, run, {"vocabulary": rows.vocab.fingerprint})
-        batches = read_batches(rows, batch_size=ROWS_PER_CALL)
-        found = rows_to_losses(experiment.model, weights.params, batches)
-        losses[task] = list(islice(found, min(most_rows, len(rows))))
+    data, losses = experiment.data, {}
+    # a run may be scored on another host, which need not have that folder
+    cache = data.cache if Path(data.cache).is_dir() else ""
+    with RowFetcher(disk_gb=data.disk_gb, folder=cache) as fetcher:
+        shards = open_shards(mixture or data.mixture, split="validation", fetcher=fetcher)
+        for task, rows in shards.items():
+            _require(weights, run, {"vocabulary": rows.vocab.fingerprint})
+            batches = read_batches(rows, batch_size=ROWS_PER_CALL, most_rows=most_rows)
+            found = rows_to_losses(experiment.model, weights.params, batches)
+            losses[task] = list(islice(found, min(most_rows, len(rows))))
     return losses
 
 

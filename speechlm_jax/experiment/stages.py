@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechlm_jax import artifacts, bucket
+from speechlm_jax import artifacts
 from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.data.bucket_rows import RowFetcher
@@ -108,10 +108,7 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
     """A language or text-to-token model on packed rows."""
     data = given.data
-    fetcher = None
-    if bucket.is_address(data.mixture):
-        bucket.require_folder(data.cache, "data.cache")
-        fetcher = RowFetcher(disk_gb=data.disk_gb, folder=data.cache)
+    fetcher = RowFetcher(disk_gb=data.disk_gb, folder=data.cache)
     shards = open_shards(data.mixture, fetcher=fetcher)
     tasks = task_rows(shards)
     vocab = next(iter(shards.values())).vocab

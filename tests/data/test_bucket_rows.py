@@ -1,16 +1,19 @@
 """Rows of a bucket are those of the folder, whatever the limit; what is wrong there is one line."""
 
+import gc
+import itertools
 import json
 import resource
 import threading
+import time
 from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax.data import bucket_rows, mixture
-from speechlm_jax.data.bucket_rows import RowFetcher
+from speechlm_jax.data.bucket_rows import BucketRows, RowFetcher
 from speechlm_jax.data.plan import MixturePlan, Phase
 from speechlm_jax.data.rows import RowShards
 from speechlm_jax.data.stream import make_batches, read_batches
@@ -154,6 +157,103 @@ def test_held_out_rows_are_those_of_the_folder_each_time(remote, written, make_f
             batches = (read_batches(rows, batch_size=3) for rows in (there[name], here))
             for found, expected in zip(*batches, strict=True):
                 assert_same(found, expected)
+
+
+def count_rounds(monkeypatch) -> list[int]:
+    """How many rows each call asks for that asks for rows."""
+    rounds, read_ranges = [], bucket.read_ranges
+
+    def read(ranges):
+        rounds.extend([len(ranges)] * (ranges[0].end is not None))
+        return read_ranges(ranges)
+
+    monkeypatch.setattr(bucket, "read_ranges", read)
+    return rounds
+
+
+def test_rows_lost_to_held_out_ones_are_fetched_many_at_once(
+    pail, remote, written, make_fetcher, monkeypatch
+):
+    local = mixture.open_shards(written)
+    shards = mixture.open_shards(remote, fetcher=make_fetcher(2 * SMALL))
+    plan = make_plan(local)
+    expected = make_batches(plan, local, batch_size=15, prefetch=0)(0)
+    batches = make_batches(plan, shards, batch_size=15, prefetch=0)(0)
+    ahead = shards["a"].batches_ahead(15)
+    assert ahead == 5
+    for found in itertools.islice(batches, 2):
+        assert_same(found, next(expected))
+    rounds = count_rounds(monkeypatch)
+    for more in (1, ahead):  # the second time, what is lost was asked for again already
+        for held_out in read_batches(shards["c"], batch_size=15):
+            assert held_out["ids"].shape == (15, LENGTH)
+        assert not any(shards["c"].is_at_hand(number) for number in range(50))  # a full ring
+        rounds.clear()
+        pail.latency = 0.02
+        for found in itertools.islice(batches, more):
+            assert_same(found, next(expected))
+        # each of four threads may take one row before the others are asked for
+        assert len(rounds) <= 8 * (more + 1) - 4, rounds
+        pail.latency = 0.0
+    for found in itertools.islice(batches, 3):
+        assert_same(found, next(expected))
+
+
+def test_a_cache_too_small_for_what_is_ahead_does_not_fetch_it_for_each_batch(
+    pail, remote, written, make_fetcher, monkeypatch
+):
+    monkeypatch.setattr(BucketRows, "batches_ahead", lambda self, rows: 200 // rows)
+    local = mixture.open_shards(written)
+    shards = mixture.open_shards(remote, fetcher=make_fetcher(SMALL))
+    expected = make_batches(make_plan(local), local, batch_size=10)(1170)
+    pail.requests.clear()
+    for found in make_batches(make_plan(local), shards, batch_size=10)(1170):  # 30 batches
+        assert_same(found, next(expected))
+    assert len(pail.requests) < 4 * 300
+
+
+def test_no_more_rows_are_asked_for_than_are_read(pail, remote, written, make_fetcher):
+    here = mixture.open_shards(written)["c"]
+    there = mixture.open_shards(remote, fetcher=make_fetcher(20))["c"]
+    pail.requests.clear()
+    streams = [read_batches(rows, batch_size=4, most_rows=10) for rows in (here, there)]
+    expected, found = map(list, streams)
+    assert len(expected) == len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+    assert not found[-1]["loss_mask"][2:].any() and found[-1]["loss_mask"][:2].any()
+    rows = [request for request in pail.requests if request[1] is not None]
+    assert len(rows) == 10 + 1  # and a file's tail
+
+
+def test_a_fetcher_starts_with_the_first_file_and_ends_with_its_last_holder(
+    remote, written, tmp_path
+):
+    folder, before = tmp_path / "own", threading.active_count()
+
+    def ours() -> tuple[int, int]:
+        return threading.active_count() - before, len(list(folder.glob("rows-*")))
+
+    with RowFetcher(folder=folder) as fetcher:
+        mixture.open_shards(written, fetcher=fetcher)
+        assert mixture.read_vocab(remote) == mixture.read_vocab(written)
+        assert ours() == (0, 0)
+        shards = mixture.open_shards(remote, fetcher=fetcher)
+        assert shards["b"][3]["ids"].shape == (LENGTH,)
+        assert ours() == (4, 1)
+    assert ours() == (0, 0)
+    with pytest.raises(CancelledError):
+        shards["b"][4]
+    shards = mixture.open_shards(remote, fetcher=RowFetcher(disk_gb=SMALL * MB, folder=folder))
+    batches = make_batches(make_plan(shards), shards, batch_size=4, prefetch=0)(0)
+    next(batches)
+    assert ours() == (4, 1)
+    del shards, batches
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while ours() != (0, 0) and time.monotonic() < deadline:  # a thread may have been fetching
+        time.sleep(0.01)
+    assert ours() == (0, 0)
 
 
 def test_threads_share_a_fetcher(remote, written, make_fetcher):
