@@ -72,7 +72,7 @@ def everything(planner):
     ]
 
 
-@pytest.mark.parametrize("row", [0.001, 0.1, 0.8])
+@pytest.mark.parametrize("row", [0.001, 0.1, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_the_search_finds_what_trying_everything_finds(row):
     formula = Formula(row=row)
     found = best(search(EXPERIMENT, SLICE, formula, length=LENGTH))
