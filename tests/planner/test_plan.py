@@ -104,7 +104,12 @@ def counted(name):
     return costs["flops"], batch * length * recomputed(stack, length) / layers
 
 
-@pytest.mark.parametrize("name", ["dots", "full", pytest.param("saved", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["full", pytest.param("dots", marks=SLOW), pytest.param("saved", marks=SLOW)]
+)
 def test_what_is_made_again_is_what_the_compiler_counts(name):
     (plain, nothing), (again, expected) = counted("none"), counted(name)
     assert nothing == 0 and again - plain == pytest.approx(expected, rel=0.05, abs=0.01 * plain)
