@@ -81,14 +81,19 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = {getattr(device, "slice_index", 0) for device in devices}
     if len(slices) == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        # `jax.make_mesh` would refuse tensor=2 on a torus of 8 x 8: no axis of it has two chips
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(laid, MESH_AXES, types)
     if shape[0] % len(slices):
         raise UserError(
             f"mesh.replica: {shape[0]} is not a multiple of the {len(slices)} slices of this run"
         )
     inside = (shape[0] // len(slices), *shape[1:])
     across = (len(slices), *(1 for _ in shape[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), MESH_AXES, types)
+    laid = mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
+    return Mesh(laid, MESH_AXES, types)
 
 
 def _mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:

@@ -234,6 +234,25 @@ def test_what_cannot_be_planned_is_one_line(capsys):
     assert "is not the config of a language model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("topology", ["v4:4x4x4", "v5e:4x8", "v5p:4x4x4", "v6e:8x8"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_chips_that_share_a_layer_are_close(topology, number):
+    slices = parse_topology(topology, slices=number)
+    chips = devices(slices)
+    for sizes in ({"tensor": 2}, {"context": 2}, {"tensor": 2, "context": 2}, {"tensor": 4}):
+        mesh = make_mesh(MeshConfig(replica=number, **sizes), devices=chips)
+        assert {*mesh.devices.flat} == {*chips}
+        for axis in sizes:
+            along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), -1)
+            for one, other in along[..., :2].reshape(-1, 2):
+                apart = [
+                    min(abs(a - b), side - abs(a - b)) if side else 0
+                    for a, b, side in zip(one.coords, other.coords, slices.shape, strict=False)
+                ]
+                assert sum(apart) <= 2
+                assert getattr(one, "slice_index", 0) == getattr(other, "slice_index", 0)
+
+
 def test_the_mesh_follows_the_slices():
     two = parse_topology("v5e:2x2", slices=2)
     mesh = make_mesh(MeshConfig(replica=2), devices=devices(two))
