@@ -16,7 +16,7 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, get_loop
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -185,6 +185,7 @@ def pail(tmp_path, monkeypatch):
 
     fresh = type("Fresh", (Pail,), {"folder": tmp_path / "pail", "requests": []})
     fresh.folder.mkdir()
+    get_loop()  # fsspec's own thread, once a process: tests count the threads that are ours
     fsspec.register_implementation("pail", fresh, clobber=True)
     bucket._file_system.cache_clear()
     monkeypatch.setattr(bucket, "PATIENCE_SECONDS", (0.0, 0.0))
