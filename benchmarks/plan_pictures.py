@@ -12,12 +12,12 @@ mpl.rcParams["axes.spines.right"] = False
 
 import matplotlib.pyplot as plt  # noqa: E402
 
+from speechlm_jax.planner.search import SPARE  # noqa: E402
 from speechlm_jax.planner.slices import CHIPS, GIB, parse_topology  # noqa: E402
 
 PARTS = ("weights", "optimizer", "batch", "temporaries", "program")
 COLORS = ("#31688e", "#6baed6", "#bdbdbd", "#fd8d3c", "#756bb1")
 MODELS = {"9b": "9B, 1T tokens", "1b5": "1.5B, 100B tokens", "0b5": "0.5B, 50B tokens"}
-SECONDS_A_DAY = 86_400
 
 
 def memory(plans: dict[str, dict[str, Any]], path: Path) -> None:
@@ -37,9 +37,9 @@ def memory(plans: dict[str, dict[str, Any]], path: Path) -> None:
         at = min(left[y], 118)
         axes.text(at, y, text, va="center", ha="right" if left[y] > 118 else "left", fontsize=8)
     axes.axvline(100, color="black", linewidth=1)
-    axes.axvline(92, color="black", linewidth=0.6, linestyle=":")
+    axes.axvline(100 * (1 - SPARE), color="black", linewidth=0.6, linestyle=":")
     axes.set_xlim(0, 120)
-    axes.set_xlabel("% of a chip's memory (dotted: 8% to spare)")
+    axes.set_xlabel(f"% of a chip's memory (dotted: {100 * SPARE:.0f}% to spare)")
     axes.invert_yaxis()
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4, fontsize=8)
     _save(figure, path)
@@ -58,9 +58,9 @@ def days(plans: dict[str, dict[str, Any]], published: list[dict[str, Any]], path
         found = list(_of(key, plans))
         first = found[0]
         budget = first["days_bound"] / first["step_seconds_bound"]  # days a second of a step
+        flops = first["flops_with_recomputation"]
         chips = np.array([8, 2048])
         for (kind, chip), color in zip(CHIPS.items(), COLORS, strict=False):
-            flops = first["flops_with_recomputation"]
             least = budget * flops / chip.peak_flops / chips
             axes.plot(chips, least, color=color, label=kind)
             if shares:

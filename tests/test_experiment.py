@@ -12,7 +12,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
 from speechlm_jax.data.clips import BucketConfig
-from speechlm_jax.data.mixture import PreparedMixture, PreparedTask, write_mixture
+from speechlm_jax.data.mixture import PreparedMixture, PreparedTask, read_vocab, write_mixture
 from speechlm_jax.data.packing import Row
 from speechlm_jax.data.rows import RowFile, write_row_manifest, write_rows
 from speechlm_jax.errors import UserError
@@ -191,8 +191,8 @@ def test_held_out_rows_of_a_bucket_keep_to_the_experiments_cache(
 
 def test_a_vocabulary_is_read_without_rows(prepared, pail, tmp_path):
     pail.folder, threads = tmp_path, threading.active_count()
-    assert runs.load_vocab(prepared) == VOCAB
-    assert runs.load_vocab(f"pail://prepared/{prepared.name}") == VOCAB
+    assert read_vocab(prepared) == VOCAB
+    assert read_vocab(f"pail://prepared/{prepared.name}") == VOCAB
     assert len(pail.requests) == 2 and threading.active_count() == threads
 
 

@@ -39,10 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "overrides", metavar="field=value", nargs="*", default=[],
         help="fields of lm.bench.BenchConfig, e.g. rows=8 mesh.tensor=2",
     )  # fmt: skip
-    parser.add_argument(
-        "--vocab", metavar="N", type=int, default=168_960,
-        help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
-    )  # fmt: skip
+    options.add_vocab(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="in place of the model's")
     parser.add_argument("--remat", choices=("none", "full", "dots"), help="likewise")
     parser.add_argument("--attention", choices=get_args(Kernel), help="likewise")

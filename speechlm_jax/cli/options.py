@@ -74,6 +74,14 @@ def add_command(
     return parser
 
 
+def add_vocab(parser: argparse.ArgumentParser) -> None:
+    """Adds --vocab: for a step without data."""
+    parser.add_argument(
+        "--vocab", metavar="N", type=positive, default=168_960,
+        help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
+    )  # fmt: skip
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds --run: whose models a command uses."""
     parser.add_argument(

@@ -58,10 +58,7 @@ def add_parser(subparsers: Any) -> None:
         default=8192,
         help="ids a row (default: %(default)s)",
     )
-    parser.add_argument(
-        "--vocab", metavar="N", type=options.positive, default=168_960,
-        help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
-    )  # fmt: skip
+    options.add_vocab(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--search", action="store_true",

@@ -6,7 +6,7 @@ from typing import Any
 
 from speechlm_jax import config as configs
 from speechlm_jax.data.bucket_rows import RowFetcher
-from speechlm_jax.data.mixture import open_shards, read_vocab
+from speechlm_jax.data.mixture import open_shards
 from speechlm_jax.data.stream import read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
@@ -35,11 +35,6 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
     `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
     """
     return _as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
-
-
-def load_vocab(mixture: str | Path) -> Vocab:
-    """The vocabulary of a prepared mixture."""
-    return read_vocab(mixture)
 
 
 def load_reader(

@@ -47,7 +47,7 @@ class Compiled:
     """What the compiler says of a program.
 
     Attributes:
-      fits: whether the compiler found room.
+      fits: whether the compiler found room, and asks for no more than a chip has.
       hbm_bytes: that it needs on each chip at its fullest moment, whether or not they are there.
       temporary_bytes: of these, neither arguments nor results.
       program_bytes: of these, the program itself; 0 where it does not fit.
@@ -104,13 +104,20 @@ def compile_program(
       keep: folder of what was compiled before; None: there is none.
     """
     if keep is None:
-        return _compile(lowered, slices, argument_bytes)
+        found = _compile(lowered, slices, argument_bytes)
+    else:
+        found = _compile_once(lowered, slices, argument_bytes, keep)
+    # what the compiler says may still add up to more than there is
+    fits = found.fits and found.hbm_bytes <= slices.chip.hbm_bytes
+    return dataclasses.replace(found, fits=fits)
+
+
+def _compile_once(lowered: Any, slices: Slices, argument_bytes: int, keep: Path) -> Compiled:
+    """What was found the last time, where there was one."""
     text = "\n".join([str(VERSION), *_compiler(slices), slices.name, lowered.as_text()])
     path = keep / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(UserError, OSError):  # not there, or of another version
-        kept = configs.from_json(Compiled, artifacts.read_json(path))
-        fits = kept.flops is not None and kept.hbm_bytes <= slices.chip.hbm_bytes
-        return dataclasses.replace(kept, fits=fits)
+        return configs.from_json(Compiled, artifacts.read_json(path))
     found = _compile(lowered, slices, argument_bytes)
     try:
         artifacts.write_json(path, configs.to_json(found))
@@ -120,6 +127,7 @@ def compile_program(
 
 
 def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
+    """`fits` says here whether the compiler found room."""
     began = time.perf_counter()
     try:
         with _no_cache():
@@ -138,7 +146,7 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
         compiled.as_text(), num_devices=slices.chips, devices_per_slice=slices.chips_a_slice
     )
     return Compiled(
-        fits=peak + program <= slices.chip.hbm_bytes,
+        fits=True,
         hbm_bytes=peak + program,
         temporary_bytes=peak - memory.argument_size_in_bytes,
         program_bytes=program,

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechlm_jax.planner.slices import CUBES, SQUARES
+
 HERE = Path(__file__).resolve().parent
 GOLDENS = sorted(HERE.glob("goldens/gke_submit*.txt"))
 
@@ -89,3 +91,16 @@ def test_an_accelerator_says_its_slice():
         cwd=HERE.parents[1], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == SLICES.lstrip()
+
+
+def test_slices_are_those_of_the_planner():
+    """Two tables of the same shapes: bash cannot import the one, nor Python the other."""
+    script = """
+      . launch/lib/shell.sh; . launch/lib/settings.sh; . launch/lib/gke_settings.sh
+      for chips in "${!FLAT[@]}"; do echo "flat $chips ${FLAT[$chips]}"; done
+      for chips in "${!CUBES[@]}"; do echo "cube $chips ${CUBES[$chips]}"; done"""
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=HERE.parents[1], capture_output=True, text=True, check=True
+    )
+    flat = {f"flat {chips} {shape}" for chips, shape in SQUARES.items()}
+    assert {*done.stdout.splitlines()} == flat | {f"cube {n} {x}" for n, x in CUBES.items()}
