@@ -77,7 +77,7 @@ class TrainingSize:
             total_steps=self.steps,
             optimizer=optimizer,
             seed=seed,
-            log_every_steps=min(log, self.steps),
+            log_every_steps=max(1, min(log, self.steps // 10)),  # a curve of ten points at least
             save_every_steps=max(1, min(200, self.steps // 4)),
         )
 

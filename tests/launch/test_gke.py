@@ -86,8 +86,9 @@ def test_the_mount_is_for_several_hosts_and_for_the_pods_user(manifest):
 
 # Each would end a line of YAML, a string or a placeholder if it went in as it is.
 HOSTILE = [
-    "x\n  privileged: true", "x\rprivileged", 'a"\n#', "{{image}}", "{{nothing}}", "a: b # c", "\\x41",
-    "'", "", "- [", "\t", "\x1b[31m", "\x7f", "&amp", "*", "§ é \U0001f600", "%{}|>", "true", "~",
+    "x\n  privileged: true", "x\rprivileged", 'a"\n#', "{{image}}", "{{nothing}}", "a: b # c",
+    "\\x41", "'", "", "- [", "\t", "\x1b[31m", "\x7f", "&amp", "*", "§ é \U0001f600", "%{}|>",
+    "true", "~",
 ]  # fmt: skip
 
 
