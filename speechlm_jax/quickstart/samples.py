@@ -85,7 +85,8 @@ def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
 def _duel(q: Quickstart) -> list[Sample]:
     """One spoken question, and what each arm writes and says to it, greedily."""
     question = _interleaved_questions(q)[0]
-    samples = [_asked(q, question, DUEL, f"asked by {question.voice} (right: {question.answer})")]
+    title = f"asked by {question.voice} (right: {question.answer})"
+    samples = [_asked(q, question, DUEL, title, file="question.wav")]
     for arm in q.arms:
         inference = q.language_model(getattr(q.folders, f"lm_{arm}"))
         (written,) = answer_in_text(
@@ -137,7 +138,7 @@ def _dialogue(q: Quickstart) -> list[Sample]:
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
     chat = Chat(q.language_model(q.folders.chat), q.writer)
-    samples = [_asked(q, question, "Dialogue", "question")]
+    samples = [_asked(q, question, "Dialogue", "question", file="dialogue-question.wav")]
     for mode in ("speech_only", "text_guided"):
         reply = chat.reply([np.asarray(question.codes)], mode=mode, seed=q.seed)[0]
         text = f", text: {reply.text}" if reply.text else ""
@@ -150,10 +151,10 @@ def _first_heard(questions: Sequence[Question], told: Sequence[str]) -> Question
     return next((x for x in new if x.wording == "interleaved"), new[0])
 
 
-def _asked(q: Quickstart, question: Question, group: str, title: str) -> Sample:
+def _asked(q: Quickstart, question: Question, group: str, title: str, *, file: str) -> Sample:
+    """The clip of a question."""
     rows = q.spoken.of_kind("question")
     row = next(r for r in rows if r["fact"] == question.fact and r["speaker"] == question.voice)
-    file = f"{_slug(group)}-question.wav"
     write_wav(q.folders.audio / file, read_wav(q.folders.clips / row["audio"]))
     return Sample(group, title, row["text"], file)
 
@@ -176,10 +177,7 @@ def speak(
 ) -> Sample:
     """Writes codes as audio."""
     mel = q.speech_decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
-    file = f"{_slug(f'{group} {title}')}.wav"
+    slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
+    file = f"{slug}.wav"
     write_wav(q.folders.audio / file, mel_to_wav(mel, MelConfig(), seed=q.seed))
     return Sample(group, title, text, file)
-
-
-def _slug(words: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in words.lower())[:60]
