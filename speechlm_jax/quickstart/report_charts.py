@@ -154,7 +154,10 @@ def line_chart(title: str, curves: Mapping[str, Curve]) -> str:
         return ""
     values = np.concatenate([curve[:, 1] for curve in points.values()])
     # The first steps of a loss would flatten all the rest: they leave the panel at the top.
-    ticks = MaxNLocator(3).tick_values(values.min(), max(np.percentile(values, 97), values.min()))
+    bottom, top = float(values.min()), float(np.percentile(values, 97))
+    if top - bottom < 1e-3 * abs(top):  # one point, or a level line: it stands in the middle
+        bottom, top = bottom - 0.5, top + 0.5
+    ticks = MaxNLocator(3).tick_values(bottom, top)
     low, high = float(ticks[0]), float(ticks[-1])
     last = max(curve[-1, 0] for curve in points.values())
     lines = "".join(

@@ -101,7 +101,7 @@ def _duel(q: Quickstart) -> list[Sample]:
 
 def _answers(q: Quickstart) -> list[Sample]:
     """Spoken answers of the interleaved arm, greedily, to spoken questions of held-out voices."""
-    asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]
+    asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]  # the first is the duel's
     replies = _spoken_replies(q, q.language_model(q.folders.lm_interleaved), asked)
     samples = []
     for question, codes in zip(asked, replies, strict=True):
@@ -111,7 +111,9 @@ def _answers(q: Quickstart) -> list[Sample]:
 
 
 def _interleaved_questions(q: Quickstart) -> list[Question]:
-    return [x for x in q.spoken.questions() if x.wording == "interleaved"]
+    """Of each fact that interleaved documents tell, the first voice's question."""
+    asked = (x for x in q.spoken.questions() if x.wording == "interleaved")
+    return list({x.fact: x for x in reversed([*asked])}.values())[::-1]
 
 
 def _spoken_replies(

@@ -36,13 +36,14 @@ NOTHING_LEARNT = (
     "briefly to learn anything. No figure on this page says how well the method works."
 )
 PACKAGES = ("speechlm_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "numpy")
+LAST = "last value"  # of a panel with one curve
 TRAININGS = (
-    ("Speech tokenizer", "tokenizer", "tokenizer"),
-    ("Text-to-token model", "text_to_token", "text_to_token"),
+    ("Speech tokenizer", LAST, "tokenizer"),
+    ("Text-to-token model", LAST, "text_to_token"),
     ("Pre-training", "interleaved", "lm_interleaved"),
     ("Pre-training", "baseline", "lm_baseline"),
-    ("Speech decoder", "speech_decoder", "speech_decoder"),
-    ("Chat", "chat", "chat"),
+    ("Speech decoder", LAST, "speech_decoder"),
+    ("Chat", LAST, "chat"),
 )
 
 
