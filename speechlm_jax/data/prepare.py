@@ -231,7 +231,7 @@ def _source_identity(source: Any) -> Any:
 def _tfds_info(source: seqio.TfdsDataSource) -> tfds.core.DatasetInfo:
     try:
         return source.tfds_dataset.info
-    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError, AssertionError) as error:
         raise UserError(
             f"TFDS data set {source.tfds_dataset.name} is not on disk; build it with TFDS first, "
             "and give its data_dir"

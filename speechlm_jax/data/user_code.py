@@ -83,8 +83,8 @@ def _preprocessor(error: Exception) -> str:
             step = step.func
         name = getattr(step, "__name__", type(step).__name__)
         spec = getattr(dataset, "element_spec", None)
-        fields = f" (given {', '.join(spec)})" if isinstance(spec, dict) else ""
-        return f"preprocessor {name}{fields}: "
+        given = ", ".join(spec) if isinstance(spec, dict) else type(dataset).__name__
+        return f"preprocessor {name} (given {given}): "
     return ""
 
 
