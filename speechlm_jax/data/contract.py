@@ -76,14 +76,20 @@ def _to_ids(row: Mapping[str, Any], name: str, known: Bool[ndarray, " vocab"]) -
     ids = np.asarray(row[name]) if name in row else np.zeros(0, np.int32)
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
         raise UserError(f"{name} are {ids.dtype} of rank {ids.ndim}, not a vector of ids")
-    outside = (ids < 0) | (ids >= len(known))
-    if outside.any():
+    if ids.size:
+        _check_ids(ids, name, known)
+    return ids.astype(np.int32, copy=False)
+
+
+def _check_ids(ids: np.ndarray, name: str, known: np.ndarray) -> None:
+    low, high = ids.min(), ids.max()
+    if low < 0 or high >= len(known):
         raise UserError(
-            f"{name} have id {ids[outside][0]}; the vocabulary has ids 0..{len(known) - 1}"
+            f"{name} have id {low if low < 0 else high}; the vocabulary has ids 0..{len(known) - 1}"
         )
-    if not known[ids].all():
+    are_known = known[ids]
+    if not are_known.all():
         raise UserError(
-            f"{name} have id {ids[~known[ids]][0]}, which is spare or padding in the vocabulary "
+            f"{name} have id {ids[~are_known][0]}, which is spare or padding in the vocabulary "
             f"of {len(known)} ids: no text, special, voice or code"
         )
-    return ids.astype(np.int32)

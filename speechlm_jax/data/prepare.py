@@ -5,7 +5,7 @@ made in any order, and their rows do not depend on how many are made at once.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,7 @@ def prepare(
     folders = {
         task.name: task_folder(task, vocab, tokenizer, out=out, config=config) for task in its_tasks
     }
-    jobs = [
-        ShardJob(task.name, split, shard, folders[task.name] / split)
-        for task in its_tasks
-        for split in task.splits
-        if split in SPLITS and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
-        for shard in range(config.num_shards)
-    ]
+    jobs = _jobs_to_do(its_tasks, folders, config)
     for job in jobs:
         if job.shard == 0:  # a preprocessor that cannot run is told before hours of work
             make_dataset(job, config)
@@ -121,14 +115,25 @@ def prepare(
             prepare_shard(job, vocab=vocab, config=config)
             if job.shard == config.num_shards - 1:
                 _finish_split(job, vocab=vocab, config=config)
-    prepared = []
-    for task, rate in rates.items():
-        splits = _split_folders(folders[task], Path(out))
-        if "train" not in splits:
-            raise UserError(f"task {task}: gives no rows of {config.length} ids in split train")
-        prepared.append(mixture.PreparedTask(task, rate, splits))
-    made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, tuple(prepared))
+    prepared = tuple(
+        mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
+        for task, rate in rates.items()
+    )
+    made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, prepared)
     return mixture.write_mixture(out, made)
+
+
+def _jobs_to_do(
+    tasks: Iterable[seqio.Task], folders: Mapping[str, Path], config: PrepareConfig
+) -> list[ShardJob]:
+    """The shards of every split that is not finished."""
+    return [
+        ShardJob(task.name, split, shard, folders[task.name] / split)
+        for task in tasks
+        for split in task.splits
+        if split in SPLITS and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
+        for shard in range(config.num_shards)
+    ]
 
 
 def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None:
@@ -293,13 +298,20 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
         leftover.unlink()
 
 
-def _split_folders(folder: Path, out: Path) -> dict[str, str]:
-    """The finished splits of a task that hold rows, relative to `out`; with their offsets."""
+def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:
+    """The finished splits of a task that hold rows, relative to `out`; with their offsets.
+
+    Raises:
+      UserError: there is no train split among them.
+    """
     found = [split for split in SPLITS if (folder / split / artifacts.MANIFEST).is_file()]
     for split in found:  # folders of an earlier version have none
         rows.add_offsets(folder / split)
-    return {
+    splits = {
         split: str((folder / split).relative_to(out))
         for split in found
         if artifacts.read_manifest(folder / split).counts["rows"]
     }
+    if "train" not in splits:
+        raise UserError(f"task {task}: gives no rows of {config.length} ids in split train")
+    return splits
