@@ -166,9 +166,9 @@ def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iter
         named.
     """
     known, eos = known_ids(vocab), vocab["eos"]
-    dataset = make_dataset(job, config)
+    rows: Any = make_dataset(job, config).as_numpy_iterator()
     with user_code(f"task {job.task}, split {job.split}"):
-        for number, row in enumerate(dataset.as_numpy_iterator(), 1):
+        for number, row in enumerate(rows, 1):
             try:
                 yield row_to_example(row, known=known, eos=eos)
             except UserError as error:
@@ -214,10 +214,11 @@ def task_folder(
 
 def task_identity(task: seqio.Task) -> str:
     """Names what a task gives: its data, and the code that runs on it."""
-    steps = [code_identity(step) for step in task.preprocessors]
-    if [getattr(step, "func", None) for step in task.preprocessors] != [data_tasks.write_examples]:
-        steps.append(CONTRACT)
     with user_code(f"task {task.name}"):
+        functions = [getattr(step, "func", None) for step in task.preprocessors]
+        steps = [code_identity(step) for step in task.preprocessors]
+        if functions != [data_tasks.write_examples]:
+            steps.append(CONTRACT)
         return configs.fingerprint([task.name, _source_identity(task.source), steps])
 
 
@@ -313,5 +314,10 @@ def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) ->
         if artifacts.read_manifest(folder / split).counts["rows"]
     }
     if "train" not in splits:
-        raise UserError(f"task {task}: gives no rows of {config.length} ids in split train")
+        counts = artifacts.read_manifest(folder / "train").counts
+        raise UserError(
+            f"task {task}: gives no rows of {config.length} ids in split train "
+            f"({counts['dropped_documents']} documents are longer and were left out, "
+            f"{counts['empty_documents']} are empty)"
+        )
     return splits

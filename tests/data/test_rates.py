@@ -151,6 +151,11 @@ def test_names_that_are_no_names_of_files_are_refused(name):
             register()
 
 
+def test_a_format_that_is_none_is_refused():
+    with pytest.raises(UserError, match="format 'spech' is none of text, speech"):
+        tasks.register.__wrapped__(new_name(), tasks.find(new_task()).source, "spech")
+
+
 def test_a_name_is_given_once_to_tasks_and_mixtures():
     task, name = new_task(), new_name()
     tasks.mixture(name, {task: 1})
