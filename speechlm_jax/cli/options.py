@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_OK, UserError
+from speechlm_jax.shipped import RUN_VARIABLE
 
 COMMANDS = {
     "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
@@ -25,7 +26,6 @@ COMMANDS = {
     "chat": "answer a spoken question, in audio and text",
 }
 DEFAULT_RUN = Path("runs/quickstart")
-RUN_VARIABLE = "SPEECHLM_RUN"  # names another default; the tasks of tasks/quickstart.py read it too
 
 
 class Parser(argparse.ArgumentParser):

@@ -166,9 +166,9 @@ def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iter
         named.
     """
     known, eos = known_ids(vocab), vocab["eos"]
-    rows: Any = make_dataset(job, config).as_numpy_iterator()
+    given: Any = make_dataset(job, config).as_numpy_iterator()
     with user_code(f"task {job.task}, split {job.split}"):
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(given, 1):
             try:
                 yield row_to_example(row, known=known, eos=eos)
             except UserError as error:

@@ -11,9 +11,9 @@ from speechlm_jax.data.mixture import read_mixture
 from speechlm_jax.data.prepare import PrepareConfig
 from speechlm_jax.data.prepare import prepare as prepare_mixture
 from speechlm_jax.errors import UserError
+from speechlm_jax.shipped import RUN_VARIABLE
 from speechlm_jax.verbs.opening import open_vocab
 
-RUN_VARIABLE = "SPEECHLM_RUN"
 COUNTS = ("rows", "documents", "text_tokens", "speech_tokens", "dropped_documents")
 
 
