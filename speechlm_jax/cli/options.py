@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_OK, UserError
+from speechlm_jax.shipped import RUN_VARIABLE
 
 COMMANDS = {
     "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
@@ -89,8 +91,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         dest="run_folder",  # `run` is the sub-command's function
         metavar="DIR",
         type=Path,
-        default=DEFAULT_RUN,
-        help="the run folder whose models are used (default: %(default)s)",
+        default=Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN),
+        help=f"the run folder whose models are used (default: ${RUN_VARIABLE}, or {DEFAULT_RUN})",
     )
 
 

@@ -1,5 +1,7 @@
 """Tasks from files, functions, codes, TFDS -> rows on disk (the file that imports TensorFlow)."""
 
+import itertools
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -188,6 +190,40 @@ def test_rows_are_the_same_after_an_interruption(run):
     b.verify()
 
 
+def test_wherever_it_is_killed_the_next_run_leaves_what_an_undisturbed_one_does(
+    tmp_path, monkeypatch
+):
+    """Each file takes its place by os.replace: before each of them, the process ends once."""
+
+    class Killed(BaseException):
+        pass
+
+    def prepared(out, *, die_before=None) -> dict[str, bytes]:
+        calls = itertools.count()
+
+        def replace(source, target, really=os.replace):
+            if next(calls) == die_before:
+                raise Killed
+            really(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            prepare_here("killed", out)
+        return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    tasks.text_function("killed", lambda split: sentences(9, 5), splits=["train"])
+    undisturbed = prepared(tmp_path / "undisturbed")
+    for number in itertools.count():
+        out = tmp_path / f"killed_{number}"
+        try:
+            prepared(out, die_before=number)
+            break
+        except Killed:
+            assert not list(out.glob("*.mixture.json"))
+            assert prepared(out) == undisturbed
+    assert number >= 4
+
+
 def test_a_change_of_data_or_vocabulary_prepares_anew(run):
     tasks.text("changing", str(run / "text/a.jsonl"))
     first = mixture.read_mixture(prepare_here("changing", run / "rows"))
@@ -249,9 +285,22 @@ def test_the_file_in_the_readme_registers_a_mixture(tmp_path):
     assert set(as_text(row_documents(mixture.open_shards(path)["lab_text"]))) == {"a red cat <eos>"}
 
 
+def test_the_readmes_task_of_seqios_own_preprocessors(tmp_path, monkeypatch):
+    readme = (QUICKSTART.parent / "README.md").read_text()
+    (tmp_path / "my_lines.py").write_text(readme.split("```python\n")[2].split("```")[0])
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories/one.txt").write_text("a red cat\n" * 30)
+    monkeypatch.chdir(tmp_path)
+    import_module(str(tmp_path / "my_lines.py"))
+    path = prepare_here("lab_lines", tmp_path / "rows")
+    assert (
+        as_text(row_documents(mixture.open_shards(path)["lab_lines"])) == ["a red cat <eos>"] * 30
+    )
+
+
 def test_the_readmes_codes_make_the_same_rows_in_both_formats(tmp_path, monkeypatch):
     readme = (QUICKSTART.parent / "README.md").read_text()
-    (tmp_path / "my_codes.py").write_text(readme.split("```python\n")[2].split("```")[0])
+    (tmp_path / "my_codes.py").write_text(readme.split("```python\n")[3].split("```")[0])
     monkeypatch.chdir(tmp_path)
     made = import_module(str(tmp_path / "my_codes.py"))
     lines, parquet = (
