@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from speechlm_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
@@ -40,3 +42,14 @@ NAMES = {
     "audio": "audio",
     "timing": "timing",
 }
+
+
+def find_run(run: str | Path) -> Folders:
+    """The folders of a run that has a speech tokenizer; UserError if it has none."""
+    folders = Folders(Path(run))
+    if not folders.text_model.is_file() or not folders.tokenizer.is_dir():
+        raise UserError(
+            f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
+            "give --run the folder of one"
+        )
+    return folders

@@ -1,6 +1,9 @@
 """Codes, a codes file, or text -> WAV files, by the speech decoder."""
 
+import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
 from speechlm_jax.verbs.synthesize import requests_to_codes
 
 SUFFIXES = (".wav", ".flac")
+NAME_LENGTH, DIGEST_LENGTH = 50, 12  # 50 characters of 4 bytes still leave room in 255
 
 
 def speak(
@@ -37,17 +41,23 @@ def speak(
       UserError: codes outside the codebook or of another tokenizer, an unknown voice or word.
     """
     models, out = open_run(run), Path(out)
+    _check_what(what)
     if what.endswith(".jsonl"):
         rows = _read_codes(Path(what), models)
-        folder = out.with_suffix("") if out.suffix in SUFFIXES else out
-        paths = [folder / f"{_file_name(row['id'])}.wav" for row in rows]
-        codes = [_to_codes(row["codes"], models, what) for row in rows]
+        folder = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {folder}: is a file; name a folder")
+        names = ids_to_file_names([str(row["id"]) for row in rows])
+        paths = [folder / f"{name}.wav" for name in names]
+        codes = [_to_codes(row["codes"], models, f"{what}: row {row['id']!r}") for row in rows]
     else:
-        if out.suffix not in SUFFIXES:
-            raise UserError(f"--out {out}: audio is written as .wav or .flac; add one of them")
+        if out.suffix.lower() not in SUFFIXES or out.is_dir():
+            raise UserError(f"--out {out}: audio is written as .wav or .flac; name such a file")
         paths = [out]
         if re.fullmatch(r"[\d\s]+", what):
-            codes = [_to_codes(what.split(), models, "codes")]
+            # Longer numbers than any codebook's are none; int() refuses very long ones.
+            numbers = [int(number) if len(number) < 10 else -1 for number in what.split()]
+            codes = [_to_codes(numbers, models, "codes")]
         else:
             voice = choose_voice(models.voices, voice, seed=seed)
             request = SpeechRequest(sayable(models, what), voice, seed)
@@ -93,17 +103,53 @@ def _read_codes(path: Path, models: Models) -> list[dict[str, Any]]:
     return rows
 
 
-def _to_codes(values: Sequence[Any], models: Models, where: str) -> Int[ndarray, " frames"]:
+def _to_codes(values: Any, models: Models, where: str) -> Int[ndarray, " frames"]:
     size = models.codes_identity["codebook_size"]
-    try:
-        codes = np.array([int(value) for value in values], np.int64)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: codes must be whole numbers") from None
-    if not len(codes) or not 0 <= codes.min() <= codes.max() < size:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise UserError(f"{where}: codes must be whole numbers")
+    if not values or not 0 <= min(values) <= max(values) < size:
         raise UserError(f"{where}: codes must be numbers from 0 to {size - 1}, at least one")
-    return codes.astype(np.int32)
+    return np.array(values, np.int32)
 
 
-def _file_name(name: str) -> str:
-    """An id as a file name."""
-    return re.sub(r"[^\w.-]+", "-", str(name)).strip("-.") or "clip"
+def _check_what(what: str) -> None:
+    """UserError if it is a file or a folder, but no codes.jsonl."""
+    try:
+        is_folder, is_file = Path(what).is_dir(), Path(what).is_file()
+    except (OSError, ValueError):  # a text longer than a path may be
+        return
+    if is_folder or (is_file and Path(what).suffix and not what.endswith(".jsonl")):
+        raise UserError(
+            f"{what}: is a {'folder' if is_folder else 'file'}; give a codes.jsonl file, codes, or "
+            "a text"
+        )
+
+
+def ids_to_file_names(ids: Sequence[str]) -> list[str]:
+    """A file name for each id, without a suffix; other ids have other names on any file system.
+
+    An id of letters, digits, dots, dashes and low lines that is no longer than NAME_LENGTH is its
+    own name, unless another differs from it in case alone. Of every other id, what can be read is
+    followed by a digest of the whole.
+
+    Raises:
+      UserError: an id stands there twice.
+    """
+    counts = Counter(ids)
+    if twice := next((name for name in ids if counts[name] > 1), None):
+        raise UserError(f"id '{twice}' stands in {counts[twice]} rows; give them ids of their own")
+    plain = [_readable(name) for name in ids]
+    digests = [hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LENGTH] for name in ids]
+    marked = [f"{name}-{digest}" for name, digest in zip(plain, digests, strict=True)]
+    own = {name for name, short in zip(ids, plain, strict=True) if name == short}
+    taken = Counter(name.casefold() for name in [*own, *marked])
+    return [
+        name if name in own and taken[name.casefold()] == 1 else long
+        for name, long in zip(ids, marked, strict=True)
+    ]
+
+
+def _readable(name: str) -> str:
+    """What can be read of an id, composed (some file systems compose names, others part them)."""
+    composed = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w.-]+", "-", composed)[:NAME_LENGTH].strip("-.") or "clip"

@@ -1,7 +1,9 @@
 """Each verb on a tiny run: what it writes, what it says, and that it is a function of its seed."""
 
 import json
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from speechlm_jax.quickstart.models import Models
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
 from speechlm_jax.verbs.interleave import interleave
-from speechlm_jax.verbs.speak import speak
+from speechlm_jax.verbs.speak import ids_to_file_names, speak
 from speechlm_jax.verbs.synthesize import synthesize
 from speechlm_jax.verbs.tokenize import tokenize
 
@@ -70,6 +72,35 @@ def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
     assert len(said["audio"]) == 4 and all(len(read_wav(path)) for path in said["audio"])
     said = speak("the city of anna is london", run=run, out=tmp_path / "t.flac", seed=1)
     assert said["voice"] in ("Ann", "Ben") and len(read_wav(tmp_path / "t.flac"))
+
+
+def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path):
+    ids = ["a/b", "a-b", "a b", "A-B", "..", ".a", "", "caf\u00e9", "cafe\u0301", "x" * 300, 7]
+    rows = [{"id": name, "codes": [1, 2]} for name in ids]
+    artifacts.write_jsonl(tmp_path / "codes.jsonl", rows)
+    said = speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
+    assert len(list((tmp_path / "audio").iterdir())) == len(ids)
+    assert all(Path(path).parent == tmp_path / "audio" for path in said["audio"])
+    assert Path(said["audio"][-1]).name == "7.wav"
+    artifacts.write_jsonl(
+        tmp_path / "codes.jsonl", [{"id": name, "codes": [1]} for name in (1, "1")]
+    )
+    with pytest.raises(UserError, match="id '1' stands in 2 rows"):
+        speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
+
+
+def test_file_names_are_distinct_on_every_file_system_and_readable():
+    marked = ids_to_file_names(["a/b"])[0]
+    ids = ["19-198-0000", "a/b", "a-b", "a b", marked, marked.upper(), "B", "b", "\u00df", "ss"]
+    ids += ["..", ".", ".hid", "", "-", "\u2603", "caf\u00e9", "cafe\u0301", "\u4e2d" * 300]
+    ids += ["x" * 49 + tail for tail in ("1", "12", "13")]
+    names = ids_to_file_names(ids)
+    folded = {unicodedata.normalize("NFD", name.casefold()) for name in names}
+    assert len(folded) == len(ids)
+    assert names[0] == ids[0] and names[2] == "a-b" and names[1].startswith("a-b-")
+    assert all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names)
+    assert max(len(name.encode()) for name in names) < 230
+    assert names == ids_to_file_names(ids)
 
 
 def test_interleave_keeps_the_words_and_says_the_ratio(run, tmp_path):
