@@ -156,9 +156,8 @@ def _count(data: Data, frame: Frame) -> int:
     start = frame.start + _tag_start(frame)
     if data[frame.start + 36 : frame.start + 40] == b"VBRI":
         return int.from_bytes(data[frame.start + 50 : frame.start + 54], "big")
-    if not data[start + 7] & 1:
-        return 0
-    return int.from_bytes(data[start + 8 : start + 12], "big")
+    flags, frames = data[start + 4 : start + 8], data[start + 8 : start + 12]
+    return int.from_bytes(frames, "big") if int.from_bytes(flags, "big") & 1 else 0
 
 
 def _make_tag(data: Data, sound: list[Frame]) -> bytes:

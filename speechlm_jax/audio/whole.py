@@ -145,8 +145,7 @@ class _Page:
 
 def _ogg_pages(data: Data, at: int) -> Iterator[_Page]:
     rates: dict[int, int] = {}
-    while data[at : at + 4] == b"OggS":
-        head = data[at : at + 27]
+    while len(head := data[at : at + 27]) == 27 and head.startswith(b"OggS"):
         sizes = data[at + 27 : at + 27 + head[26]]
         body = at + 27 + len(sizes)
         flags, stream = head[5], int.from_bytes(head[14:18], "little")
@@ -193,7 +192,7 @@ def _flac_frames(data: Data, at: int) -> tuple[int, int, int]:
             number, block = frame
             start, samples = match.start(), samples + block
             expected = number + (block if head[1] & 1 else 1)
-    channels = 1 + (data[at + 20] >> 1 & 7)
+    channels = 1 + (int.from_bytes(data[at + 20 : at + 21], "big") >> 1 & 7)
     return samples, len(data) - start, block * channels * 4 + SLACK_BYTES
 
 

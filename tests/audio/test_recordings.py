@@ -97,10 +97,11 @@ def test_recordings_may_lie_apart_from_their_manifest(tmp_path):
     home = clip_folder(tmp_path / "clips", [GOOD])
     (tmp_path / "run").mkdir()
     (tmp_path / "run/manifest.jsonl").write_text(json.dumps(GOOD))
-    before = read_clips(tmp_path / "run", recordings=home)
-    assert [row["audio"] for row in before.rows] == ["a.wav"]
+    clips = read_clips(tmp_path / "run", recordings=home)
+    assert [row["audio"] for row in clips.rows] == ["a.wav"]
+    before = clips.fingerprint
     write_wav(home / "a.wav", np.sin(np.arange(9_000)).astype(np.float32) * 0.3)
-    assert read_clips(tmp_path / "run", recordings=home).fingerprint != before.fingerprint
+    assert read_clips(tmp_path / "run", recordings=home).fingerprint != before
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import soundfile
 from own_clips import SENTENCES, SPEAKERS, make_own_folder
 
 from speechlm_jax import artifacts
@@ -113,6 +114,37 @@ def test_recordings_and_text_become_one_vocabulary(own_folder, tmp_path, caplog)
     before = (q.folders.features / "stage.json").stat().st_mtime_ns
     own_data.read_own(make_own(q.folders, speech, text, size="micro", seed=0))
     assert (q.folders.features / "stage.json").stat().st_mtime_ns == before
+
+
+def test_own_recordings_keep_to_their_folder_and_texts_have_words(tmp_path):
+    speech, away = tmp_path / "clips", tmp_path / "away.wav"
+    speech.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, (8, 8_000))
+    for number, wav in enumerate(noise):
+        soundfile.write(speech / f"{number}.wav", wav, 16_000)
+    soundfile.write(away, noise[0], 16_000)
+    (speech / "7.wav").write_bytes((speech / "7.wav").read_bytes()[:5_000])
+    rows = [{"audio": f"{i}.wav", "text": f"Word {i}.", "speaker": "Ann"} for i in range(8)]
+    rows[6]["text"] = "...!?"
+    rows += [{"audio": str(away), "text": "outside", "speaker": "Ann"}]
+    artifacts.write_jsonl(speech / "manifest.jsonl", rows)
+    (tmp_path / "text.txt").write_text("the sea was calm and nobody spoke " * 40)
+    for anywhere in (False, True):
+        folders = Folders(tmp_path / f"run_{anywhere}")
+        q = make_own(
+            folders, speech, tmp_path / "text.txt", size="micro", seed=0, audio_anywhere=anywhere
+        )
+        own_data.read_own(q)
+        taken = {row["audio"] for row in q.features.rows}
+        inside = {f"{number}.wav" for number in range(6)}
+        assert taken == inside | ({"../away.wav"} if anywhere else set())
+        assert all(q.audio_of(row).is_file() for row in q.features.rows)
+        reasons = [row["reason"] for row in own_data.bad_recordings(q)]
+        assert len(reasons) == 3 - anywhere
+        assert sum("its text has no words" in reason for reason in reasons) == 1
+        assert sum(reason.startswith("7.wav: is truncated") for reason in reasons) == 1
+        for made in (q.folders.clips / "manifest.jsonl", q.folders.features / "clips.jsonl"):
+            assert str(tmp_path) not in made.read_text()
 
 
 @pytest.mark.slow
