@@ -82,13 +82,16 @@ class _Finder:
     audio_anywhere: bool
     found: list[Found] = dataclasses.field(default_factory=list)
     bad: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    _manifests: dict[Path, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    _beside: dict[Path, dict[str, tuple[dict[str, Any], str | None]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def add_clips(self, folder: Path) -> None:
         """Every row of a clip folder."""
         clips = read_clips(folder, audio_anywhere=self.audio_anywhere)
-        for row in [*clips.rows, *clips.bad]:
-            self._add(folder / str(row.get("audio", "")), self._row(folder, row))
+        for row in clips.rows:
+            self._add(folder / row["audio"], self._row(folder, row))
+        self.bad += [self._row(folder, row) for row in clips.bad]
 
     def add_folder(self, folder: Path) -> None:
         """Every recording in and below a folder without a manifest."""
@@ -102,28 +105,31 @@ class _Finder:
             try:
                 audio_path(folder, str(path.relative_to(folder)), anywhere=self.audio_anywhere)
             except BadAudio as error:
-                self.bad.append(
-                    {**self._row(path.parent, {"audio": path.name}), "reason": str(error)}
-                )
+                row = self._row(path.parent, {"audio": path.name})
+                self.bad.append({**row, "reason": str(error)})
             else:
                 self.add_file(path)
 
     def add_file(self, path: Path) -> None:
         """A recording with what is known of it."""
-        row = self._named_beside(path) or {"audio": path.name, **_transcript(path)}
-        self._add(path, self._row(path.parent, row))
+        row, reason = self._known(path)
+        self._add(path, self._row(path.parent, row), reason)
 
-    def _named_beside(self, path: Path) -> dict[str, Any] | None:
+    def _known(self, path: Path) -> tuple[dict[str, Any], str | None]:
+        """A file's row, and why it cannot be used."""
         folder = path.parent
-        if folder not in self._manifests:
-            self._manifests[folder] = {}
+        if folder not in self._beside:
+            self._beside[folder] = {}
             if (folder / CLIPS).is_file():
                 clips = read_clips(folder, audio_anywhere=self.audio_anywhere)
-                self._manifests[folder] = {
-                    os.path.normpath(str(row.get("audio"))): row
-                    for row in [*clips.bad, *clips.rows]
+                rows = [(row, row["reason"]) for row in clips.bad] + [(r, None) for r in clips.rows]
+                self._beside[folder] = {
+                    os.path.normpath(str(row.get("audio"))): (row, reason) for row, reason in rows
                 }
-        return self._manifests[folder].get(path.name)
+        if path.name in self._beside[folder]:
+            return self._beside[folder][path.name]
+        text, reason = _transcript(path)
+        return {"audio": path.name, **({} if text is None else {"text": text})}, reason
 
     def _row(self, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
         """The row of a recording in `folder`, with an id and `audio` that are relative to home."""
@@ -134,28 +140,27 @@ class _Finder:
             named = f"{prefix}/{named}"
         return {**row, "id": named, "audio": audio}
 
-    def _add(self, path: Path, row: dict[str, Any]) -> None:
-        """Takes a row, or sets it aside: it may have a `reason` already."""
+    def _add(self, path: Path, row: dict[str, Any], reason: str | None = None) -> None:
+        """Takes a row, or sets it aside for a reason."""
         name = row["audio"].encode(errors="replace").decode()
         if name != row["audio"]:
-            row = {"id": name, "audio": name, "reason": f"{name}: its name is not UTF-8; rename it"}
-        if "reason" not in row and "text" in row:
+            row, reason = {"id": name, "audio": name}, f"{name}: its name is not UTF-8; rename it"
+        if reason is None and "text" in row:
             row = {**row, "text": normalize(row["text"])}
-            if not row["text"]:
-                row["reason"] = f"{path}: {NO_WORDS}"
-        if "reason" in row:
-            self.bad.append(row)
-        else:
+            reason = None if row["text"] else f"{path}: {NO_WORDS}"
+        if reason is None:
             self.found.append(Found(path, row))
+        else:
+            self.bad.append({**row, "reason": reason})
 
 
-def _transcript(path: Path) -> dict[str, str]:
-    """{"text"} of the file beside a recording that has its name in .txt; {} if there is none."""
+def _transcript(path: Path) -> tuple[str | None, str | None]:
+    """The text of the file beside a recording that has its name in .txt; or why there is none."""
     beside = path.with_suffix(".txt")
     try:
-        return {"text": beside.read_text(encoding="utf-8-sig")} if beside.is_file() else {}
+        return (beside.read_text(encoding="utf-8-sig") if beside.is_file() else None), None
     except UnicodeDecodeError:
-        return {"reason": f"{beside}: is not UTF-8; convert it, e.g. `iconv -t utf-8`"}
+        return None, f"{beside}: is not UTF-8; convert it, e.g. `iconv -t utf-8`"
 
 
 def _home(places: Sequence[Path]) -> Path:

@@ -17,6 +17,7 @@ from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.errors import UserError
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
 from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
 from speechlm_jax.verbs.synthesize import requests_to_codes
@@ -113,16 +114,17 @@ def _to_codes(values: Any, models: Models, where: str) -> Int[ndarray, " frames"
 
 
 def _check_what(what: str) -> None:
-    """UserError if it is a file or a folder, but no codes.jsonl."""
+    """UserError if it names a folder of codes, or a file of another kind; a word may be both."""
+    path = Path(what)
     try:
-        is_folder, is_file = Path(what).is_dir(), Path(what).is_file()
+        is_codes = (path / CODES).is_file()
+        is_other = bool(path.suffix) and path.suffix != ".jsonl" and path.is_file()
     except (OSError, ValueError):  # a text longer than a path may be
         return
-    if is_folder or (is_file and Path(what).suffix and not what.endswith(".jsonl")):
-        raise UserError(
-            f"{what}: is a {'folder' if is_folder else 'file'}; give a codes.jsonl file, codes, or "
-            "a text"
-        )
+    if is_codes:
+        raise UserError(f"{what}: is a folder; give its {CODES}")
+    if is_other:
+        raise UserError(f"{what}: is a file of another kind; give a {CODES}, codes, or a text")
 
 
 def ids_to_file_names(ids: Sequence[str]) -> list[str]:
@@ -136,17 +138,21 @@ def ids_to_file_names(ids: Sequence[str]) -> list[str]:
       UserError: an id stands there twice.
     """
     counts = Counter(ids)
-    if twice := next((name for name in ids if counts[name] > 1), None):
-        raise UserError(f"id '{twice}' stands in {counts[twice]} rows; give them ids of their own")
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"id '{name}' stands in {count} rows; give them ids of their own")
     plain = [_readable(name) for name in ids]
-    digests = [hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LENGTH] for name in ids]
-    marked = [f"{name}-{digest}" for name, digest in zip(plain, digests, strict=True)]
+    marked = [f"{short}-{_digest(name)}" for name, short in zip(ids, plain, strict=True)]
     own = {name for name, short in zip(ids, plain, strict=True) if name == short}
     taken = Counter(name.casefold() for name in [*own, *marked])
     return [
         name if name in own and taken[name.casefold()] == 1 else long
         for name, long in zip(ids, marked, strict=True)
     ]
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LENGTH]
 
 
 def _readable(name: str) -> str:

@@ -171,7 +171,6 @@ def test_text_that_is_not_there_or_holds_no_words(run, tmp_path, capsys):
         (("speak", "it is", "--out", "."), "written as .wav or .flac"),
         (("speak", "gone.jsonl"), "gone.jsonl: no such file"),
         (("speak", "9" * 5_000), "numbers from 0 to 15"),
-        (("speak", "."), "is a folder; give a codes.jsonl file"),
     ],
 )
 def test_a_number_or_name_out_of_range(run, capsys, argv, expected):
@@ -200,6 +199,9 @@ def test_codes_that_are_none(run, tmp_path, capsys, codes, expected):
 def test_an_out_that_is_a_file_is_refused_before_the_work(run, tmp_path, capsys):
     (tmp_path / "out").touch()
     artifacts.write_jsonl(tmp_path / "codes.jsonl", [{"id": "a", "codes": [1]}])
+    for what, told in ((tmp_path, "give its codes.jsonl"), (tmp_path / "a.wav", "of another kind")):
+        good_wav(tmp_path / "a.wav")
+        assert told in refused(capsys, "speak", what, "--run", run, "--out", tmp_path / "o.wav")
     for argv in (("speak", tmp_path / "codes.jsonl"), ("tokenize", good_wav(tmp_path / "a.wav"))):
         assert "out: is a file" in refused(capsys, *argv, "--run", run, "--out", tmp_path / "out")
 

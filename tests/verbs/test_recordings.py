@@ -87,6 +87,14 @@ def test_a_row_that_is_set_aside_in_the_manifest_is_so_for_its_file(tmp_path):
     assert "manifest.jsonl:2: has no field 'speaker'" in bad[0]["reason"]
 
 
+def test_a_field_that_is_called_reason_is_none(tmp_path):
+    clip(tmp_path / "a.wav")
+    manifest(tmp_path, "a.wav", reason="read aloud")
+    for places in ([tmp_path], [tmp_path / "a.wav"]):
+        rows, bad = rows_of(places)
+        assert rows[0]["reason"] == "read aloud" and not bad
+
+
 def test_links_out_of_a_folder_without_a_manifest_need_a_word(tmp_path):
     folder = tmp_path / "clips"
     clip(folder / "a.wav")

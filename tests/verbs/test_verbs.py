@@ -74,7 +74,7 @@ def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
 
 
 def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path):
-    ids = ["a/b", "a-b", "a b", "A-B", "..", ".a", "", "caf\u00e9", "cafe\u0301", "x" * 300, 7]
+    ids = ["a/b", "a-b", "a b", 7]
     rows = [{"id": name, "codes": [1, 2]} for name in ids]
     artifacts.write_jsonl(tmp_path / "codes.jsonl", rows)
     said = speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
@@ -91,7 +91,18 @@ def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path):
 def test_file_names_are_distinct_on_every_file_system_and_readable():
     marked = ids_to_file_names(["a/b"])[0]
     ids = ["19-198-0000", "a/b", "a-b", "a b", marked, marked.upper(), "B", "b", "\u00df", "ss"]
-    ids += ["..", ".", ".hid", "", "-", "\u2603", "caf\u00e9", "cafe\u0301", "\u4e2d" * 300]
+    ids += [
+        "..",
+        ".",
+        ".hid",
+        "",
+        "\ud800",
+        "-",
+        "\u2603",
+        "caf\u00e9",
+        "cafe\u0301",
+        "\u4e2d" * 300,
+    ]
     ids += ["x" * 49 + tail for tail in ("1", "12", "13")]
     names = ids_to_file_names(ids)
     folded = {unicodedata.normalize("NFD", name.casefold()) for name in names}
