@@ -1,5 +1,6 @@
 """A user's own recordings and text: splits, documents, one vocabulary, and the whole chain."""
 
+import dataclasses
 import gzip
 import json
 from collections import Counter
@@ -129,22 +130,18 @@ def test_own_recordings_keep_to_their_folder_and_texts_have_words(tmp_path):
     rows += [{"audio": str(away), "text": "outside", "speaker": "Ann"}]
     artifacts.write_jsonl(speech / "manifest.jsonl", rows)
     (tmp_path / "text.txt").write_text("the sea was calm and nobody spoke " * 40)
-    for anywhere in (False, True):
-        folders = Folders(tmp_path / f"run_{anywhere}")
-        q = make_own(
-            folders, speech, tmp_path / "text.txt", size="micro", seed=0, audio_anywhere=anywhere
-        )
-        own_data.read_own(q)
-        taken = {row["audio"] for row in q.features.rows}
-        inside = {f"{number}.wav" for number in range(6)}
-        assert taken == inside | ({"../away.wav"} if anywhere else set())
-        assert all(q.audio_of(row).is_file() for row in q.features.rows)
-        reasons = [row["reason"] for row in own_data.bad_recordings(q)]
-        assert len(reasons) == 3 - anywhere
-        assert sum("its text has no words" in reason for reason in reasons) == 1
-        assert sum(reason.startswith("7.wav: is truncated") for reason in reasons) == 1
-        for made in (q.folders.clips / "manifest.jsonl", q.folders.features / "clips.jsonl"):
-            assert str(tmp_path) not in made.read_text()
+    folders = Folders(tmp_path / "run")
+    q = make_own(folders, speech, tmp_path / "text.txt", size="micro", seed=0)
+    own_data.read_own(q)
+    assert {row["audio"] for row in q.features.rows} == {f"{number}.wav" for number in range(6)}
+    assert all(q.audio_of(row).parent == speech for row in q.features.rows)
+    told = [row["reason"] for row in own_data.bad_recordings(q)]
+    assert len(told) == 3 and "--audio-anywhere" in told[0]
+    assert "6.wav: its text has no words" in told[1] and told[2].startswith("7.wav: is truncated")
+    for made in (q.folders.clips / "manifest.jsonl", q.folders.features / "clips.jsonl"):
+        assert str(tmp_path) not in made.read_text()
+    allowed = dataclasses.replace(q, audio_anywhere=True)
+    assert allowed.audio_of({"audio": "../away.wav"}).samefile(away)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
 from speechlm_jax.verbs.interleave import interleave
@@ -23,6 +24,7 @@ from speechlm_jax.verbs.speak import ids_to_file_names, speak
 from speechlm_jax.verbs.synthesize import synthesize
 from speechlm_jax.verbs.tokenize import tokenize
 
+NOISE = np.random.default_rng(0).normal(0, 0.1, 1_280).astype(np.float32)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -73,7 +75,10 @@ def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
     assert said["voice"] in ("Ann", "Ben") and len(read_wav(tmp_path / "t.flac"))
 
 
-def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path):
+def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        verbs_speak, "codes_to_wavs", lambda models, codes, **_: [NOISE] * len(codes)
+    )
     ids = ["a/b", "a-b", "a b", 7]
     rows = [{"id": name, "codes": [1, 2]} for name in ids]
     artifacts.write_jsonl(tmp_path / "codes.jsonl", rows)
