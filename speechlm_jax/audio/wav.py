@@ -73,6 +73,8 @@ def check_file(path: str | Path) -> None:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a zero in its name
         raise BadAudio(f"{path}: no such audio file; correct the path, or drop its row") from None
+    except OSError as error:  # a name too long, no permission
+        raise BadAudio(f"{path}: cannot be opened ({error.strerror}); correct the path") from None
     if not stat.S_ISREG(found.st_mode):
         raise BadAudio(f"{path}: is no file; give wav, flac, ogg or mp3")
     if not found.st_size:

@@ -1,6 +1,7 @@
 """`speechlm speak`: speech codes, or text, to audio."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes audio and prints its path and seconds."""
     find_run(args.run_folder)
-    if args.what.endswith(".jsonl") and not Path(args.what).is_file():
+    if args.what.endswith(".jsonl") and not os.path.isfile(args.what):
         raise UserError(f"{args.what}: no such file")
     return options.show(
         speak.speak(args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed)

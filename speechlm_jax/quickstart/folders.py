@@ -1,6 +1,7 @@
 """Where everything of a quickstart run lies: one name for each step's folder."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from speechlm_jax.errors import UserError
@@ -47,7 +48,7 @@ NAMES = {
 def find_run(run: str | Path) -> Folders:
     """The folders of a run that has a speech tokenizer; UserError if it has none."""
     folders = Folders(Path(run))
-    if not folders.text_model.is_file() or not folders.tokenizer.is_dir():
+    if not os.path.isfile(folders.text_model) or not os.path.isdir(folders.tokenizer):
         raise UserError(
             f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
             "give --run the folder of one"

@@ -40,7 +40,7 @@ class Recording(Found):
 def check_places(places: Sequence[Path]) -> None:
     """UserError for the first place that is neither a folder nor a file with something in it."""
     for place in places:
-        if not place.is_dir():
+        if not os.path.isdir(place):  # pathlib's raises where a name is too long
             check_file(place)
 
 

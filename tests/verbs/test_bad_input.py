@@ -213,7 +213,10 @@ def test_an_out_that_is_a_file_is_refused_before_the_work(run, tmp_path, capsys)
         ("speak", "--help"),
         ("tokenize", "gone.wav"),
         ("tokenize", ".", "--run", "nowhere"),
+        ("tokenize", "x" * 5_000),
         ("speak", "it is", "--run", "nowhere"),
+        ("speak", "it is", "--run", "x" * 5_000),
+        ("speak", "x" * 5_000 + ".jsonl"),
     ],
 )
 def test_help_and_wrong_paths_do_not_wait_for_jax(tmp_path, argv):
