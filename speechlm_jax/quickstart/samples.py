@@ -72,7 +72,7 @@ def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
     samples = []
     for number, row in enumerate(rows[:NUM_RECONSTRUCTIONS]):
         original = f"original-{number}.wav"
-        write_wav(q.folders.audio / original, read_wav(q.folders.clips / row["audio"]))
+        write_wav(q.folders.audio / original, read_wav(q.audio_of(row)))
         samples.append(Sample("Reconstructions", f"original {number + 1}", row["text"], original))
         samples.append(
             speak(
@@ -157,7 +157,7 @@ def _asked(q: Quickstart, question: Question, group: str, title: str, *, file: s
     """The clip of a question."""
     rows = q.spoken.of_kind("question")
     row = next(r for r in rows if r["fact"] == question.fact and r["speaker"] == question.voice)
-    write_wav(q.folders.audio / file, read_wav(q.folders.clips / row["audio"]))
+    write_wav(q.folders.audio / file, read_wav(q.audio_of(row)))
     return Sample(group, title, row["text"], file)
 
 

@@ -57,12 +57,13 @@ def quickstart(
     world: str | Path | None = None,
     speech: str | Path | None = None,
     text: str | Path | None = None,
+    audio_anywhere: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Runs every step in `out` and returns where the report lies.
 
     Without `speech` and `text` it makes a world of its own, else it uses those recordings and that
-    text (see `own_data`).
+    text (see `own_data`); `audio_anywhere`: whether recordings may lie outside of `speech`.
 
     Raises:
       UserError: something in the inputs; what was made stays.
@@ -75,7 +76,9 @@ def quickstart(
     if speech is not None and text is not None:
         if world is not None:
             raise UserError("--world: your own recordings need none; leave it out")
-        own = own_data.make_own(folders, Path(speech), Path(text), size=size, seed=seed)
+        own = own_data.make_own(
+            folders, Path(speech), Path(text), size=size, seed=seed, audio_anywhere=audio_anywhere
+        )
         _refuse(folders.world, "the world that it makes itself")
     elif speech is not None or text is not None:
         raise UserError("--speech and --text: give both or neither")
