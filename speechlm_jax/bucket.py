@@ -17,6 +17,7 @@ from speechlm_jax.errors import UserError
 
 T = TypeVar("T")
 
+DISK_GB = 20.0  # of rows in a bucket, what a host keeps on its disk unless told
 # Waits between tries, here; gcsfs tries each request six times within half a minute of its own.
 PATIENCE_SECONDS = (1.0, 4.0, 16.0)
 _TRANSIENT = {"408", "429", "500", "502", "503", "504"}

@@ -22,12 +22,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from speechlm_jax import bucket
-from speechlm_jax.bucket import Range
+from speechlm_jax.bucket import DISK_GB, Range
 from speechlm_jax.data.row_cache import PARTS, RowCache
 from speechlm_jax.data.row_files import RowFile, allow_open_files
 from speechlm_jax.errors import UserError
 
-DISK_GB = 20.0
 ROWS_AHEAD = 1024  # at most; fewer where they would take more than a quarter of the limit
 _THREADS, _GROUP = 4, 64  # threads that fetch, and requests of one of them at once
 _PADDING = 1 << 16  # of a tail, at most

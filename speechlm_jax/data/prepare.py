@@ -24,7 +24,7 @@ from speechlm_jax.data.formats import Example, example_to_document
 from speechlm_jax.data.packing import Packer, Row
 from speechlm_jax.data.rates import task_rates
 from speechlm_jax.data.sources import SPLITS, code_identity
-from speechlm_jax.data.user_code import user_code
+from speechlm_jax.user_code import user_code
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab

@@ -8,7 +8,7 @@ from typing import Any
 
 import seqio
 
-from speechlm_jax.data.user_code import user_code
+from speechlm_jax.user_code import user_code
 from speechlm_jax.errors import UserError
 
 _log = logging.getLogger("speechlm.data")

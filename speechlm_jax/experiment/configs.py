@@ -7,7 +7,7 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.augment import AugmentConfig
-from speechlm_jax.data.bucket_rows import DISK_GB
+from speechlm_jax.bucket import DISK_GB
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.data.shares import PhaseSpec, Share
 from speechlm_jax.errors import UserError

@@ -1,4 +1,7 @@
-"""What a user's own code raises -> one line that says whose code it is, and where it stands."""
+"""What a user's own code raises -> one line that says whose code it is, and where it stands.
+
+The code of a user: preprocessors and functions of tasks, config files, files of --module.
+"""
 
 import contextlib
 import errno
@@ -13,11 +16,11 @@ from types import FrameType
 
 from speechlm_jax.errors import Stopped, UserError
 
-_log = logging.getLogger("speechlm.data")
+_log = logging.getLogger("speechlm.user_code")
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).resolve().parent)
 _NOT_THE_USERS = (_PACKAGE, sysconfig.get_path("stdlib"), "site-packages", "<", "__autograph_")
-_LINE = re.compile(r'File "([^"]+)", line (\d+), in ')
+_LINE = re.compile(r'File "([^"]+)", line (\d+)(?:, in |$)', re.M)  # the second: a SyntaxError's own
 # TensorFlow's words before those of what was raised inside one of its pipelines.
 _WRAPPING = re.compile(
     r"\{\{function_node [^}]*\}\}\s*|Error in user-defined function passed to .*? transformation "
@@ -39,6 +42,8 @@ def user_code(whose: str) -> Iterator[None]:
         raise
     except UserError as error:
         raise UserError(f"{whose}: {error}") from error
+    except SystemExit as error:
+        raise UserError(f"{whose}: ends the process; leave exit() out") from error
     except Exception as error:  # it is not our code: anything
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
