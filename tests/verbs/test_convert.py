@@ -155,7 +155,7 @@ def test_what_cannot_be_converted_is_named(released, base, run, tmp_path, capsys
         assert cli.main(list(map(str, ("convert", *argv)))) == EXIT_USAGE
         return capsys.readouterr().err
 
-    assert "holds a run already" in refused(released, "--run", run, "--out", base)
+    assert "is not empty; give a new folder" in refused(released, "--run", run, "--out", base)
     assert "holds no whole checkpoint" in refused(tmp_path, "--run", base, "--out", tmp_path / "o")
     lm = run / "lm_interleaved"
     assert "give --run the folder" in refused(lm, "--run", base, "--out", tmp_path / "o")
