@@ -57,8 +57,10 @@ class Extended:
             return self.folder.read(name, *where)
         columns = where[1] if len(where) > 1 else slice(None)
         drawn = [self._row(name, row)[columns] for row in range(max(first, old), last)]
-        kept = self.folder.read(name, slice(min(first, old), old), columns)
-        return np.concatenate([kept, np.asarray(drawn).astype(kept.dtype)])
+        new = np.asarray(drawn).astype(self.folder.read(name, slice(1)).dtype)
+        if first >= old:
+            return new
+        return np.concatenate([self.folder.read(name, slice(first, old), columns), new])
 
     @cached_property
     def _longer(self) -> Mapping[str, int]:

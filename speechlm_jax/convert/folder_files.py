@@ -20,6 +20,7 @@ def inside(folder: Path, name: str) -> Path:
     """
     try:
         path, top = (folder / name).resolve(), folder.resolve()
+        path.exists()
     except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL
         raise UserError(f"{folder}: {shown(name)}: is no name of a file") from None
     tops = [top]

@@ -1,4 +1,4 @@
-"""Every option of a config.json is taken over as `transformers` takes it, or refused by its name."""
+"""Every option of a config.json is taken over as `transformers` takes it, or refused by name."""
 
 import dataclasses
 
