@@ -30,10 +30,12 @@ _log = logging.getLogger("speechlm.convert")
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
-    """Attributes:
-    tokenizer: fields of tokenizer_config.json.
-    templates: text of each chat template that is a file, by its name.
-    generation: fields of generation_config.json.
+    """What lies beside a model's weights.
+
+    Attributes:
+      tokenizer: fields of tokenizer_config.json.
+      templates: text of each chat template that is a file, by its name.
+      generation: fields of generation_config.json.
     """
 
     tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,10 +117,14 @@ def _is_there(token: Any, tokens: Mapping[str, int], where: str) -> bool:
 
 
 def _check_template(template: Any, folder: Path) -> None:
-    listed = template if isinstance(template, list) else []
-    named = [set(map(type, one.values())) == {str} and {"name", "template"} <= one.keys()
-             for one in listed if isinstance(one, dict)]  # fmt: skip
-    if not (template is None or isinstance(template, str) or (named and all(named))):
+    several = template if isinstance(template, list) else []
+    are_named = several and all(
+        isinstance(one, dict)
+        and isinstance(one.get("name"), str)
+        and isinstance(one.get("template"), str)
+        for one in several
+    )
+    if not (template is None or isinstance(template, str) or are_named):
         raise UserError(f"{folder / CONFIG}: chat_template is {shown(template)}, no template")
 
 
