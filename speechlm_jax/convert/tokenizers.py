@@ -64,7 +64,9 @@ def token_ids(model: bytes) -> dict[str, int]:
 def _open(model: bytes, where: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(model.decode())
-    except Exception as error:  # the library raises nothing narrower
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # nothing narrower; a panic of its Rust code is no Exception
         raise UserError(f"{where}: is no text vocabulary ({shown(error)})") from None
 
 

@@ -120,3 +120,69 @@ def test_what_holds_no_vocabulary_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x0e\x00not ranks")
     with pytest.raises(UserError, match="holds no tiktoken ranks"):
         read_tokenizer(tmp_path)
+
+
+PLAIN = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+ADDED = {
+    "id": 1, "content": "x", "single_word": False, "lstrip": False, "rstrip": False,
+    "normalized": False, "special": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"{",
+        b"[]",
+        b"[" * 100_000,
+        {},
+        {**PLAIN, "model": {"type": "BPE", "merges": []}},
+        {**PLAIN, "model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+        {**PLAIN, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
+        {**PLAIN, "added_tokens": None},
+        {**PLAIN, "added_tokens": ["x"]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": "1"}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": -1}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": 2**40}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "content": 3}]},
+        {**PLAIN, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    ],
+    ids=range(16),
+)
+def test_a_broken_tokenizer_json_is_named(tmp_path, data):
+    """The last one is a panic of the library's Rust code."""
+    data = data if isinstance(data, bytes) else json.dumps({"version": "1.0", **data}).encode()
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(UserError, match="tokenizer.json: is no text vocabulary") as told:
+        read_tokenizer(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "added", [[], {"x": {"content": "a"}}, {"300": {}}, {"300": {"content": 3}}, {"300": "a"}],
+    ids=str,
+)  # fmt: skip
+def test_broken_added_tokens_of_tiktoken_are_named(glm_folder, tmp_path, added):
+    (tmp_path / "tokenizer.model").write_bytes((glm_folder / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(UserError, match="added_tokens_decoder is no object of ids and tokens"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (["YQ== 0"], "a byte has none"),
+        ([f"{base64.b64encode(bytes([b])).decode()} {b}" for b in range(256)]
+         + [f"{base64.b64encode(b'a' * 2_000).decode()} 256"], "more than 1024 bytes"),
+        (["YQ== " + "9" * 5_000], "holds no tiktoken ranks"),
+        (["YQ=="], "holds no tiktoken ranks"),
+    ],
+    ids=range(4),
+)  # fmt: skip
+def test_broken_ranks_are_named(tmp_path, lines, told):
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=told):
+        read_tokenizer(tmp_path)
