@@ -68,7 +68,8 @@ class Companions:
         token, id_ = eos
         fields = {
             "eos_token": token,
-            "pad_token": token,  # as most models have it, or batches cannot be padded
+            "pad_token": token,  # or a class of `transformers` adds tokens of its own for these two
+            "unk_token": token,
             **self.tokenizer,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": length,
