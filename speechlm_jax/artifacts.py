@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,43 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_new(folder: str | Path) -> None:
+    """UserError if a folder that is to be made holds something already."""
+    folder = Path(folder)
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another name") from None
+    if taken:
+        raise UserError(f"{folder}: is not empty; give a new folder")
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `path` only when the block ends well.
+
+    Until then it stands beside `path` as `.NAME.PID.tmp`, and is all that a killed process leaves.
+
+    Raises:
+      UserError: `path` holds something, before the block or after it.
+    """
+    path = Path(path)
+    require_new(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        require_new(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

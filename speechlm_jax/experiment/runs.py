@@ -34,7 +34,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
     `dataclasses.replace` changes what may differ there: execution, dtype, adapters.
     """
-    return _as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
+    return as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
 
 
 def load_reader(
@@ -136,16 +136,17 @@ def weights_fingerprint(weights: checkpoints.Weights) -> str:
     return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
 
 
-def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
-    weights = checkpoints.load_params(run)
-    return weights, _as_trained(run, weights.meta, cls)
-
-
-def _as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
+def as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
+    """The experiment, of this class, that a checkpoint was trained as; UserError if another."""
     experiment = experiment_from_json(meta.config, str(run))
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
     return experiment
+
+
+def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
+    weights = checkpoints.load_params(run)
+    return weights, as_trained(run, weights.meta, cls)
 
 
 def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:
