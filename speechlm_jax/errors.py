@@ -6,6 +6,7 @@ EXIT_USAGE = 2  # bad input or usage: one line says which file or field, and wha
 EXIT_DOES_NOT_FIT = 3  # `plan`: the training does not fit the slice
 EXIT_STOPPED = 75  # stopped by SIGINT or SIGTERM after saving; the same command continues
 EXIT_INTERRUPTED = 130  # stopped by SIGINT where there was nothing to save
+EXIT_NO_READER = 141  # who read its output has gone, as after `| head`
 
 
 class UserError(Exception):

@@ -8,11 +8,13 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from speechlm_jax.errors import UserError
+from speechlm_jax.user_code import user_code
 
 FOLDERS = ("configs", "tasks")
 RUN_VARIABLE = "SPEECHLM_RUN"  # names the run whose data tasks/quickstart.py reads
@@ -38,8 +40,10 @@ def find(name: str | Path) -> Path:
     Raises:
       UserError: neither exists; the nearest shipped name is given.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # pathlib's raises where a name is too long
         return Path(name)
+    if os.path.isdir(name):
+        raise UserError(f"{name}: is a folder; give a file")
     known = names()
     if Path(name).as_posix() in known:
         return root() / name
@@ -52,7 +56,7 @@ def import_file(name: str | Path) -> ModuleType:
     """Runs a Python file as a module, once however often and by whatever path it is asked for.
 
     Raises:
-      UserError: there is no such file, here or among those that ship.
+      UserError: there is no such file, here or among those that ship, or it fails.
     """
     path = find(name).resolve()
     # Two files of one name are two modules. The name has no dots or slashes: TFDS takes it apart.
@@ -64,29 +68,77 @@ def import_file(name: str | Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
         try:
-            spec.loader.exec_module(module)
+            with user_code(str(name)):
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[key]
             raise
     return sys.modules[key]
 
 
+def find_module(name: str) -> Path | None:
+    """The file that `import_module` would run, or None for a module by its dotted name.
+
+    Nothing is imported, and nothing is run.
+
+    Raises:
+      UserError: there is no such file or module, or the name is that of another one.
+    """
+    place = os.path.expanduser(name)
+    if os.path.isdir(place) and not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"--module {name}: is a folder; give a file in it, e.g. {name}/tasks.py")
+    if place.endswith(".py") or os.sep in place or os.path.isfile(place):
+        return find(place)
+    top = name.partition(".")[0]
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"--module {name}: no such file, and no module is called so")
+    if top in sys.stdlib_module_names:
+        raise UserError(f"--module {name}: is a module of Python; for a file give {name}.py")
+    _look_here()
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise _no_module(name, top)
+    here = [path for path in (Path(top, "__init__.py"), Path(f"{top}.py")) if path.is_file()]
+    if here and (spec.origin is None or not os.path.samefile(here[0], spec.origin)):
+        found = spec.origin or "a folder"
+        raise UserError(f"--module {name}: is {found}; for the one here give its file, {here[0]}")
+    if spec.origin is None and top == name:
+        raise UserError(f"--module {name}: is a folder; name a module in it, e.g. {name}.tasks")
+    return None
+
+
 def import_module(name: str) -> ModuleType:
     """Imports a user's registrations: a module ("my_lab.tasks") or a file ("my_lab/tasks.py").
 
     Raises:
-      UserError: there is no such module or file; an error inside it is left as it is.
+      UserError: there is no such module or file, or it fails: its line is named.
     """
-    if name.endswith(".py"):
-        return import_file(name)
-    if "" not in sys.path:  # a console script, unlike `python -m`, does not look where it runs
-        sys.path.insert(0, "")
+    path = find_module(name)
+    if path is not None:
+        return import_file(path)
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+        with user_code(f"--module {name}"):
+            return importlib.import_module(name)
+    except UserError as error:
+        cause = error.__cause__
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
             raise
-        raise UserError(
-            f"--module {name}: no module '{error.name}'; run in the folder that holds it, "
-            "or put that folder on PYTHONPATH"
-        ) from None
+        raise _no_module(name, missing) from None
+
+
+def _look_here() -> None:
+    """Modules are also looked for where the command runs, after those that are installed.
+
+    A console script, unlike `python -m`, does not look there. Were it looked at first, a queue.py
+    there would hide Python's.
+    """
+    if "" not in sys.path:
+        sys.path.append("")
+
+
+def _no_module(name: str, missing: str) -> UserError:
+    return UserError(
+        f"--module {name}: no module '{missing}'; run in the folder that holds it, or put that "
+        "folder on PYTHONPATH"
+    )

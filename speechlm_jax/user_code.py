@@ -20,7 +20,9 @@ _log = logging.getLogger("speechlm.user_code")
 
 _PACKAGE = str(Path(__file__).resolve().parent)
 _NOT_THE_USERS = (_PACKAGE, sysconfig.get_path("stdlib"), "site-packages", "<", "__autograph_")
-_LINE = re.compile(r'File "([^"]+)", line (\d+)(?:, in |$)', re.M)  # the second: a SyntaxError's own
+_LINE = re.compile(
+    r'File "([^"]+)", line (\d+)(?:, in |$)', re.M
+)  # the second: a SyntaxError's own
 # TensorFlow's words before those of what was raised inside one of its pipelines.
 _WRAPPING = re.compile(
     r"\{\{function_node [^}]*\}\}\s*|Error in user-defined function passed to .*? transformation "
@@ -62,6 +64,8 @@ def _describe(error: Exception) -> str:
 
 
 def _reason(error: Exception, text: str) -> str:
+    if isinstance(error, SyntaxError):  # its text says the line too
+        text = error.msg
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if text.startswith("in user code:"):  # of AutoGraph: the exception itself comes last
         return lines[-1]

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Integer
+from numpy import ndarray
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Bool, Integer, ndarray
 from speechlm_jax.errors import UserError
 
 SPECIALS = (

@@ -53,6 +53,6 @@ def test_a_file_that_fails_leaves_no_half_module(checkout):
     path = checkout / "broken.py"
     path.write_text("raise ValueError\n")
     before = set(sys.modules)
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match=r"broken.py: ValueError \(broken.py:1\)"):
         shipped.import_file(path)
     assert set(sys.modules) == before

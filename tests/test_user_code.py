@@ -17,10 +17,10 @@ with warnings.catch_warnings():  # TensorFlow's own deprecations are not ours to
     from speechlm_jax.data.prepare import PrepareConfig, prepare
 
 from speechlm_jax import artifacts
-from speechlm_jax.user_code import user_code
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.shipped import import_module
 from speechlm_jax.text import TextTokenizer
+from speechlm_jax.user_code import user_code
 from speechlm_jax.vocab import Vocab
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -2,19 +2,19 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import options
+from speechlm_jax.cli.later import later
 from speechlm_jax.errors import UserError
-from speechlm_jax.lm import bench, presets
-from speechlm_jax.lm.bench import BenchConfig
-from speechlm_jax.nn.flash import Kernel
-from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.sharding import MeshConfig
-from speechlm_jax.train.optimizer import OptimizerConfig
+from speechlm_jax.lm.sizes import SIZES
+
+bench = later("speechlm_jax.lm.bench")
+presets = later("speechlm_jax.lm.presets")
+# nn.flash.Kernel, which would import JAX; a test compares
+KERNELS = ("auto", "reference", "blockwise", "splash", "triton")
 
 DETAILS = """\
 Compiles and times the very step that `speechlm train` runs, on synthetic packed rows: no data, no
@@ -29,11 +29,13 @@ speechlm bench train tiny rows=2 length=256 --vocab 512 --dtype float32"""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "bench", run=run, details=DETAILS, example=EXAMPLE)
+    parser = options.add_command(
+        subparsers, "bench", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
     parser.add_argument("what", metavar="train", choices=("train",), help="the step to time: train")
     parser.add_argument(
         "model", metavar="CONFIG",
-        help=f"a config file of a language model, or a size: {', '.join(presets.SIZES)}",
+        help=f"a size ({', '.join(SIZES)}), or of a language model: {options.CONFIG}",
     )  # fmt: skip
     parser.add_argument(
         "overrides", metavar="field=value", nargs="*", default=[],
@@ -42,9 +44,17 @@ def add_parser(subparsers: Any) -> None:
     options.add_vocab(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="in place of the model's")
     parser.add_argument("--remat", choices=("none", "full", "dots"), help="likewise")
-    parser.add_argument("--attention", choices=get_args(Kernel), help="likewise")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
+    parser.add_argument("--attention", choices=KERNELS, help="likewise")
+    parser.add_argument(
+        "--out", metavar="FILE", type=options.place, help="write the JSON object here too"
+    )
     parser.set_defaults(more="overrides")
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the config is not there."""
+    if args.model not in SIZES:
+        shipped.find(args.model)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,27 +76,15 @@ def run(args: argparse.Namespace) -> int:
     return options.show(found)
 
 
-def _read(name: str) -> tuple[LanguageModelConfig, BenchConfig]:
+def _read(name: str) -> tuple[Any, Any]:
     """Model, and what of a training's config concerns the step, of a size or a config file."""
-    for size in presets.SIZES:
-        if name == size:
-            return presets.preset(size), BenchConfig()
+    if name in SIZES:
+        return presets.preset(name), bench.BenchConfig()
     path = shipped.find(name)
     data = (
         artifacts.read_json(path) if path.suffix == ".json" else configs.to_json(configs.load(path))
     )
-    if data.get("class") != "LanguageModelExperiment":
-        raise UserError(f"{name}: is not the config of a language model")
-    train = data["train"]
-    optimizer = configs.from_json(OptimizerConfig, train["optimizer"])
-    config = BenchConfig(
-        rows=data["data"]["batch_size"],
-        num_microbatches=train["num_microbatches"],
-        optimizer=dataclasses.replace(optimizer, schedule="constant", warmup_steps=0),
-        mesh=configs.from_json(MeshConfig, train["mesh"]),
-        z_loss=data["z_loss"],
-    )
-    return configs.from_json(LanguageModelConfig, data["model"]), config
+    return bench.from_experiment(data, name)
 
 
 def _replaced(config: Any, fields: dict[str, Any]) -> Any:

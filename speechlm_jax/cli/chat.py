@@ -1,11 +1,13 @@
 """`speechlm chat`: a spoken question to a spoken answer."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import chat
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
+
+chat = later("speechlm_jax.verbs.chat")
 
 DETAILS = """\
 Two modes, as in the paper: text_guided (the reply's text first, then its speech) and speech_only
@@ -17,8 +19,12 @@ speechlm chat question.wav --mode speech_only"""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "chat", run=run, details=DETAILS, example=EXAMPLE)
-    parser.add_argument("audio", metavar="AUDIO", type=Path, help="a recording of the question")
+    parser = options.add_command(
+        subparsers, "chat", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument(
+        "audio", metavar="AUDIO", type=options.place, help="a recording of the question"
+    )
     parser.add_argument(
         "--mode",
         choices=("text_guided", "speech_only"),
@@ -28,6 +34,13 @@ def add_parser(subparsers: Any) -> None:
     options.add_run(parser)
     options.add_out(parser, "runs/chat", "reply.wav and reply.json")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the recording, or a run with a chat model, is not there."""
+    paths.check_places([args.audio])
+    paths.check_out_folder(args.out)
+    paths.find_chat(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

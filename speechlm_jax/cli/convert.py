@@ -1,18 +1,16 @@
 """`speechlm convert`: Hugging Face model folders to runs and back."""
 
 import argparse
-from pathlib import Path
+import importlib.util
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.cli.later import later
 from speechlm_jax.errors import UserError
+from speechlm_jax.verbs import paths
 
-try:
-    from speechlm_jax.verbs import convert
-except ModuleNotFoundError as error:
-    raise UserError(
-        f"convert: {error.name} is not installed; `pip install 'speechlm_jax[hf]'`"
-    ) from None
+convert = later("speechlm_jax.verbs.convert")
+EXTRA = ("safetensors", "tokenizers", "ml_dtypes")  # setup.py's `hf`
 
 DETAILS = """\
 A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
@@ -26,21 +24,37 @@ speechlm convert runs/lm --run runs/base --out my-speech-lm"""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "convert", run=run, details=DETAILS, example=EXAMPLE)
+    parser = options.add_command(
+        subparsers, "convert", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
     parser.add_argument(
-        "source", metavar="SOURCE", type=Path, help="a model folder of Hugging Face, or a run"
+        "source",
+        metavar="SOURCE",
+        type=options.place,
+        help="a model folder of Hugging Face, or a run",
     )
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16",
         help="of exported weights (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--length", metavar="N", type=int, default=8192,
+        "--length", metavar="N", type=options.positive, default=8192,
         help="longest context that an exported config names (default: %(default)s)",
     )  # fmt: skip
     options.add_run(parser)
     options.add_out(parser, "runs/base", "what it is turned into; must be new")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where a library or the model is not there, or what is to be made is."""
+    for library in EXTRA:
+        if importlib.util.find_spec(library) is None:
+            raise UserError(
+                f"convert: {library} is not installed; `pip install 'speechlm_jax[hf]'`"
+            )
+    paths.check_source(args.source, args.out)
+    paths.check_folder(args.run_folder, "--run a run, or a folder of codes")
 
 
 def run(args: argparse.Namespace) -> int:

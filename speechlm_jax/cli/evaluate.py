@@ -1,11 +1,13 @@
 """`speechlm evaluate`: figures of a checkpoint."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import evaluate
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
+
+evaluate = later("speechlm_jax.verbs.evaluate")
 
 DETAILS = """\
 Every figure comes with its item count and a bootstrap 95% interval; the scored items are written
@@ -16,13 +18,25 @@ speechlm evaluate runs/quickstart/lm_interleaved --run runs/quickstart --out run
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "evaluate", run=run, details=DETAILS, example=EXAMPLE)
+    parser = options.add_command(
+        subparsers, "evaluate", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="a run's folder, or one of its steps"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=options.place,
+        help="a run's folder, or one of its steps",
     )
     options.add_run(parser)
     options.add_out(parser, "runs/figures", "figures.json and the scored items")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the checkpoint, or the run, is not there."""
+    paths.check_folder(args.checkpoint, paths.CHECKPOINT)
+    paths.check_out_folder(args.out)
+    paths.find_run(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

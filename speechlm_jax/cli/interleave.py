@@ -1,11 +1,13 @@
 """`speechlm interleave`: text documents to interleaved speech-text documents."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import interleave
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
+
+interleave = later("speechlm_jax.verbs.interleave")
 
 DETAILS = """\
 FILE holds a document a line: plain text, or JSON objects with "text" (and "id"). Case and
@@ -18,10 +20,10 @@ speechlm interleave my_text.txt --out runs/my_documents"""
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
     parser = options.add_command(
-        subparsers, "interleave", run=run, details=DETAILS, example=EXAMPLE
+        subparsers, "interleave", run=run, check=check, details=DETAILS, example=EXAMPLE
     )
     parser.add_argument(
-        "file", metavar="FILE", type=Path, help="documents in .txt or .jsonl, UTF-8"
+        "file", metavar="FILE", type=options.place, help="documents in .txt or .jsonl, UTF-8"
     )
     parser.add_argument(
         "--span-corruption-ratio",
@@ -40,6 +42,13 @@ def add_parser(subparsers: Any) -> None:
     options.add_run(parser)
     options.add_out(parser, "runs/interleaved", "documents.jsonl and its manifest")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the file, or the run, is not there."""
+    paths.check_documents(args.file)
+    paths.check_out_folder(args.out)
+    paths.find_run(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

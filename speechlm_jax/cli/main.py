@@ -11,10 +11,30 @@ from collections.abc import Sequence
 
 from speechlm_jax import __version__, shipped
 from speechlm_jax.cli import logs, options
-from speechlm_jax.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
+from speechlm_jax.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NO_READER,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Stopped,
+    UserError,
+)
 
 MALLOC = "GLIBC_TUNABLES"  # other C libraries ignore it
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
+LONGEST = 1000  # characters of what is said; a name or a number may be longer
+_HINTS = {
+    errno.ENOSPC: "make room, then run it again",
+    errno.EDQUOT: "make room, then run it again",
+    errno.ENOENT: "correct the path",
+    errno.ENOTDIR: "a folder above it is a file; correct the path",
+    errno.EISDIR: "give a file",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EACCES: "allow it, or give another path",
+    errno.EPERM: "allow it, or give another path",
+    errno.EROFS: "give a path that can be written",
+}
+_log = logging.getLogger("speechlm")
 
 
 def entry() -> None:
@@ -41,20 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--log-json" in argv
     logs.set_up("normal", as_json=as_json)
     try:
-        arguments = parse(argv)
-        logs.set_up(_level(arguments), as_json=as_json)
-        for name in arguments.module:
-            shipped.import_module(name)
-        return arguments.run(arguments)
+        return _run(argv, as_json=as_json)
     except UserError as error:
         return _leave(EXIT_USAGE, "error", str(error), as_json=as_json)
     except Stopped as stopped:
         message = str(stopped) or "everything is saved; the same command continues"
         return _leave(EXIT_STOPPED, "stopped", message, as_json=as_json)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except BrokenPipeError as error:
+        if error.filename is not None or _has_reader():
             raise
-        message = f"{error.filename or 'writing'}: {error.strerror}; make room, then run it again"
+        return EXIT_NO_READER
+    except OSError as error:
+        message = _of_system(error)
+        if message is None:
+            raise
+        _log.debug("%s", message, exc_info=True)
         return _leave(EXIT_USAGE, "error", message, as_json=as_json)
     except KeyboardInterrupt:
         return _leave(
@@ -65,12 +86,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
+def _run(argv: Sequence[str], *, as_json: bool) -> int:
+    """Looks at what was given first, then runs the user's modules, then what takes its time."""
+    arguments = parse(argv)
+    logs.set_up(_level(arguments), as_json=as_json)
+    for name in arguments.module:
+        shipped.find_module(name)
+    arguments.check(arguments)
+    for name in arguments.module:
+        shipped.import_module(name)
+    code = arguments.run(arguments)
+    sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
+    return code
+
+
+def _has_reader() -> bool:
+    """Whether anybody still reads what is printed; where not, nothing more is said there."""
+    try:
+        print(end="", flush=True)
+        return True
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+
+
+def _of_system(error: OSError) -> str | None:
+    """What the operating system refused, and to which file; None where it says no file's name."""
+    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    hint = _HINTS.get(error.errno or 0)
+    return f"{error.filename or 'writing'}: {error.strerror}" + (f"; {hint}" if hint else "")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; only the chosen sub-command's module is imported (JAX takes a second).
 
     Raises:
       UserError: the command line is wrong; an unknown sub-command's nearest name is given.
     """
+    for text in argv:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{text}: is not UTF-8; rename the file, or set a locale of UTF-8")
     command = argv[0] if argv else None
     parser = options.Parser(
         prog="speechlm",
@@ -106,11 +162,22 @@ def _take_more(arguments: argparse.Namespace, unread: list[str]) -> None:
 
 def _leave(code: int, why: str, message: str, *, as_json: bool) -> int:
     """Says in one line why the command ends, and gives the exit code back."""
+    message = _one_line(message)
     if as_json:
-        logging.getLogger("speechlm").error(message, extra={"why": why, "exit_code": code})
+        _log.error(message, extra={"why": why, "exit_code": code})
     else:
         print(f"speechlm: {why}: {message}", file=sys.stderr)
     return code
+
+
+def _one_line(message: str) -> str:
+    """A message without line ends and other controls, which names may hold; its middle may go."""
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in message
+    )
+    half = LONGEST // 2
+    return shown if len(shown) <= LONGEST else f"{shown[:half]} [...] {shown[-half:]}"
 
 
 def _level(arguments: argparse.Namespace) -> logs.Level:

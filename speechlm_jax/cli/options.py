@@ -1,9 +1,10 @@
 """The sub-commands' names, and the options that they share."""
 
 import argparse
-import importlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,19 +28,8 @@ COMMANDS = {
     "chat": "answer a spoken question, in audio and text",
 }
 DEFAULT_RUN = Path("runs/quickstart")
-
-
-class Later:
-    """A module that is imported when something of it is first used.
-
-    A verb imports JAX, which takes seconds: `--help` and a wrong path need not wait for it.
-    """
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+MOST = 10**18 - 1
+CONFIG = "a config file, which is run: only one that you trust"
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,11 +40,45 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, as argparse wants it said."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+def place(text: str) -> Path:
+    """A path, as argparse wants it: `~` is the user's folder, and nothing is no path."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return Path(os.path.expanduser(text))
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """What argparse reads a whole number from `least` to `most` with."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
+            limits = f"from {least} to {most}" if most < MOST else f"of {least} or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
+        return int(text)
+
+    return read
+
+
+def real(least: float, most: float) -> Callable[[str], float]:
+    """What argparse reads a number from `least` to `most` with."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+        return value
+
+    return read
+
+
+positive = whole(1)
+
+
+def nothing_to_check(args: argparse.Namespace) -> None:
+    """Of a command that is given nothing that could be missing."""
 
 
 def add_command(
@@ -62,10 +86,15 @@ def add_command(
     name: str,
     *,
     run: Callable[[argparse.Namespace], int],
+    check: Callable[[argparse.Namespace], None] = nothing_to_check,
     details: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Adds a sub-command with the options of them all; its help ends with the example."""
+    """Adds a sub-command with the options of them all; its help ends with the example.
+
+    `check` says what is wrong with what was given before anything heavy, or a user's module, is
+    imported for `run`.
+    """
     parser = subparsers.add_parser(
         name,
         help=COMMANDS[name],
@@ -74,14 +103,15 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
     common = parser.add_argument_group("options of every command")
     common.add_argument(
         "--module",
         metavar="NAME",
         action="append",
         default=[],
-        help="import your own registrations first, e.g. my_lab.tasks or tasks.py (repeatable)",
+        help="run your own registrations first, e.g. my_lab.tasks or tasks.py (repeatable); this "
+        "runs its code: only files that you trust",
     )
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="log warnings and errors only")
@@ -104,7 +134,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--run",
         dest="run_folder",  # `run` is the sub-command's function
         metavar="DIR",
-        type=Path,
+        type=place,
         default=Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN),
         help=f"the run folder whose models are used (default: ${RUN_VARIABLE}, or {DEFAULT_RUN})",
     )
@@ -115,7 +145,7 @@ def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=place,
         default=Path(default),
         help=f"folder for {what} (default: %(default)s)",
     )
@@ -133,11 +163,19 @@ def add_audio_anywhere(parser: argparse.ArgumentParser) -> None:
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Adds --seed: everything random in a command follows from it."""
     parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)"
+        "--seed",
+        metavar="N",
+        type=whole(0, 2**32 - 1),
+        default=0,
+        help="seed of everything random (default: 0)",
     )
 
 
 def show(result: Any) -> int:
     """Prints a verb's result (a dataclass or JSON data) as one JSON object on standard output."""
-    print(json.dumps(configs.to_json(result), ensure_ascii=False))
+    data = configs.to_json(result)
+    try:
+        print(json.dumps(data, ensure_ascii=False))
+    except UnicodeEncodeError:  # of a terminal that is not UTF-8, or half a character
+        print(json.dumps(data))
     return EXIT_OK

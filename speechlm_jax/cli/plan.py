@@ -14,12 +14,14 @@ from tqdm import tqdm
 from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import options
+from speechlm_jax.cli.later import later
 from speechlm_jax.errors import EXIT_DOES_NOT_FIT, EXIT_OK, UserError
-from speechlm_jax.experiment.configs import LanguageModelExperiment, load_experiment
-from speechlm_jax.planner import search as searching
-from speechlm_jax.planner.decode import plan_decoding
-from speechlm_jax.planner.plan import plan_training, with_vocab
 from speechlm_jax.planner.slices import CHIPS, GIB, Slices, parse_accelerator, parse_topology
+
+experiments = later("speechlm_jax.experiment.configs")
+decoding = later("speechlm_jax.planner.decode")
+planning = later("speechlm_jax.planner.plan")
+searching = later("speechlm_jax.planner.search")
 
 DETAILS = f"""\
 Compiles the very step that `speechlm train` would run with the real TPU compiler, on this machine
@@ -35,8 +37,10 @@ speechlm plan configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 32""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "plan", run=run, details=DETAILS, example=EXAMPLE)
-    parser.add_argument("config", metavar="CONFIG", help="a config file of a language model")
+    parser = options.add_command(
+        subparsers, "plan", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument("config", metavar="CONFIG", help=f"of a language model: {options.CONFIG}")
     parser.add_argument(
         "overrides", metavar="field=value", nargs="*", default=[],
         help="a field of the config, e.g. data.batch_size=128 train.num_microbatches=1",
@@ -48,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
     )
     where.add_argument("--accelerator", metavar="NAME", help="the same by Cloud's name: v5p-128")
     parser.add_argument(
-        "--slices", metavar="N", type=int, default=1,
+        "--slices", metavar="N", type=options.positive, default=1,
         help="so many of them; mesh.replica follows (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -77,25 +81,30 @@ def add_parser(subparsers: Any) -> None:
         help="with --decode: chips that share a request (default: as heads of keys divide)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
     parser.add_argument(
-        "--cache", metavar="DIR", type=Path, default=cache_folder(),
+        "--out", metavar="FILE", type=options.place, help="write the JSON object here too"
+    )
+    parser.add_argument(
+        "--cache", metavar="DIR", type=options.place, default=cache_folder(),
         help="what was compiled before (default: %(default)s)",
     )  # fmt: skip
 
 
+def check(args: argparse.Namespace) -> None:
+    """UserError where the config is not there, or no chip has such a topology."""
+    _slices(args)
+    shipped.find(args.config)
+
+
 def run(args: argparse.Namespace) -> int:
     """Plans and prints."""
-    parse, text = (
-        (parse_topology, args.topology) if args.topology else (parse_accelerator, args.accelerator)
-    )
-    slices = parse(text, slices=args.slices)
-    found = load_experiment(shipped.find(args.config))
-    if not isinstance(found, LanguageModelExperiment):
+    slices = _slices(args)
+    found = experiments.load_experiment(shipped.find(args.config))
+    if not isinstance(found, experiments.LanguageModelExperiment):
         raise UserError(f"{args.config}: is not the config of a language model")
     replicas = [f"train.mesh.replica={slices.number}"] if slices.number > 1 else []
     args.overrides = [*replicas, *args.overrides]
-    experiment = with_vocab(configs.override(found, args.overrides), args.vocab)
+    experiment = planning.with_vocab(configs.override(found, args.overrides), args.vocab)
     plan, told = _answer(args, experiment, slices)
     if args.out is not None:
         artifacts.write_json(args.out, plan)
@@ -106,18 +115,28 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK if plan["fits"] else EXIT_DOES_NOT_FIT
 
 
+def _slices(args: argparse.Namespace) -> Slices:
+    if args.topology:
+        return parse_topology(args.topology, slices=args.slices)
+    return parse_accelerator(args.accelerator, slices=args.slices)
+
+
 def _answer(
-    args: argparse.Namespace, experiment: LanguageModelExperiment, slices: Slices
+    args: argparse.Namespace, experiment: Any, slices: Slices
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
     """What was asked for, as JSON, and what tells it to people."""
     if args.decode:
-        plan = plan_decoding(
+        plan = decoding.plan_decoding(
             experiment.model, slices, requests=args.requests, length=args.length,
             tensor=args.tensor, keep=args.cache,
         )  # fmt: skip
         return plan.to_json(), _tell_decoding
     planner = partial(
-        plan_training, slices=slices, length=args.length, vocab_size=args.vocab, keep=args.cache
+        planning.plan_training,
+        slices=slices,
+        length=args.length,
+        vocab_size=args.vocab,
+        keep=args.cache,
     )
     if args.search:
         with _progress() as report:
@@ -138,7 +157,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _progress() -> Iterator[searching.Report]:
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar over the ways that are tried."""
     with tqdm(unit="way") as bar:
 
@@ -149,7 +168,7 @@ def _progress() -> Iterator[searching.Report]:
         yield report
 
 
-def _searched(tried: list[searching.Tried], given: list[str]) -> dict[str, Any]:
+def _searched(tried: list[Any], given: list[str]) -> dict[str, Any]:
     """The best plan, how to ask for it, and what else was compiled."""
     best = searching.best(tried)
     start = {"fits": False} if best is None else best.plan.to_json()

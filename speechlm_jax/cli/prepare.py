@@ -4,7 +4,10 @@ import argparse
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import prepare
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
+
+prepare = later("speechlm_jax.verbs.prepare")  # imports TensorFlow
 
 DETAILS = """\
 Shards are made per task, so another mixture of the same tasks prepares nothing anew. Training reads
@@ -15,14 +18,26 @@ speechlm prepare my_mixture --module my_lab.tasks --out runs/my_data --length 51
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "prepare", run=run, details=DETAILS, example=EXAMPLE)
+    parser = options.add_command(
+        subparsers, "prepare", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
     parser.add_argument("mixture", metavar="MIXTURE", help="a registered SeqIO mixture or task")
     parser.add_argument(
-        "--length", metavar="N", type=int, default=512, help="ids in a row (default: %(default)s)"
+        "--length",
+        metavar="N",
+        type=options.whole(2),
+        default=512,
+        help="ids in a row (default: %(default)s)",
     )
     options.add_run(parser)
     options.add_out(parser, "runs/data", "the shards and the mixture's manifest")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the run has no vocabulary."""
+    paths.check_out_folder(args.out)
+    paths.check_vocab(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,11 +1,14 @@
 """`speechlm quickstart`: the whole chain from one command."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.quickstart import steps
+from speechlm_jax.cli.later import later
+from speechlm_jax.quickstart import given
+from speechlm_jax.quickstart.folders import Folders
+
+steps = later("speechlm_jax.quickstart.steps")
 
 DETAILS = """\
 Each step is skipped when its output is already there; stop it at any time and run the same command
@@ -20,7 +23,7 @@ speechlm quickstart --speech my_recordings --text my_text.txt --out runs/mine"""
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
     parser = options.add_command(
-        subparsers, "quickstart", run=run, details=DETAILS, example=EXAMPLE
+        subparsers, "quickstart", run=run, check=check, details=DETAILS, example=EXAMPLE
     )
     parser.add_argument(
         "--size",
@@ -28,22 +31,29 @@ def add_parser(subparsers: Any) -> None:
         default="full",
         help="full: the real thing; micro: every step in two minutes, no claims (default: full)",
     )
-    parser.add_argument("--world", metavar="FILE", type=Path, help="tables to make the world from")
+    parser.add_argument(
+        "--world", metavar="FILE", type=options.place, help="tables to make the world from"
+    )
     parser.add_argument(
         "--speech",
         metavar="DIR",
-        type=Path,
+        type=options.place,
         help="your recordings: a folder with manifest.jsonl (audio, text, speaker)",
     )
     parser.add_argument(
         "--text",
         metavar="FILE",
-        type=Path,
+        type=options.place,
         help='your text, UTF-8: .txt or .jsonl (rows with "text"), or either gzipped',
     )
     options.add_audio_anywhere(parser)
     options.add_out(parser, str(options.DEFAULT_RUN), "everything that is made")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where tables, recordings or text are not there, or the folder is in use."""
+    given.check(Folders(args.out), world=args.world, speech=args.speech, text=args.text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,15 +1,14 @@
 """`speechlm speak`: speech codes, or text, to audio."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.folders import find_run
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
 
-speak = options.Later("speechlm_jax.verbs.speak")
+speak = later("speechlm_jax.verbs.speak")
 
 DETAILS = """\
 Codes are numbers in one argument, or a codes.jsonl file; anything else is text, which the
@@ -22,25 +21,30 @@ speechlm speak runs/codes/codes.jsonl --out runs/audio"""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "speak", run=run, details=DETAILS, example=EXAMPLE)
+    parser = options.add_command(
+        subparsers, "speak", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
     parser.add_argument("what", metavar="CODES|TEXT", help="codes, a codes.jsonl file, or text")
     parser.add_argument("--voice", metavar="NAME", help="a training voice (default: drawn by seed)")
     options.add_run(parser)
     parser.add_argument(
         "--out",
         metavar="PATH",
-        type=Path,
+        type=options.place,
         default=Path("speech.wav"),
         help="a WAV file, or a folder for a codes.jsonl file (default: %(default)s)",
     )
     options.add_seed(parser)
 
 
+def check(args: argparse.Namespace) -> None:
+    """UserError where a codes file, or the run, is not there, or audio cannot be written so."""
+    paths.check_speech(args.what, args.out)
+    paths.find_run(args.run_folder)
+
+
 def run(args: argparse.Namespace) -> int:
     """Writes audio and prints its path and seconds."""
-    find_run(args.run_folder)
-    if args.what.endswith(".jsonl") and not os.path.isfile(args.what):
-        raise UserError(f"{args.what}: no such file")
     return options.show(
         speak.speak(args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed)
     )

@@ -4,7 +4,10 @@ import argparse
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import synthesize
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
+
+synthesize = later("speechlm_jax.verbs.synthesize")
 
 DETAILS = "Case and punctuation are dropped. `speechlm speak` turns the codes into audio."
 EXAMPLE = """\
@@ -15,7 +18,7 @@ speechlm synthesize "what is the city of anna" "it is london" --temperature 0.5 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
     parser = options.add_command(
-        subparsers, "synthesize", run=run, details=DETAILS, example=EXAMPLE
+        subparsers, "synthesize", run=run, check=check, details=DETAILS, example=EXAMPLE
     )
     parser.add_argument("text", metavar="TEXT", nargs="+", help="a text; quote it")
     parser.set_defaults(more="text")
@@ -23,13 +26,19 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--temperature",
         metavar="T",
-        type=float,
+        type=options.real(0.0, 100.0),
         default=0.5,
         help="of the sampling; 0 is greedy (default: %(default)s)",
     )
     options.add_run(parser)
     options.add_out(parser, "runs/codes", "codes.jsonl and its manifest")
     options.add_seed(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError where the run is not there."""
+    paths.check_out_folder(args.out)
+    paths.find_run(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,14 +1,13 @@
 """`speechlm tokenize`: recordings to speech codes."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.quickstart.folders import find_run
-from speechlm_jax.verbs.recordings import check_places
+from speechlm_jax.cli.later import later
+from speechlm_jax.verbs import paths
 
-tokenize = options.Later("speechlm_jax.verbs.tokenize")
+tokenize = later("speechlm_jax.verbs.tokenize")
 
 DETAILS = """\
 Any rate and number of channels; wav, flac, ogg, mp3. Text and speaker come from a manifest.jsonl in
@@ -23,21 +22,29 @@ speechlm tokenize my_recordings/ --run runs/quickstart --out runs/my_codes"""
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
-    parser = options.add_command(subparsers, "tokenize", run=run, details=DETAILS, example=EXAMPLE)
-    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="a recording, or a folder")
+    parser = options.add_command(
+        subparsers, "tokenize", run=run, check=check, details=DETAILS, example=EXAMPLE
+    )
+    parser.add_argument(
+        "audio", metavar="AUDIO", nargs="+", type=options.place, help="a recording, or a folder"
+    )
     parser.set_defaults(more="audio")
     options.add_run(parser)
     options.add_audio_anywhere(parser)
     options.add_out(parser, "runs/codes", "codes.jsonl and its manifest")
 
 
+def check(args: argparse.Namespace) -> None:
+    """UserError where a recording, or the run, is not there."""
+    paths.check_places(args.audio)
+    paths.check_out_folder(args.out)
+    paths.find_run(args.run_folder)
+
+
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
-    audio = [Path(name) for name in args.audio]
-    check_places(audio)
-    find_run(args.run_folder)
     return options.show(
         tokenize.tokenize(
-            audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
+            args.audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
         )
     )

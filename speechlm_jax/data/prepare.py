@@ -24,9 +24,9 @@ from speechlm_jax.data.formats import Example, example_to_document
 from speechlm_jax.data.packing import Packer, Row
 from speechlm_jax.data.rates import task_rates
 from speechlm_jax.data.sources import SPLITS, code_identity
-from speechlm_jax.user_code import user_code
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
+from speechlm_jax.user_code import user_code
 from speechlm_jax.vocab import Vocab
 
 # Version of what is checked and handed to preprocessors: tasks with code of their own are prepared

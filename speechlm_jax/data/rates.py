@@ -8,8 +8,8 @@ from typing import Any
 
 import seqio
 
-from speechlm_jax.user_code import user_code
 from speechlm_jax.errors import UserError
+from speechlm_jax.user_code import user_code
 
 _log = logging.getLogger("speechlm.data")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.errors import UserError
 from speechlm_jax.lm.stage import make_stage
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, to_global
@@ -44,6 +45,30 @@ class BenchConfig:
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
     z_loss: float = 0.0
+
+
+def from_experiment(data: Any, where: str) -> tuple[LanguageModelConfig, BenchConfig]:
+    """Model, and what of its training concerns the step, of a language model's JSON config.
+
+    Raises:
+      UserError: it is no such config; `where` names it.
+    """
+    if not isinstance(data, dict) or data.get("class") != "LanguageModelExperiment":
+        raise UserError(f"{where}: is not the config of a language model")
+    try:
+        train, rows, z_loss = data["train"], data["data"]["batch_size"], data["z_loss"]
+        parts = train["optimizer"], train["num_microbatches"], train["mesh"], data["model"]
+    except (KeyError, TypeError):
+        raise UserError(f"{where}: is a config of another version; train again") from None
+    optimizer = configs.from_json(OptimizerConfig, parts[0])
+    config = BenchConfig(
+        rows=rows,
+        num_microbatches=parts[1],
+        optimizer=dataclasses.replace(optimizer, schedule="constant", warmup_steps=0),
+        mesh=configs.from_json(MeshConfig, parts[2]),
+        z_loss=z_loss,
+    )
+    return configs.from_json(LanguageModelConfig, parts[3]), config
 
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:

@@ -11,12 +11,11 @@
 """
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from speechlm_jax.lm.sizes import Size
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
-
-Size: TypeAlias = Literal["tiny", "150M", "0.5B", "1.5B", "4B", "9B"]
 
 _STACKS: dict[Size, TransformerConfig] = {
     "tiny": TransformerConfig(num_layers=2, embed=64, heads=4, kv_heads=2, head_dim=16, mlp=192),
@@ -40,7 +39,6 @@ _STACKS: dict[Size, TransformerConfig] = {
         rope_theta=10_000.0, rope_fraction=0.5, qkv_bias=True, norm_eps=1.5625e-07,
     ),
 }  # fmt: skip
-SIZES: tuple[Size, ...] = tuple(_STACKS)
 TIED: tuple[Size, ...] = ("tiny", "0.5B", "1.5B", "4B")
 
 

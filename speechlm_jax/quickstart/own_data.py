@@ -102,13 +102,7 @@ def make_own(
     seed: int,
     audio_anywhere: bool = False,
 ) -> OwnData:
-    """A run on these recordings and this text; UserError if one of them is not there."""
-    if not (speech / CLIPS).is_file():
-        raise UserError(
-            f"{speech}: has no {CLIPS}; give --speech a folder with one (audio, text, speaker)"
-        )
-    if not text_file.is_file():
-        raise UserError(f"{text_file}: no such text file; give --text a file of plain text")
+    """A run on these recordings and this text, which are there (`given.check`)."""
     base = make_config(size)
     # Clips last up to 30 s: 375 codes and their transcript must fit a row.
     config = dataclasses.replace(base, row_length=512)

@@ -12,6 +12,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.quickstart import (
     clock,
     evaluate,
+    given,
     making,
     own_data,
     own_results,
@@ -73,18 +74,13 @@ def quickstart(
     command = _command(out, options)
     run = Path(out).resolve()
     folders = Folders(run)
+    speech, text = (None if place is None else Path(place) for place in (speech, text))
+    given.check(folders, world=None if world is None else Path(world), speech=speech, text=text)
+    own = None
     if speech is not None and text is not None:
-        if world is not None:
-            raise UserError("--world: your own recordings need none; leave it out")
         own = own_data.make_own(
-            folders, Path(speech), Path(text), size=size, seed=seed, audio_anywhere=audio_anywhere
+            folders, speech, text, size=size, seed=seed, audio_anywhere=audio_anywhere
         )
-        _refuse(folders.world, "the world that it makes itself")
-    elif speech is not None or text is not None:
-        raise UserError("--speech and --text: give both or neither")
-    else:
-        own = None
-        _refuse(folders.own, "your own recordings")
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run):
         if own is not None:
@@ -112,12 +108,6 @@ def _take_steps(q: Chain, steps: Steps) -> None:
         _log.info("step %d of %d: %s", number, len(steps), name.replace("_", " "))
         with clock.timed(q.folders.timing, name):
             step(q)
-
-
-def _refuse(mark: Path, other: str) -> None:
-    """Two kinds of run in one folder would undo each other's steps."""
-    if mark.is_file():
-        raise UserError(f"{mark.parent}: holds a run on {other}; give another --out")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ last checkpoint, on fewer hosts too.
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import socket
 import sys
@@ -18,36 +17,10 @@ from typing import Any
 import jax
 
 from speechlm_jax.errors import EXIT_BUG, EXIT_USAGE, Stopped, UserError
+from speechlm_jax.train.cluster_config import ClusterConfig
 from speechlm_jax.train.logs import info
 from speechlm_jax.train.rendezvous import keep_alive, meet
 from speechlm_jax.train.sentinel import Sentinel
-
-PORT = 8476  # JAX's own before 0.8.1; firewalls of older slices know it
-
-
-@dataclasses.dataclass(frozen=True)
-class ClusterConfig:
-    """The hosts of a run.
-
-    Attributes:
-      hosts: how many; 0 asks the machine (Cloud TPU, Slurm), 1 is a run of its own.
-      host: which of them this is.
-      coordinator: address of host 0, with a port.
-      start_seconds: how long hosts wait for each other at the start.
-      heartbeat_seconds: after which a host that is not heard of is dead, and the others end.
-    """
-
-    hosts: int = 1
-    host: int = 0
-    coordinator: str = f"localhost:{PORT}"
-    start_seconds: int = 1800
-    heartbeat_seconds: int = 100
-
-    def __post_init__(self) -> None:
-        if self.hosts < 0 or not 0 <= self.host < max(self.hosts, 1):
-            raise UserError(f"host {self.host} of {self.hosts}: hosts are counted from 0")
-        if ":" not in self.coordinator:
-            raise UserError(f"coordinator {self.coordinator}: give HOST:PORT, e.g. 10.0.0.2:{PORT}")
 
 
 @contextlib.contextmanager

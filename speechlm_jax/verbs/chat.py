@@ -9,8 +9,8 @@ from speechlm_jax.audio.mel import wav_to_mel
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.chat.dialogue import Chat, Mode
 from speechlm_jax.chat.spoken import wav_to_reply
-from speechlm_jax.errors import UserError
 from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.paths import find_chat
 from speechlm_jax.verbs.recordings import read_samples
 
 _log = logging.getLogger("speechlm.chat")
@@ -36,12 +36,8 @@ def chat(
     Raises:
       UserError: the recording cannot be used, or the run has no chat model.
     """
+    find_chat(Path(run))
     models, out = open_run(run), Path(out)
-    if not models.folders.chat.is_dir():
-        raise UserError(
-            f"{run}: has no chat model (a run on your own recordings trains none); give --run a "
-            "finished `speechlm quickstart`"
-        )
     wav = read_samples(audio)
     assistant = Chat(models.language_model(models.folders.chat), models.writer)
     reply = wav_to_reply(

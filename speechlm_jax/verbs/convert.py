@@ -23,7 +23,8 @@ from speechlm_jax.nn.inference import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoint_folder
-from speechlm_jax.verbs.opening import BASE_TEXT, BASE_VOCAB, open_codes, open_vocab
+from speechlm_jax.verbs.opening import open_codes, open_vocab
+from speechlm_jax.verbs.paths import BASE_TEXT, BASE_VOCAB, check_source
 from speechlm_jax.vocab import Vocab
 
 RELEASED = "released"  # folder in a base: what lay beside the weights that it was made from
@@ -63,7 +64,7 @@ def convert(
       UserError: `source` is neither, tensors do not fit, or `out` holds something.
     """
     source, out = Path(source), Path(out)
-    artifacts.require_new(out)
+    check_source(source, out)
     if _is_released(source):
         return _into_run(source, out, run, seed=seed)
     return _into_folder(source, out, run, dtype=dtype, length=length)

@@ -17,6 +17,7 @@ from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.scoring import loss_items
 from speechlm_jax.quickstart.spoken import Spoken
 from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
 from speechlm_jax.world.world import World
 
 _log = logging.getLogger("speechlm.evaluate")
@@ -38,7 +39,9 @@ def evaluate(
     Raises:
       UserError: no checkpoint, one of another vocabulary, or nothing to score it on.
     """
-    models, checkpoint = open_run(run, batch_size=64), Path(checkpoint)
+    checkpoint = Path(checkpoint)
+    check_folder(checkpoint, CHECKPOINT)
+    models = open_run(run, batch_size=64)
     _, experiment = load_inference(checkpoint, kind="lm", vocab=models.vocab)
     name = _name(checkpoint)
     items = list(_items(models, checkpoint, experiment.data.mixture, name, seed=seed))

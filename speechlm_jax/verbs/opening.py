@@ -13,9 +13,9 @@ from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.quickstart.folders import find_run
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer
+from speechlm_jax.verbs.paths import BASE_TEXT, BASE_VOCAB
 from speechlm_jax.vocab import Vocab
 
-BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
 CODES_IDENTITY = ("tokenizer", "frame_rate_hz", "codebook_size")
 
 

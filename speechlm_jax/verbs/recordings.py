@@ -1,7 +1,4 @@
-"""Audio files and clip folders -> rows and log-mel frames; what cannot be used is set aside.
-
-Annotated with jaxtyping itself, so that a wrong path is told before JAX is imported.
-"""
+"""Audio files and clip folders -> rows and log-mel frames; what cannot be used is set aside."""
 
 import dataclasses
 import os
@@ -9,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from numpy import ndarray
-
+from speechlm_jax.arrays import Float, ndarray
 from speechlm_jax.audio.mel import WHISPER, wav_to_mel
 from speechlm_jax.audio.recordings import CLIPS, NO_WORDS, audio_path, read_clips
-from speechlm_jax.audio.wav import BadAudio, check_file, read_wav
+from speechlm_jax.audio.wav import BadAudio, read_wav
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
 
@@ -35,13 +30,6 @@ class Recording(Found):
     """A recording and its log-mel frames."""
 
     mel: Float[ndarray, "mel_frames mels"]
-
-
-def check_places(places: Sequence[Path]) -> None:
-    """UserError for the first place that is neither a folder nor a file with something in it."""
-    for place in places:
-        if not os.path.isdir(place):  # pathlib's raises where a name is too long
-            check_file(place)
 
 
 def find_recordings(

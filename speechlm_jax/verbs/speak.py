@@ -17,12 +17,11 @@ from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.errors import UserError
 from speechlm_jax.quickstart.models import Models
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
 from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
+from speechlm_jax.verbs.paths import check_speech, out_folder
 from speechlm_jax.verbs.synthesize import requests_to_codes
 
-SUFFIXES = (".wav", ".flac")
 NAME_LENGTH, DIGEST_LENGTH = 50, 12  # 50 characters of 4 bytes still leave room in 255
 
 
@@ -42,18 +41,13 @@ def speak(
       UserError: codes outside the codebook or of another tokenizer, an unknown voice or word.
     """
     models, out = open_run(run), Path(out)
-    _check_what(what)
+    check_speech(what, out)
     if what.endswith(".jsonl"):
         rows = _read_codes(Path(what), models)
-        folder = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {folder}: is a file; name a folder")
         names = ids_to_file_names([str(row["id"]) for row in rows])
-        paths = [folder / f"{name}.wav" for name in names]
+        paths = [out_folder(out) / f"{name}.wav" for name in names]
         codes = [_to_codes(row["codes"], models, f"{what}: row {row['id']!r}") for row in rows]
     else:
-        if out.suffix.lower() not in SUFFIXES or out.is_dir():
-            raise UserError(f"--out {out}: audio is written as .wav or .flac; name such a file")
         paths = [out]
         if re.fullmatch(r"[\d\s]+", what):
             # Longer numbers than any codebook's are none; int() refuses very long ones.
@@ -111,20 +105,6 @@ def _to_codes(values: Any, models: Models, where: str) -> Int[ndarray, " frames"
     if not values or not 0 <= min(values) <= max(values) < size:
         raise UserError(f"{where}: codes must be numbers from 0 to {size - 1}, at least one")
     return np.array(values, np.int32)
-
-
-def _check_what(what: str) -> None:
-    """UserError if it names a folder of codes, or a file of another kind; a word may be both."""
-    path = Path(what)
-    try:
-        is_codes = (path / CODES).is_file()
-        is_other = bool(path.suffix) and path.suffix != ".jsonl" and path.is_file()
-    except (OSError, ValueError):  # a text longer than a path may be
-        return
-    if is_codes:
-        raise UserError(f"{what}: is a folder; give its {CODES}")
-    if is_other:
-        raise UserError(f"{what}: is a file of another kind; give a {CODES}, codes, or a text")
 
 
 def ids_to_file_names(ids: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
 from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.paths import check_out_folder, check_places
 from speechlm_jax.verbs.recordings import Found, find_recordings, read_recordings
 
 CLIPS_PER_CALL = 64
@@ -38,8 +39,8 @@ def tokenize(
       UserError: none of the recordings can be used, or the run has no tokenizer.
     """
     models, out = open_run(run), Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder")
+    check_places(audio)
+    check_out_folder(out)
     found, bad = find_recordings(audio, audio_anywhere=audio_anywhere)
     made = list(_encode(found, bad, models))
     codes_rows = [row for _, row in made]
