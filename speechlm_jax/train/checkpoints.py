@@ -4,7 +4,6 @@ checkpoint_folder.py has their layout. Nothing else in the project knows of Orba
 """
 
 import dataclasses
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from speechlm_jax.train.checkpoint_folder import (
     FOLDER,
     Keep,
     Meta,
+    delete,
     find,
     read_meta,
     remove_unfinished,
@@ -68,7 +68,7 @@ class CheckpointWriter:
         self.wait()
         folder = step_folder(self.folder, meta.step)
         if jax.process_index() == 0 and folder.exists():
-            shutil.rmtree(folder)
+            delete(folder)
         _barrier("checkpoint_folder_free")
         trees = (state.params, state.variables, state.opt_state, state.extras)
         items = {name: _to_saved(tree) for name, tree in zip(ITEMS, trees, strict=True)}
