@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -105,16 +106,28 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+    kept = "".join(f"{line}\n" for line in text.splitlines() if _figures(line)["step"] <= step)
     if kept != text:
         artifacts.write_bytes(path, kept.encode())
 
 
-def _step_of(line: str) -> int | float:
+def logged_at(workdir: str | Path, step: int) -> set[str]:
+    """Names of the figures that a run has logged at a step; broken lines have none."""
+    path = Path(workdir) / METRICS
+    if not path.is_file():
+        return set()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name for line in map(_figures, lines) if line["step"] == step for name in line}
+
+
+def _figures(line: str) -> dict[str, Any]:
+    """A line's figures and step; a step without end where it is no such line."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        figures = json.loads(line)
+    except (ValueError, RecursionError):
+        figures = None
+    is_line = isinstance(figures, dict) and isinstance(figures.get("step"), int)
+    return figures if is_line else {"step": math.inf}
 
 
 def console_line(

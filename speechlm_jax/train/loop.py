@@ -1,4 +1,7 @@
-"""The one training loop. Its order is a contract: restore, step, log, evaluate, save.
+"""The one training loop. Its order is a contract: restore, step, log, save, evaluate.
+
+A save comes before an evaluation, so that whatever ends the run there costs no steps. An evaluation
+that a stop or a loss has cut short is made up for at the next start.
 
 workdir/config.json      the resolved config
 workdir/checkpoints/     see checkpoints.py
@@ -7,13 +10,15 @@ workdir/tensorboard/     the same figures as event files
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from speechlm_jax import artifacts
@@ -25,14 +30,14 @@ from speechlm_jax.train.checkpoint_folder import Keep, Meta
 from speechlm_jax.train.checkpoints import CheckpointWriter
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
-from speechlm_jax.train.logs import ScalarLog, info
+from speechlm_jax.train.logs import ScalarLog, info, logged_at
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
 from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
 from speechlm_jax.train.signals import StopSignal
-from speechlm_jax.train.stage import EvalState, Stage
+from speechlm_jax.train.stage import EvalState, Evaluation, Stage
 from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
@@ -146,7 +151,8 @@ class _Run:
             state, step = self.restore()
             self.goodput = Goodput(self.timing)
             self.goodput.add("start", time.perf_counter() - began)
-            if step >= self.config.total_steps:
+            missed = self._missed(step)
+            if step >= self.config.total_steps and not missed:
                 return state
             if jax.process_index() == 0:
                 artifacts.write_json(self.workdir / CONFIG, self.resolved)
@@ -161,7 +167,9 @@ class _Run:
             log = ScalarLog(self.workdir, after_step=step, wandb_project=self.config.wandb_project)
             try:
                 writer.set_aside_after(step)
-                state = self.loop(state, step, writer, log, stop)
+                self._evaluate(state, step, log, missed)
+                if step < self.config.total_steps:
+                    state = self.loop(state, step, writer, log, stop)
             finally:
                 log.close()
                 writer.close()
@@ -205,7 +213,7 @@ class _Run:
         log: ScalarLog,
         stop: StopSignal,
     ) -> TrainState:
-        """Do not change the order: what is saved at a step has been logged and evaluated."""
+        """Do not change the order: what is saved has been logged; what is evaluated, saved."""
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
@@ -235,7 +243,6 @@ class _Run:
                     if self.stage.progress is not None:
                         figures |= self.stage.progress(self.rows_seen)
                     log.write(step, figures | self.goodput.shares())
-                interval.leave_out(self._evaluate(state, step, log))
                 if step % config.save_every_steps == 0 or last or stopping:
                     with self.goodput.of("checkpoint"):
                         writer.save(state, self._meta(step))
@@ -246,6 +253,7 @@ class _Run:
                     raise Stopped(
                         f"{self.stage.name}: saved at step {step} of {config.total_steps}"
                     )
+                interval.leave_out(self._evaluate(state, step, log, self._due(step)))
         return state
 
     def _step(self, state: TrainState, batch: Any, key: Any, before: Any) -> Any:
@@ -282,16 +290,31 @@ class _Run:
             )
         return batch
 
-    def _evaluate(self, state: TrainState, step: int, log: ScalarLog) -> float:
-        """Runs what is due and returns the seconds that it took."""
+    def _due(self, step: int) -> list[Evaluation]:
+        last = step == self.config.total_steps
+        return [one for one in self.stage.evals if last or step % one.every_steps == 0]
+
+    def _missed(self, step: int) -> list[Evaluation]:
+        """Those that an earlier sitting owed when it ended; the same on all hosts."""
+        due = self._due(step) if step else []
+        names = logged_at(self.workdir, step)
+        done = np.array([any(x.startswith(f"{one.name}/") for x in names) for one in due], bool)
+        if due and jax.process_count() > 1:
+            done = multihost_utils.broadcast_one_to_all(done)
+        return list(itertools.compress(due, ~done))
+
+    def _evaluate(
+        self, state: TrainState, step: int, log: ScalarLog, evaluations: Sequence[Evaluation]
+    ) -> float:
+        """Runs evaluations and returns the seconds that they took."""
         began = time.perf_counter()
-        for evaluation in self.stage.evals:
-            if step % evaluation.every_steps == 0 or step == self.config.total_steps:
-                figures = evaluation.run(EvalState(step, state.averaged, state.variables))
-                log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
-                shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
-                info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
-                self.watchdog.alive()
+        seen = EvalState(step, state.averaged, state.variables, self.watchdog.alive)
+        for evaluation in evaluations:
+            figures = evaluation.run(seen)
+            log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
+            shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
+            info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
+            self.watchdog.alive()
         seconds = time.perf_counter() - began
         self.goodput.add("evaluate", seconds)
         return seconds

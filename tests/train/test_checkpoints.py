@@ -221,13 +221,16 @@ class Killed(BaseException):
     """What nobody catches, as `kill -9` is."""
 
 
+CHANGES = ("unlink", "rmdir", "rename", "replace")
+
+
 def kill_after(number, act):
     """Runs `act` until it has removed or renamed so many files and folders; whether it ended."""
     left = itertools.count(number, -1)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("unlink", "rmdir", "rename", "replace"):
+        for name, real in [(name, getattr(os, name)) for name in CHANGES]:
 
-            def dies(*args, real=getattr(os, name), **kwargs):
+            def dies(*args, real=real, **kwargs):
                 real(*args, **kwargs)
                 if next(left) == 1:
                     raise Killed
