@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import tokenize
 
 DETAILS = """\
@@ -27,4 +28,5 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
     audio = [Path(name) for name in args.audio]
-    return options.show(tokenize.tokenize(audio, run=args.run_folder, out=args.out))
+    with FolderLock(args.out):
+        return options.show(tokenize.tokenize(audio, run=args.run_folder, out=args.out))

@@ -93,7 +93,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(
         int(path.name)
         for path in folder.iterdir()
-        if re.fullmatch(r"\d{8,}", path.name) and (path / CHECKSUMS).is_file()
+        if re.fullmatch(r"[0-9]{8}|[1-9][0-9]{8,}", path.name) and (path / CHECKSUMS).is_file()
     )
 
 
@@ -213,10 +213,13 @@ def _damage(folder: Path) -> str | None:
     if not isinstance(digests, dict) or META not in digests:
         return f"{CHECKSUMS} names no files"
     for name, digest in digests.items():
-        if not (folder / name).is_file():
+        try:
+            if artifacts.sha256_file(folder / name) != digest:
+                return f"{name} has changed"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if artifacts.sha256_file(folder / name) != digest:
-            return f"{name} has changed"
+        except (OSError, ValueError) as error:  # of the disk, or of the name
+            return f"{name} cannot be read: {error}"
     return None
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import logging
 import os
 import resource
@@ -73,13 +74,25 @@ def spoil_checksums(folder):
     (folder / "checksums.json").write_text("{")
 
 
+def put_a_folder_in_its_place(folder):
+    path = biggest(folder / "params")
+    path.unlink()
+    path.mkdir()
+
+
+def name_no_file(folder):
+    checksums = json.loads((folder / "checksums.json").read_text())
+    (folder / "checksums.json").write_text(json.dumps({**checksums, "a" * 5000: "", "\0": ""}))
+
+
 def spoil_meta(folder):
     (folder / "meta.json").write_text((folder / "meta.json").read_text().replace("8", "9"))
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [flip_a_bit, truncate, lose_a_file, spoil_checksums, spoil_meta],
+    [flip_a_bit, truncate, lose_a_file, put_a_folder_in_its_place, spoil_checksums, name_no_file]
+    + [spoil_meta],
     ids=lambda f: f.__name__,
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog):
@@ -99,6 +112,13 @@ def test_a_save_cut_short_is_not_trusted_and_is_removed(tmp_path):
     assert checkpoint_folder.latest_good(tmp_path) == whole
     CheckpointWriter(tmp_path).close()
     assert not cut.exists() and whole.exists()
+
+
+@pytest.mark.parametrize("name", ["000000003", "\u0660" * 8, "00000003.damaged", "notes"])
+def test_folders_of_other_names_are_no_checkpoints(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "checksums.json").write_text("{}")
+    assert checkpoint_folder.steps(tmp_path) == []
 
 
 def test_later_steps_are_set_aside_so_that_they_count_for_nothing(tmp_path):

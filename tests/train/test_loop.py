@@ -17,6 +17,7 @@ import pytest
 import toy_stage
 from toy_stage import CONFIG, assert_same, batch_of, make_stage
 
+from speechlm_jax import folder_lock
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.train import checkpoint_folder
@@ -141,6 +142,39 @@ def test_an_evaluation_that_ends_the_run_costs_no_step_and_is_made_up_for(whole,
     assert logged == [5, 10, 15, 20, 24]
     fit(stage, CONFIG, tmp_path)
     assert seen[-1] == 24 and seen.count(24) == 1, "and a finished run returns at once"
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_harms_nothing(whole, tmp_path):
+    refused = []
+
+    def start_another(state):
+        with pytest.raises(UserError, match="in use .process") as error:
+            fit(make_stage(), CONFIG, tmp_path)
+        refused.append(str(error.value))
+        return {}
+
+    state = fit(make_stage(evals=(Evaluation("other", 6, start_another),)), CONFIG, tmp_path)
+    assert_same(state, whole[1])
+    assert len(refused) == 4 and str(tmp_path / folder_lock.FILE) in refused[0]
+    assert str(os.getpid()) in refused[0] and "\n" not in refused[0]
+
+
+def test_a_run_that_has_lost_its_workdir_writes_nothing_more(tmp_path):
+    """As after a sleep during which another host has taken over."""
+    others = '{"token": "other"}'
+
+    def take_away(state):
+        (tmp_path / folder_lock.FILE).unlink()
+        (tmp_path / folder_lock.FILE).write_text(others)
+        return {}
+
+    stage = make_stage(evals=(Evaluation("theft", 7, take_away),))
+    with pytest.raises(UserError, match="this folder is no longer this process's"):
+        fit(stage, CONFIG, tmp_path)
+    # the save of step 5 may have been under way, and then does not count
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") in ([], [5])
+    assert not (tmp_path / "checkpoints/00000010").exists()
+    assert (tmp_path / folder_lock.FILE).read_text() == others
 
 
 def test_a_long_evaluation_is_no_hang(tmp_path, monkeypatch):
