@@ -159,8 +159,9 @@ def _figures(line: str) -> dict[str, Any]:
         figures = json.loads(line)
     except (ValueError, RecursionError):
         figures = None
-    is_line = isinstance(figures, dict) and isinstance(figures.get("step"), int)
-    return figures if is_line else {"step": math.inf}
+    if isinstance(figures, dict) and isinstance(figures.get("step"), int):
+        return figures
+    return {"step": math.inf}
 
 
 def console_line(

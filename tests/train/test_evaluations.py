@@ -1,4 +1,4 @@
-"""An evaluation has its turn once: due by its steps and at the end, missed if nothing was logged."""
+"""Due by its steps and at the end; missed if it logged nothing then."""
 
 from pathlib import Path
 
@@ -22,18 +22,8 @@ def names(evaluations):
 
 def test_each_is_due_by_its_steps_and_all_are_at_the_end(tmp_path):
     evaluations = make(tmp_path, a=3, b=4)
-    found = {step: names(evaluations.due(step)) for step in range(1, 11)}
-    assert found == {
-        1: [],
-        2: [],
-        3: ["a"],
-        4: ["b"],
-        5: [],
-        6: ["a"],
-        7: [],
-        8: ["b"],
-        9: ["a"],
-    } | {10: ["a", "b"]}
+    found = [names(evaluations.due(step)) for step in (1, 3, 4, 9, 10)]
+    assert found == [[], ["a"], ["b"], ["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize(
