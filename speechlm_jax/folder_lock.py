@@ -68,7 +68,7 @@ class Holder:
         """Whether its process runs on this machine; None where it is on another."""
         if self.machine != _machine():
             return None
-        return _started(self.pid) == self.started
+        return _runs(self.pid, self.started)
 
 
 class FolderLock:
@@ -299,22 +299,23 @@ def _machine() -> str:
         return f"{socket.gethostname()} {uuid.getnode():x}"
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine started; "" where that is not known; None: it does not run."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
-        # the name, in brackets, may hold anything; proc(5) counts its fields from 1
-        state, *rest = text.rpartition(")")[2].split()
-        return None if state in "ZX" else rest[22 - 4]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    except OSError:  # it ended this moment
-        return None
+def _runs(pid: int, started: str) -> bool:
+    """Whether a process of this machine runs, and is the one that started then."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return ""
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's, which the machine may hide
+        pass
+    return pid > 0 and _started(pid) in (started, "")
+
+
+def _started(pid: int) -> str | None:
+    """When a process started; "" where that cannot be known; None: it has ended (a zombie)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     except OSError:
-        return None
-    return ""
+        return ""
+    # the name, in brackets, may hold anything; proc(5) counts its fields from 1
+    state, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else rest[22 - 4]

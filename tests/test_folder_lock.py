@@ -86,10 +86,24 @@ def test_a_killed_holder_frees_the_folder_at_once(tmp_path, reaped):
         assert seconds_to_take(tmp_path) < 0.4
 
 
-def test_another_process_with_the_same_number_is_not_the_holder(tmp_path):
-    """After a restart of the machine, or of a container, numbers come again."""
-    put(tmp_path, here(started="1"))
+@pytest.mark.parametrize("changes", [{"started": "1"}, {"pid": 0}, {"pid": -1}, {"pid": 2**70}])
+def test_a_number_that_is_not_the_holders_is_no_life(tmp_path, changes):
+    """After a restart numbers come again."""
+    put(tmp_path, here(**changes))
     assert seconds_to_take(tmp_path) < 0.4
+
+
+def test_a_process_that_the_machine_hides_lives(tmp_path, monkeypatch):
+    """Of another user, under `hidepid`."""
+
+    def hidden(*_):
+        raise PermissionError
+
+    put(tmp_path, here(pid=99))
+    monkeypatch.setattr(os, "kill", hidden)
+    monkeypatch.setattr(folder_lock, "_started", lambda pid: "")
+    with pytest.raises(UserError, match="in use .process 99"):
+        FolderLock(tmp_path).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -151,12 +151,10 @@ def _held_out(
     for field, least in {"eval_every_steps": 1, "eval_rows": 0}.items():
         if getattr(given, field) < least:
             raise UserError(f"{field}: {getattr(given, field)}; give {least} or more")
-    batch_size, hosts = given.data.batch_size, _hosts(given)
-    tasks = {}
+    batch_size, hosts, tasks = given.data.batch_size, _hosts(given), {}
+    part = batch_size // hosts["process_count"]
     for name, rows in shards.items():
-        rows.batches_ahead(
-            batch_size // hosts["process_count"]
-        )  # a cache that is too small is said at the start
+        rows.batches_ahead(part)  # a cache that is too small is said at the start
         most = min(given.eval_rows or len(rows), len(rows))
         read = partial(
             read_batches, rows, batch_size=batch_size, task=names.index(name), most_rows=most,
