@@ -61,7 +61,8 @@ class Holder:
     renewals: int
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
+        told = f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
+        return " ".join(told.split())  # one line, whatever a file or a command holds
 
     @property
     def lives_here(self) -> bool | None:

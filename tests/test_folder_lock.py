@@ -52,7 +52,7 @@ def seconds_to_take(folder):
 
 
 def test_the_second_is_refused_and_told_who_has_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/speechlm", "train", "lm.py"])
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/speechlm", "train", "lm.py", "a=\n"])
     with FolderLock(tmp_path) as lock:
         with pytest.raises(
             UserError, match=rf"{FILE}: .* in use .process {os.getpid()} on"
