@@ -29,10 +29,15 @@ ELSEWHERE = Holder("t", "pod-1", "another machine", 7, "1", "2026-01-01 00:00 UT
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A lease of half a second."""
-    monkeypatch.setattr(folder_lock, "LEASE_SECONDS", 0.5)
+    """Renewed often; a lease far longer than what happens at once."""
+    monkeypatch.setattr(folder_lock, "LEASE_SECONDS", 30.0)
     monkeypatch.setattr(folder_lock, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(folder_lock, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(folder_lock, "LEASE_SECONDS", 0.5)
 
 
 def put(folder, holder):
@@ -61,7 +66,7 @@ def test_the_second_is_refused_and_told_who_has_it(tmp_path, monkeypatch):
         assert "speechlm train lm.py" in str(error.value) and "\n" not in str(error.value)
         lock.confirm()
     assert [*tmp_path.iterdir()] == []
-    assert seconds_to_take(tmp_path) < 0.4
+    assert seconds_to_take(tmp_path) < 10
 
 
 def test_a_folder_that_was_made_for_it_goes_with_it_unless_it_is_used(tmp_path):
@@ -83,14 +88,14 @@ def test_a_killed_holder_frees_the_folder_at_once(tmp_path, reaped):
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         if reaped:
             process.wait()
-        assert seconds_to_take(tmp_path) < 0.4
+        assert seconds_to_take(tmp_path) < 10
 
 
 @pytest.mark.parametrize("changes", [{"started": "1"}, {"pid": 0}, {"pid": -1}, {"pid": 2**70}])
 def test_a_number_that_is_not_the_holders_is_no_life(tmp_path, changes):
     """After a restart numbers come again."""
     put(tmp_path, here(**changes))
-    assert seconds_to_take(tmp_path) < 0.4
+    assert seconds_to_take(tmp_path) < 10
 
 
 def test_a_process_that_the_machine_hides_lives(tmp_path, monkeypatch):
@@ -109,10 +114,10 @@ def test_a_process_that_the_machine_hides_lives(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "left", [json.dumps(configs.to_json(ELSEWHERE)), "", "{", "[[", "[" * 5000, '{"token": 1}', "5"]
 )
-def test_a_file_that_nobody_renews_is_taken_over_after_a_lease(tmp_path, left, caplog):
+def test_a_file_that_nobody_renews_is_taken_over_after_a_lease(tmp_path, short_lease, left, caplog):
     (tmp_path / FILE).write_text(left)
     with caplog.at_level(logging.WARNING, logger="speechlm"):
-        assert 0.5 < seconds_to_take(tmp_path) < 1.5
+        assert 0.5 < seconds_to_take(tmp_path) < 10
     waits, gone = caplog.messages
     assert "the folder is free within 0 s" in waits and "its holder is gone" in gone
     assert ("process 7 on pod-1" in waits) == ("pod-1" in left)
@@ -121,9 +126,9 @@ def test_a_file_that_nobody_renews_is_taken_over_after_a_lease(tmp_path, left, c
 
 def test_an_old_file_is_taken_over_at_once(tmp_path):
     put(tmp_path, ELSEWHERE)
-    hour_ago = time.time() - 3600
+    hour_ago = time.time() - 3600  # beyond ten leases
     os.utime(tmp_path / FILE, (hour_ago, hour_ago))
-    assert seconds_to_take(tmp_path) < 0.4
+    assert seconds_to_take(tmp_path) < 10
 
 
 def test_a_holder_elsewhere_that_renews_keeps_it(tmp_path):
@@ -138,18 +143,20 @@ def test_a_holder_elsewhere_that_renews_keeps_it(tmp_path):
     put(tmp_path, ELSEWHERE)
     thread = threading.Thread(target=renew)
     thread.start()
-    with pytest.raises(UserError, match="process 7 on pod-1, since 2026-01-01"):
-        FolderLock(tmp_path).__enter__()
-    stop.set()
-    thread.join()
+    try:
+        with pytest.raises(UserError, match="process 7 on pod-1, since 2026-01-01"):
+            FolderLock(tmp_path).__enter__()
+    finally:
+        stop.set()
+        thread.join()
 
 
-def test_one_late_reading_is_no_sign_of_life(tmp_path):
+def test_one_late_reading_is_no_sign_of_life(tmp_path, short_lease):
     """A cache may show an older file first."""
     put(tmp_path, ELSEWHERE)
     late = threading.Timer(0.2, put, (tmp_path, dataclasses.replace(ELSEWHERE, renewals=2)))
     late.start()
-    assert 0.6 < seconds_to_take(tmp_path) < 2.0
+    assert 0.5 < seconds_to_take(tmp_path) < 10
 
 
 def test_of_many_that_find_a_dead_holder_one_gets_the_folder(tmp_path):
@@ -162,7 +169,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_folder(tmp_path):
             try:
                 with FolderLock(tmp_path) as lock:
                     got.append("held")
-                    done.wait(10)
+                    done.wait(30)
                     lock.confirm()
             except UserError as error:
                 got.append(str(error))
@@ -170,7 +177,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_folder(tmp_path):
         threads = [threading.Thread(target=contend) for _ in range(8)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while len(got) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         done.set()
@@ -192,7 +199,7 @@ def test_a_kill_in_the_middle_of_a_take_over_holds_nobody_up(tmp_path, monkeypat
     monkeypatch.undo()
     assert len([*tmp_path.iterdir()]) == 2
     monkeypatch.setattr(folder_lock, "LEASE_SECONDS", 0.2)
-    assert seconds_to_take(tmp_path) < 1.0
+    assert seconds_to_take(tmp_path) < 10
 
 
 @pytest.mark.parametrize("theirs", [True, False], ids=["taken", "gone"])
