@@ -23,6 +23,8 @@ PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
     "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
 }
+# What is measured while training says nothing about what comes out of it.
+MEASURED = {"LanguageModelExperiment": frozenset({"eval_rows"})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +89,9 @@ class SpeechTokenizerExperiment:
 class LanguageModelExperiment:
     """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
 
-    `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
-    `z_loss` weighs the squared log-partition (of the language model alone).
+    `model.vocab_size` 0 is read from the rows' vocabulary. Held-out loss is measured every
+    `eval_every_steps`, on at most `eval_rows` rows of each task, spread over all that are held out
+    (0: on all of them). `z_loss` weighs the squared log-partition (of the language model alone).
     """
 
     data: RowsData
@@ -96,6 +99,7 @@ class LanguageModelExperiment:
     train: TrainConfig
     kind: str = "lm"
     eval_every_steps: int = 500
+    eval_rows: int = 1024
     z_loss: float = 0.0
 
 
@@ -136,4 +140,4 @@ def experiment_from_json(data: dict[str, Any], where: str) -> Experiment:
 def essence(experiment: Experiment) -> dict[str, Any]:
     """An experiment's JSON data without folders: the same wherever its data and `init_from` lie."""
     started_from = {"TrainConfig": frozenset({"init_from"})}
-    return decisive(configs.to_json(experiment), PLACES | started_from)
+    return decisive(configs.to_json(experiment), PLACES | MEASURED | started_from)

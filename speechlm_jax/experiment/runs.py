@@ -16,6 +16,7 @@ from speechlm_jax.experiment.configs import (
     SpeechTokenizerExperiment,
     experiment_from_json,
 )
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -112,8 +113,6 @@ def save_language_model(
     Raises:
       UserError: the folder holds a run already.
     """
-    if checkpoint_folder.latest_good(workdir) is not None:
-        raise UserError(f"{workdir}: holds a run already; give a new folder")
     experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
     data = configs.to_json(experiment)
     meta = checkpoint_folder.Meta(
@@ -125,9 +124,12 @@ def save_language_model(
         fingerprint=configs.fingerprint(data),
         timing={},
     )
-    writer = checkpoints.CheckpointWriter(workdir)
-    writer.save(TrainState(0, params, {}, {}), meta)
-    writer.close()
+    with FolderLock(workdir) as lock:
+        if checkpoint_folder.latest_good(workdir) is not None:
+            raise UserError(f"{workdir}: holds a run already; give a new folder")
+        writer = checkpoints.CheckpointWriter(workdir, confirm=lock.confirm)
+        writer.save(TrainState(0, params, {}, {}), meta)
+        writer.close()
 
 
 def weights_fingerprint(weights: checkpoints.Weights) -> str:

@@ -1,7 +1,8 @@
 """Experiment -> (the experiment with every field resolved, the stage that the loop trains)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
+from speechlm_jax.data.rows import RowShards
 from speechlm_jax.data.shares import PhaseSpec, make_plan, rates_to_shares
 from speechlm_jax.data.stream import make_batches, read_batches
 from speechlm_jax.errors import UserError
@@ -29,8 +31,8 @@ from speechlm_jax.speech_decoder import stage as decoder_stage
 from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token import stage as text_to_token_stage
-from speechlm_jax.train.held_out import held_out
-from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.held_out import HeldOutRows, held_out
+from speechlm_jax.train.stage import Evaluation, Stage
 
 
 def _hosts(given: Experiment) -> dict[str, int]:
@@ -127,21 +129,42 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss
         )
-    held_out_shards = open_shards(data.mixture, split="validation", fetcher=fetcher)
-    for rows in held_out_shards.values():
-        rows.batches_ahead(data.batch_size)  # a cache that is too small is said at the start
-    unseen = {
-        name: lambda rows=rows, name=name: read_batches(
-            rows, batch_size=data.batch_size, task=names.index(name)
-        )
-        for name, rows in held_out_shards.items()
-    }
+    unseen = open_shards(data.mixture, split="validation", fetcher=fetcher)
     if unseen:
-        evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
-        stage = dataclasses.replace(stage, evals=evals)
+        stage = dataclasses.replace(stage, evals=(_held_out(given, stage, unseen, names),))
     stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
     resolved = dataclasses.replace(given.train, total_steps=total_steps)
     return dataclasses.replace(given, model=model, train=resolved), stage
+
+
+def _held_out(
+    given: LanguageModelExperiment,
+    stage: Stage,
+    shards: Mapping[str, RowShards],
+    names: Sequence[str],
+) -> Evaluation:
+    """Held-out loss by task; `names` are the tasks by their number in a batch.
+
+    Raises:
+      UserError: a number is negative, or the cache of rows in a bucket is too small.
+    """
+    for field, least in {"eval_every_steps": 1, "eval_rows": 0}.items():
+        if getattr(given, field) < least:
+            raise UserError(f"{field}: {getattr(given, field)}; give {least} or more")
+    batch_size, hosts, tasks = given.data.batch_size, _hosts(given), {}
+    part = batch_size // hosts["process_count"]
+    for name, rows in shards.items():
+        rows.batches_ahead(part)  # a cache that is too small is said at the start
+        most = min(given.eval_rows or len(rows), len(rows))
+        read = partial(
+            read_batches, rows, batch_size=batch_size, task=names.index(name), most_rows=most,
+            prefetch=2, **hosts,
+        )  # fmt: skip
+        tasks[name] = HeldOutRows(most, read)
+    return held_out(
+        stage.loss, tasks, every_steps=given.eval_every_steps, mesh=make_mesh(given.train.mesh),
+        num_microbatches=given.train.num_microbatches,
+    )  # fmt: skip
 
 
 def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[MixturePlan, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from speechlm_jax.config import override
 from speechlm_jax.experiment import stages
 from speechlm_jax.experiment.configs import (
+    MEASURED,
     PLACES,
     Experiment,
     LanguageModelExperiment,
@@ -31,4 +32,5 @@ def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
         SpeechDecoderExperiment: stages.speech_decoder,
     }
     resolved, stage = makers[type(experiment)](experiment)
-    fit(stage, resolved.train, workdir, resolved=resolved, operational=OPERATIONAL | PLACES)
+    operational = OPERATIONAL | PLACES | MEASURED
+    fit(stage, resolved.train, workdir, resolved=resolved, operational=operational)

@@ -1,9 +1,14 @@
-"""The one training loop. Its order is a contract: restore, step, log, evaluate, save.
+"""The one training loop. Its order is a contract: restore, step, log, save, evaluate.
 
+A save comes before an evaluation, so that whatever ends the run there costs no steps. An evaluation
+that a stop or a loss has cut short is made up for at the next start.
+
+workdir/.owner.json      the process that trains here (see folder_lock.py), while it does
 workdir/config.json      the resolved config
 workdir/checkpoints/     see checkpoints.py
 workdir/metrics.jsonl    one JSON object a line, each with its "step"
 workdir/tensorboard/     the same figures as event files
+workdir/wandb_id         names the run at Weights & Biases, if it logs there
 """
 
 import dataclasses
@@ -19,10 +24,12 @@ from jax.sharding import Mesh
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.sharding import MeshConfig, make_mesh, row_part, row_shards, to_global
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.checkpoint_folder import Keep, Meta
 from speechlm_jax.train.checkpoints import CheckpointWriter
+from speechlm_jax.train.evaluations import Evaluations
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
@@ -32,7 +39,7 @@ from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
 from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
 from speechlm_jax.train.signals import StopSignal
-from speechlm_jax.train.stage import EvalState, Stage
+from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
@@ -102,7 +109,8 @@ def fit(
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the state is saved.
-      UserError: the workdir holds another run, batches ran out, or a batch does not divide.
+      UserError: the workdir holds another run, or another process trains in it, batches ran out,
+        or a batch does not divide.
     """
     _check(config)
     resolved = config if resolved is None else resolved
@@ -134,6 +142,7 @@ class _Run:
             state=config.state,
         )
         self.row_parts = row_part(self.mesh).count
+        self.lock = FolderLock(workdir, mine=jax.process_index() == 0)
         self.watchdog = Watchdog(config.hang_seconds, end=jax.process_count() > 1)
         self.rows_seen = 0
         self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
@@ -141,12 +150,20 @@ class _Run:
         self.started = (time.perf_counter(), time.process_time())
 
     def fit(self) -> TrainState:
-        with jax.set_mesh(self.mesh), StopSignal() as stop, self.watchdog:
+        with self.lock, jax.set_mesh(self.mesh), StopSignal() as stop, self.watchdog:
             began = time.perf_counter()
             state, step = self.restore()
             self.goodput = Goodput(self.timing)
             self.goodput.add("start", time.perf_counter() - began)
-            if step >= self.config.total_steps:
+            evaluations = Evaluations(
+                self.stage,
+                self.workdir,
+                total_steps=self.config.total_steps,
+                alive=self.watchdog.alive,
+                goodput=self.goodput,
+            )
+            missed = evaluations.missed(step)
+            if step >= self.config.total_steps and not missed:
                 return state
             if jax.process_index() == 0:
                 artifacts.write_json(self.workdir / CONFIG, self.resolved)
@@ -157,11 +174,19 @@ class _Run:
                     self.config.keep_every_steps,
                     self.config.keep_every_hours,
                 ),
+                confirm=self.lock.confirm,
             )
-            log = ScalarLog(self.workdir, after_step=step, wandb_project=self.config.wandb_project)
+            log = ScalarLog(
+                self.workdir,
+                after_step=step,
+                wandb_project=self.config.wandb_project,
+                config=self.resolved,
+            )
             try:
                 writer.set_aside_after(step)
-                state = self.loop(state, step, writer, log, stop)
+                evaluations.run(missed, state, step, log)
+                if step < self.config.total_steps:
+                    state = self.loop(state, step, writer, log, stop, evaluations)
             finally:
                 log.close()
                 writer.close()
@@ -204,8 +229,9 @@ class _Run:
         writer: CheckpointWriter,
         log: ScalarLog,
         stop: StopSignal,
+        evaluations: Evaluations,
     ) -> TrainState:
-        """Do not change the order: what is saved at a step has been logged and evaluated."""
+        """Do not change the order: what is saved has been logged; what is evaluated, saved."""
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
@@ -227,6 +253,7 @@ class _Run:
                 interval.add(metrics, rows, self._work(batch))
                 interval.lap()
                 self.watchdog.alive()
+                self.lock.check()
                 last = step == config.total_steps
                 stopping = stop.should_stop(step)
                 if step % config.log_every_steps == 0 or last:
@@ -235,7 +262,6 @@ class _Run:
                     if self.stage.progress is not None:
                         figures |= self.stage.progress(self.rows_seen)
                     log.write(step, figures | self.goodput.shares())
-                interval.leave_out(self._evaluate(state, step, log))
                 if step % config.save_every_steps == 0 or last or stopping:
                     with self.goodput.of("checkpoint"):
                         writer.save(state, self._meta(step))
@@ -246,6 +272,7 @@ class _Run:
                     raise Stopped(
                         f"{self.stage.name}: saved at step {step} of {config.total_steps}"
                     )
+                interval.leave_out(evaluations.run(evaluations.due(step), state, step, log))
         return state
 
     def _step(self, state: TrainState, batch: Any, key: Any, before: Any) -> Any:
@@ -281,20 +308,6 @@ class _Run:
                 f"{self.config.num_microbatches} parts over {shards} devices (replica x fsdp)"
             )
         return batch
-
-    def _evaluate(self, state: TrainState, step: int, log: ScalarLog) -> float:
-        """Runs what is due and returns the seconds that it took."""
-        began = time.perf_counter()
-        for evaluation in self.stage.evals:
-            if step % evaluation.every_steps == 0 or step == self.config.total_steps:
-                figures = evaluation.run(EvalState(step, state.averaged, state.variables))
-                log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
-                shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
-                info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
-                self.watchdog.alive()
-        seconds = time.perf_counter() - began
-        self.goodput.add("evaluate", seconds)
-        return seconds
 
     def _meta(self, step: int) -> Meta:
         wall, cpu = self.started

@@ -33,11 +33,17 @@ class LossOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvalState:
-    """What an evaluation may read: the finished updates, parameters and variables."""
+    """What an evaluation may read: the finished updates, parameters and variables.
+
+    Attributes:
+      alive: to be called whenever a part of it has ended (a batch): without a sign of life for
+        `hang_seconds` a run of several hosts ends.
+    """
 
     step: int
     params: PyTree
     variables: PyTree
+    alive: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Evaluation:
 
     Attributes:
       name: prefix of its figures in the logs.
-      every_steps: how often it runs; it also runs after the last step.
-      run: returns figures by name.
+      every_steps: how often it runs; it also runs after the last step. Where a run was stopped or
+        lost before it had logged its figures, the next start runs it.
+      run: returns figures by name; all hosts call it at the same steps.
     """
 
     name: str
