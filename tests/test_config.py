@@ -112,7 +112,7 @@ def test_an_override_changes_one_field(assignment, field, value):
         ("is_causal=1", ["is_causal", "bool"]),
         ("floor=clipped", ["floor", "'clip', 'fixed'"]),
         ('pair=["a"]', ["pair", "2 values"]),
-        ("limit=x", ["limit", "int or NoneType"]),
+        ("limit=x", ["limit", "int or null"]),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong_in_one_line(assignment, words):

@@ -16,12 +16,17 @@ from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.same_run import decisive
+from speechlm_jax.train.same_run import OPERATIONAL, decisive
 
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
 PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
     "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
+}
+# What is measured on the way, and how a stack is computed, changes rounding at most.
+EXECUTION = {
+    "LanguageModelExperiment": frozenset({"eval_every_steps"}),
+    "TransformerConfig": frozenset({"execution"}),
 }
 
 
@@ -125,15 +130,37 @@ def load_experiment(path: str | Path) -> Experiment:
     return found
 
 
-def experiment_from_json(data: dict[str, Any], where: str) -> Experiment:
+def experiment_from_json(data: Any, where: str) -> Experiment:
     """An experiment from its JSON data."""
-    cls = EXPERIMENTS.get(data.get("class", ""))
+    cls = EXPERIMENTS.get(str(data.get("class"))) if isinstance(data, dict) else None
     if cls is None:
         raise UserError(f"{where}: is not the config of an experiment")
     return configs.from_json(cls, data)
 
 
+def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
+    """Class -> fields of an experiment that may change when its run goes on.
+
+    Microbatches change the order of sums, and of draws; but a speech tokenizer's codebook moves on
+    with each of them.
+    """
+    found = OPERATIONAL | PLACES | EXECUTION
+    if not isinstance(experiment, SpeechTokenizerExperiment):
+        found["TrainConfig"] |= {"num_microbatches"}
+    return found
+
+
 def essence(experiment: Experiment) -> dict[str, Any]:
-    """An experiment's JSON data without folders: the same wherever its data and `init_from` lie."""
-    started_from = {"TrainConfig": frozenset({"init_from"})}
-    return decisive(configs.to_json(experiment), PLACES | started_from)
+    """What of an experiment decides its result, as JSON data without folders (`init_from` too)."""
+    return _essence(configs.to_json(experiment), experiment)
+
+
+def is_essence(stored: Any, experiment: Experiment) -> bool:
+    """Whether stored JSON data, of this version or an older one, has this experiment's essence."""
+    return _essence(configs.upgraded(stored, experiment), experiment) == essence(experiment)
+
+
+def _essence(data: Any, experiment: Experiment) -> Any:
+    left_out = operational(experiment)
+    left_out["TrainConfig"] |= {"init_from"}
+    return decisive(data, left_out)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,8 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
         clip_batches(clips, collate, **_hosts(given)),
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
-    return resolved, stage
+    described = {"features": _described(features), "text": {"ids": text.size}}
+    return resolved, dataclasses.replace(stage, described=described)
 
 
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
@@ -139,7 +141,11 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
     if unseen:
         evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
         stage = dataclasses.replace(stage, evals=evals)
-    stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
+    stage = dataclasses.replace(
+        stage,
+        progress=lambda rows: _progress(plan, rows),
+        described={"plan": plan.described, "vocabulary": vocab.to_json()},
+    )
     resolved = dataclasses.replace(given.train, total_steps=total_steps)
     return dataclasses.replace(given, model=model, train=resolved), stage
 
@@ -209,4 +215,11 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
         clip_batches(clips, collate, **_hosts(given)),
         identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
     )
+    stage = dataclasses.replace(stage, described={"features": _described(features)})
     return dataclasses.replace(given, model=model), stage
+
+
+def _described(features: Features) -> dict[str, Any]:
+    """What a fingerprint of features stands for, but for the frames themselves."""
+    made = features.manifest
+    return {"inputs": made.inputs, "config": made.config, "counts": made.counts}

@@ -7,15 +7,14 @@ from typing import Any
 from speechlm_jax.config import override
 from speechlm_jax.experiment import stages
 from speechlm_jax.experiment.configs import (
-    PLACES,
     Experiment,
     LanguageModelExperiment,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
     load_experiment,
+    operational,
 )
 from speechlm_jax.train.loop import fit
-from speechlm_jax.train.same_run import OPERATIONAL
 
 
 def train(config: str | Path, *, overrides: Sequence[str] = (), workdir: str | Path) -> None:
@@ -31,4 +30,4 @@ def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
         SpeechDecoderExperiment: stages.speech_decoder,
     }
     resolved, stage = makers[type(experiment)](experiment)
-    fit(stage, resolved.train, workdir, resolved=resolved, operational=OPERATIONAL | PLACES)
+    fit(stage, resolved.train, workdir, resolved=resolved, operational=operational(experiment))

@@ -90,9 +90,7 @@ def document_to_interleaved(
       UserError: a document without id or text, or two of the same id.
     """
     out = Path(out)
-    if artifacts.is_current(
-        out, KIND, inputs=inputs, config=configs.to_json(config), seed=config.seed
-    ):
+    if artifacts.is_current(out, KIND, inputs=inputs, config=config, seed=config.seed):
         return artifacts.read_manifest(out)
     identity = configs.fingerprint({"inputs": inputs, "config": config})
     parts, counts = [], InterleaveCounts()
