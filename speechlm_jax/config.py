@@ -39,7 +39,7 @@ def load(path: str | Path) -> Any:
     return config
 
 
-def at_least(config: Any, least: float, *names: str, most: float = MOST) -> None:
+def at_least(config: Any, least: float | int, *names: str, most: float | int = MOST) -> None:
     """Refuses numbers of a config that are not within `least` .. `most`; None passes.
 
     Raises:
@@ -48,10 +48,15 @@ def at_least(config: Any, least: float, *names: str, most: float = MOST) -> None
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
-            limits = (
-                f"{least:g} to {most:g}" if most < MOST or value > most else f"{least:g} or more"
-            )
-            raise UserError(f"{name}: {typed.short(value)}; give {limits}")
+            raise UserError(f"{name}: {typed.short(value)}; give {least:.10g} to {most:.10g}")
+
+
+def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
+    """As `at_least`, for numbers that may be as small as they like, but not 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= most:
+            raise UserError(f"{name}: {typed.short(value)}; give more than 0, up to {most:.10g}")
 
 
 def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:
@@ -95,6 +100,24 @@ def upgraded(stored: Any, config: Any) -> Any:
         if len(config) == len(stored):
             return [upgraded(*pair) for pair in zip(stored, config, strict=True)]
     return stored
+
+
+def as_started(config: T, stored: Any) -> T:
+    """A config that goes on from stored JSON data: defaults that are newer give way.
+
+    A field that was `added` and is at its default takes what it meant before, where the data has
+    that: a run, or a folder that is done, stays what it was when a default changes.
+    """
+    if not isinstance(stored, dict):
+        return config
+    data, kept = typed.moved(type(config), stored), {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        mine, old = getattr(config, field.name), typed.before(field)
+        if dataclasses.is_dataclass(mine):
+            kept[field.name] = as_started(mine, data.get(field.name))
+        elif typed.is_added(field) and mine == field.default:
+            kept[field.name] = old if data.get(field.name, old) == old else mine
+    return dataclasses.replace(config, **kept)  # type: ignore[type-var]
 
 
 def fingerprint(data: Any) -> str:

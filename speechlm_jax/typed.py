@@ -31,16 +31,21 @@ def added(default: Any, *, before: Any = dataclasses.MISSING) -> Any:
 
 def before(field: dataclasses.Field) -> Any:
     """What data without this field means, or MISSING where the field must be there."""
-    if _BEFORE in field.metadata:
+    if is_added(field):
         return field.metadata[_BEFORE]
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
+def is_added(field: dataclasses.Field) -> bool:
+    """Whether a field came after configs of its class were written (see `added`)."""
+    return _BEFORE in field.metadata
+
+
 def as_before(field: dataclasses.Field, config: Any) -> bool:
     """Whether a field was `added` and means here what configs without it mean."""
-    return _BEFORE in field.metadata and getattr(config, field.name) == field.metadata[_BEFORE]
+    return is_added(field) and getattr(config, field.name) == field.metadata[_BEFORE]
 
 
 def moves(cls: type) -> dict[str, str]:
@@ -162,7 +167,7 @@ def _dataclass(cls: type, data: dict[str, Any], path: str) -> Any:
         if name not in hints:
             raise UserError(f"{path}: {unknown(name, hints)}")
     for field in dataclasses.fields(cls):
-        if field.name not in given and _BEFORE in field.metadata:
+        if field.name not in given and is_added(field):
             given[field.name] = to_plain(field.metadata[_BEFORE])
     values = {name: typed(hints[name], value, f"{path}.{name}") for name, value in given.items()}
     return built(lambda: cls(**values), path)

@@ -20,7 +20,7 @@ from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.nn.transformer import ExecutionConfig
 from speechlm_jax.quickstart.training import Run
 from speechlm_jax.train import checkpoint_folder, checkpoints
-from speechlm_jax.typed import field_types, moves
+from speechlm_jax.typed import field_types, is_added, moves
 
 MESH = ("train.mesh.fsdp=2", "train.mesh.tensor=2")  # of the tests' four devices
 HERE = Path(__file__).parent / "old_runs"
@@ -160,7 +160,5 @@ def test_a_field_that_came_since_says_what_configs_without_it_mean(old):
         moved = {path.split(".")[0] for path in moves(cls).values()}
         came = {field.name for field in dataclasses.fields(cls)} - moved
         came -= written.get(cls.__name__, came)
-        plain = [
-            f.name for f in dataclasses.fields(cls) if f.name in came and "before" not in f.metadata
-        ]
+        plain = [f.name for f in dataclasses.fields(cls) if f.name in came and not is_added(f)]
         assert not plain, f"{cls.__name__}: {plain} need added()"

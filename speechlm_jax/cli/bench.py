@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
         "transformer": dataclasses.replace(stack, execution=_replaced(stack.execution, execution)),
     }
     config = configs.override(config, args.overrides)
-    if config.steps < 1 or config.rows < 1 or config.length < 8:
-        raise UserError("bench: steps and rows must be 1 or more, length 8 or more")
     found = bench.bench_train(_replaced(model, whole), config)
     if args.out is not None:
         artifacts.write_json(args.out, found)

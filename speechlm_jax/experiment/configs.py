@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
@@ -77,6 +77,11 @@ class RowsData:
     disk_gb: float = DISK_GB
     cache: str = ""
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "batch_size")
+        configs.at_least(self, 0, "seed", most=2**63 - 1)
+        configs.above_0(self, "disk_gb")
+
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerExperiment:
@@ -93,24 +98,35 @@ class LanguageModelExperiment:
     """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
 
     `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
-    `z_loss` weighs the squared log-partition (of the language model alone).
+    `z_loss` weighs the squared log-partition.
     """
 
     data: RowsData
     model: LanguageModelConfig
     train: TrainConfig
-    kind: str = "lm"
+    kind: Literal["lm", "text_to_token"] = "lm"
     eval_every_steps: int = 500
     z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "eval_every_steps")
+        configs.at_least(self, 0, "z_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechDecoderExperiment:
-    """Trains a flow from codes to mel frames; fields of `model` at 0 are read from the data."""
+    """Trains a flow from codes to mel frames, as they are (no `data.augment`).
+
+    `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` of `model` are those of the data.
+    """
 
     data: ClipsData
     model: FlowConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.data.augment is not None:
+            raise UserError("data.augment: is for speech tokenizers alone")
 
 
 Experiment = SpeechTokenizerExperiment | LanguageModelExperiment | SpeechDecoderExperiment
@@ -157,7 +173,8 @@ def essence(experiment: Experiment) -> dict[str, Any]:
 
 def is_essence(stored: Any, experiment: Experiment) -> bool:
     """Whether stored JSON data, of this version or an older one, has this experiment's essence."""
-    return _essence(configs.upgraded(stored, experiment), experiment) == essence(experiment)
+    mine = configs.as_started(experiment, stored)
+    return _essence(configs.upgraded(stored, mine), mine) == essence(mine)
 
 
 def _essence(data: Any, experiment: Experiment) -> Any:

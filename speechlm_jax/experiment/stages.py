@@ -124,7 +124,9 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
     identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
     names = [task.name for task in tasks]
     if given.kind == "text_to_token":
-        stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
+        stage = text_to_token_stage.make_stage(
+            model, vocab, batches, identity=identity, z_loss=given.z_loss
+        )
     else:
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss

@@ -37,6 +37,12 @@ class InterleaveConfig:
     seed: int = 0
     batch_documents: int = 256
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "span_corruption_ratio", most=1)
+        configs.above_0(self, "mean_span_length")
+        configs.at_least(self, 0, "seed", most=2**63 - 1)
+        configs.at_least(self, 1, "batch_documents")
+
 
 @dataclasses.dataclass(frozen=True)
 class SpanRequest:

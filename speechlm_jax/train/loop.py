@@ -80,6 +80,16 @@ class TrainConfig:
     wandb_project: str = ""
     hang_seconds: float = 1800.0
 
+    def __post_init__(self) -> None:
+        steps = ("num_microbatches", "log_every_steps", "save_every_steps", "keep_last")
+        configs.at_least(self, 1, *steps, "max_skipped_steps")
+        configs.at_least(self, 0, "total_steps", "keep_every_steps", "keep_every_hours")
+        configs.at_least(self, 0, "hang_seconds")
+        configs.at_least(self, 0, "seed", most=2**32 - 1)
+        first, last = self.profile_steps
+        if not (first == last == 0 or 1 <= first <= last):
+            raise UserError(f"profile_steps: {first}, {last}; give the first and the last step")
+
 
 def fit(
     stage: Stage,
@@ -104,7 +114,7 @@ def fit(
       Stopped: SIGINT or SIGTERM came; the state is saved.
       UserError: the workdir holds another run, batches ran out, or a batch does not divide.
     """
-    _check(config)
+    configs.at_least(config, 1, "total_steps")
     resolved = config if resolved is None else resolved
     return _Run(stage, config, Path(workdir), resolved, operational).fit()
 
@@ -325,15 +335,3 @@ class _Run:
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(batch.values())))
-
-
-def _check(config: TrainConfig) -> None:
-    for name in (
-        "total_steps",
-        "num_microbatches",
-        "log_every_steps",
-        "save_every_steps",
-        "keep_last",
-    ):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")
