@@ -67,7 +67,7 @@ def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:
     return json.loads(json.dumps(typed.to_plain(config, whole=whole)))
 
 
-def from_json(cls: type[T], data: dict[str, Any]) -> T:
+def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`; fields that have moved are read where they were (`MOVED`).
 
     Raises:

@@ -95,6 +95,7 @@ def test_how_a_stack_is_computed_is_read_where_it_was(old):
                 "train.num_microbatches=1",
                 "eval_every_steps=3",
                 "train.max_skipped_steps=7",
+                "train.optimizer.decay_head=true",  # the default, which the run does not know
             ],
         ),
     ],
@@ -137,7 +138,11 @@ def test_a_training_that_is_done_stays_so_and_one_that_stopped_goes_on(old):
     config = experiment_from_json(json.loads((old / "configs.json").read_text())["lm"], "lm")
     assert Run("done", config, old / "done", {"rows": "r"}).is_done
     assert not Run("done", config, old / "done", {"rows": "other"}).is_done
-    for change, stays in (("train.log_every_steps=7", True), ("train.seed=7", False)):
+    for change, stays in (
+        ("train.log_every_steps=7", True),
+        ("train.optimizer.decay_head=true", True),
+        ("train.seed=7", False),
+    ):
         changed = configs.override(config, [change])
         assert Run("done", changed, old / "done", {"rows": "r"}).is_done == stays
         (old / "stopped/kept").touch()

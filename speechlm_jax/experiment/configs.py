@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
@@ -18,6 +18,7 @@ from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.same_run import OPERATIONAL, decisive
 
+ModelKind: TypeAlias = Literal["lm", "text_to_token"]
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
 PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
@@ -104,7 +105,7 @@ class LanguageModelExperiment:
     data: RowsData
     model: LanguageModelConfig
     train: TrainConfig
-    kind: Literal["lm", "text_to_token"] = "lm"
+    kind: ModelKind = "lm"
     eval_every_steps: int = 500
     z_loss: float = 0.0
 

@@ -68,9 +68,7 @@ class FlowConfig:
             )
         if self.embed % self.heads:
             raise UserError(f"embed: {self.embed} is no multiple of heads, {self.heads}")
-        self.stack(
-            self.estimator_layers, positions_per_code=self.patches_per_code
-        )  # checks the rest
+        self.stack(1, positions_per_code=self.patches_per_code)  # checks the rest
 
     @property
     def frames_per_patch(self) -> int:
