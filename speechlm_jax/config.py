@@ -48,7 +48,8 @@ def at_least(config: Any, least: float | int, *names: str, most: float | int = M
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
-            raise UserError(f"{name}: {typed.short(value)}; give {least:.10g} to {most:.10g}")
+            limits = f"to {most:.10g}" if most != MOST or value > most else "or more"
+            raise UserError(f"{name}: {typed.short(value)}; give {least:.10g} {limits}")
 
 
 def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
@@ -56,7 +57,8 @@ def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value <= most:
-            raise UserError(f"{name}: {typed.short(value)}; give more than 0, up to {most:.10g}")
+            limits = f", up to {most:.10g}" if most != MOST or value > most else ""
+            raise UserError(f"{name}: {typed.short(value)}; give more than 0{limits}")
 
 
 def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         return None
     if isinstance(value, dict):  # of dataclasses: the named one, or the only one
         classes = [choice for choice in choices if dataclasses.is_dataclass(choice)]
-        named = [c for c in classes if c.__name__ == value.get("class")]
+        named = [c for c in classes if _name(c) == value.get("class")]
         if len(named or classes) == 1:
             return typed((named or classes)[0], value, path)
     for choice in choices:

@@ -151,7 +151,7 @@ def test_a_bad_value_of_a_small_config_is_refused_or_read_back(config):
     [
         (1, "model.encoder.block_frames=30", "encoder.block_frames: 30 is no multiple of pool"),
         (1, "model.encoder.latent_dim=5", "encoder.latent_dim: 5 is not quantizer.codebook_dim"),
-        (1, "data.augment.max_joined=0", "data.augment.max_joined: 0; give 1 to"),
+        (1, "data.augment.max_joined=0", "data.augment.max_joined: 0; give 1 or more"),
         (1, "data.augment.warp_ratio=1.5", "data.augment.warp_ratio: 1.5; give 0 to 0.99"),
         (1, "data.buckets.edges=[64,48]", r"data.buckets.edges: \[64, 48\]; give numbers .* rise"),
         (1, "data.buckets.edges=[]", r"data.buckets.edges: \[\]"),
@@ -160,7 +160,7 @@ def test_a_bad_value_of_a_small_config_is_refused_or_read_back(config):
         (0, 'model.transformer.lora={"targets":["x"]}', "lora.targets.0.: 'x' is not one of 'q'"),
         (0, "model.dtype=float8", "model.dtype: 'float8' is not one of 'float32', 'bfloat16'"),
         (0, "kind=text_to_tokne", "kind: 'text_to_tokne' is not one of 'lm', 'text_to_token'"),
-        (0, "eval_every_steps=0", "eval_every_steps: 0; give 1 to"),
+        (0, "eval_every_steps=0", "eval_every_steps: 0; give 1 or more"),
         (0, "train.profile_steps=[5,3]", "train.profile_steps: 5, 3"),
         (2, "data.augment={}", "data.augment: is for speech tokenizers alone"),
         (2, "model.patches_per_code=3", "mel_frames_per_code: 8 is no multiple of patches"),
