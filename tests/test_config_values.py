@@ -1,6 +1,7 @@
 """Whatever is written into a config's field is refused in one line, or can be built."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -103,17 +104,22 @@ def refused(config, path, value):
 
 
 def build(experiment):
-    """Shapes of the model, mesh and learning rate: what a config alone decides."""
+    """Mesh, learning rate and the model's shapes: what a config alone decides."""
     make_mesh(experiment.train.mesh)
     optimizer = make_optimizer(experiment.train.optimizer, total_steps=experiment.train.total_steps)
     float(optimizer.learning_rate(1))
-    model = experiment.model
+    shapes_of(experiment.model, experiment.train.seed)
+
+
+@functools.cache
+def shapes_of(model, seed):
+    """Shapes of a model's parameters."""
     init = {
         LanguageModelConfig: lambda: functional(model),
         SpeechTokenizerConfig: lambda: Functional(lambda rngs: SpeechTokenizer(model, rngs=rngs)),
         FlowConfig: lambda: Functional(lambda rngs: Flow(model, rngs=rngs)),
     }[type(model)]
-    jax.eval_shape(init().init, jax.random.key(experiment.train.seed))
+    return jax.eval_shape(init().init, jax.random.key(seed))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda x: type(x).__name__)

@@ -10,6 +10,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
@@ -156,6 +157,7 @@ def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[Mi
     """The rows of a run in order, and its number of steps."""
     data, steps = given.data, given.train.total_steps
     if not data.phases:
+        at_least(given.train, 1, "total_steps")
         shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
         phase = PhaseSpec("train", dict(shares), rows=steps * data.batch_size)
         return make_plan(tasks, [phase], seed=data.seed), steps
