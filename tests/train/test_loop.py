@@ -202,4 +202,4 @@ def test_batches_of_several_shapes(tmp_path):
 
     config = dataclasses.replace(CONFIG, total_steps=5)
     assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 5
-    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000004").rows_seen == 24
+    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000005").rows_seen == 28
