@@ -277,6 +277,6 @@ def test_batches_of_several_shapes(tmp_path):
             batch = batch_of(index)
             yield batch if index % 2 else {name: rows[:4] for name, rows in batch.items()}
 
-    config = dataclasses.replace(CONFIG, total_steps=4)
-    assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 4
-    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000004").rows_seen == 24
+    config = dataclasses.replace(CONFIG, total_steps=5)
+    assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 5
+    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000005").rows_seen == 28
