@@ -7,9 +7,7 @@ gives the same frames as the whole clip; with `floor="clip"` it also depends on 
 frame.
 """
 
-import dataclasses
 from functools import lru_cache
-from typing import Literal
 
 import librosa
 import numpy as np
@@ -17,41 +15,12 @@ import scipy.fft
 from jaxtyping import Float
 from numpy import ndarray
 
+from speechlm_jax.audio.mel_config import WHISPER, MelConfig
+
 DYNAMIC_RANGE = 8.0  # decades below the loudest frame that Whisper keeps
 # Decades; speech at full scale peaks near 1.5, so this is the floor that `clip` gives it.
 FIXED_FLOOR = -6.5
 SMALLEST_POWER = 1e-10
-
-
-@dataclasses.dataclass(frozen=True)
-class MelConfig:
-    """How samples become mel frames.
-
-    Attributes:
-      sample_rate: Hz.
-      n_fft: samples of a transform; win_length: samples of the Hann window inside it.
-      hop_length: samples between frames.
-      num_mels: mel bins, Slaney's scale and area normalisation.
-      floor: `clip`: 8 decades below the clip's maximum (Whisper); `fixed`: one value (streams).
-      f_min, f_max: Hz; None is half the sample rate.
-    """
-
-    sample_rate: int = 16_000
-    n_fft: int = 400
-    win_length: int = 400
-    hop_length: int = 160
-    num_mels: int = 80
-    floor: Literal["clip", "fixed"] = "clip"
-    f_min: float = 0.0
-    f_max: float | None = None
-
-    @property
-    def mel_rate_hz(self) -> float:
-        """Mel frames a second."""
-        return self.sample_rate / self.hop_length
-
-
-WHISPER = MelConfig()
 
 
 def wav_to_mel(

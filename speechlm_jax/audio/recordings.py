@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
-from speechlm_jax.audio.mel import MelConfig
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.wav import BadAudio, check_file
 from speechlm_jax.errors import UserError
 

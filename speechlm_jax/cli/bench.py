@@ -8,12 +8,12 @@ from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
-from speechlm_jax.errors import UserError
 from speechlm_jax.lm.sizes import SIZES
 
 bench = later("speechlm_jax.lm.bench")
 presets = later("speechlm_jax.lm.presets")
-# nn.flash.Kernel, which would import JAX; a test compares
+# Of nn.language_model.Dtype and nn.flash.Kernel, which would import JAX; a test compares
+DTYPES = ("float32", "bfloat16")
 KERNELS = ("auto", "reference", "blockwise", "splash", "triton")
 
 DETAILS = """\
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         help="fields of lm.bench.BenchConfig, e.g. rows=8 mesh.tensor=2",
     )  # fmt: skip
     options.add_vocab(parser)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="in place of the model's")
+    parser.add_argument("--dtype", choices=DTYPES, help="in place of the model's")
     parser.add_argument("--remat", choices=("none", "full", "dots"), help="likewise")
     parser.add_argument("--attention", choices=KERNELS, help="likewise")
     parser.add_argument(
@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
         "transformer": dataclasses.replace(stack, execution=_replaced(stack.execution, execution)),
     }
     config = configs.override(config, args.overrides)
-    if config.steps < 1 or config.rows < 1 or config.length < 8:
-        raise UserError("bench: steps and rows must be 1 or more, length 8 or more")
     found = bench.bench_train(_replaced(model, whole), config)
     if args.out is not None:
         artifacts.write_json(args.out, found)

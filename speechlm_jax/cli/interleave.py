@@ -5,6 +5,7 @@ from typing import Any
 
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import paths
 
 interleave = later("speechlm_jax.verbs.interleave")
@@ -53,13 +54,14 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes documents.jsonl and prints its counts and the ratio that came out."""
-    return options.show(
-        interleave.interleave(
-            args.file,
-            run=args.run_folder,
-            out=args.out,
-            span_corruption_ratio=args.span_corruption_ratio,
-            mean_span_length=args.mean_span_length,
-            seed=args.seed,
+    with FolderLock(args.out):
+        return options.show(
+            interleave.interleave(
+                args.file,
+                run=args.run_folder,
+                out=args.out,
+                span_corruption_ratio=args.span_corruption_ratio,
+                mean_span_length=args.mean_span_length,
+                seed=args.seed,
+            )
         )
-    )

@@ -5,6 +5,7 @@ from typing import Any
 
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import paths
 
 prepare = later("speechlm_jax.verbs.prepare")  # imports TensorFlow
@@ -42,12 +43,13 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares what is not yet prepared and prints the counts."""
-    return options.show(
-        prepare.prepare(
-            args.mixture,
-            run=args.run_folder,
-            out=args.out,
-            length=args.length,
-            seed=args.seed,
+    with FolderLock(args.out):
+        return options.show(
+            prepare.prepare(
+                args.mixture,
+                run=args.run_folder,
+                out=args.out,
+                length=args.length,
+                seed=args.seed,
+            )
         )
-    )

@@ -5,6 +5,7 @@ from typing import Any
 
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import paths
 
 synthesize = later("speechlm_jax.verbs.synthesize")
@@ -43,13 +44,14 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
-    return options.show(
-        synthesize.synthesize(
-            args.text,
-            run=args.run_folder,
-            out=args.out,
-            voice=args.voice,
-            temperature=args.temperature,
-            seed=args.seed,
+    with FolderLock(args.out):
+        return options.show(
+            synthesize.synthesize(
+                args.text,
+                run=args.run_folder,
+                out=args.out,
+                voice=args.voice,
+                temperature=args.temperature,
+                seed=args.seed,
+            )
         )
-    )

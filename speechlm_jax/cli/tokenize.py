@@ -5,6 +5,7 @@ from typing import Any
 
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import paths
 
 tokenize = later("speechlm_jax.verbs.tokenize")
@@ -43,8 +44,9 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
-    return options.show(
-        tokenize.tokenize(
-            args.audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
+    with FolderLock(args.out):
+        return options.show(
+            tokenize.tokenize(
+                args.audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
+            )
         )
-    )

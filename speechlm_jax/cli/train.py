@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import bucket, shipped
+from speechlm_jax import artifacts, bucket, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import options
 from speechlm_jax.cli.fields import config_to_fields
@@ -97,12 +97,17 @@ def run(args: argparse.Namespace) -> int:
         print(*config_to_fields(config), sep="\n")
         return EXIT_OK
     workdir = args.workdir or Path("runs") / config.stem
-    with cluster.join(_hosts(args)):
+    with cluster.join(_hosts(args, run=f"{artifacts.sha256_file(config)} {workdir.name}")):
         training.train(config, overrides=overrides, workdir=workdir)
     return EXIT_OK
 
 
-def _hosts(args: argparse.Namespace) -> ClusterConfig:
+def _hosts(args: argparse.Namespace, run: str = "") -> ClusterConfig:
     return ClusterConfig(
-        args.hosts, args.host, args.coordinator, args.start_seconds, args.heartbeat_seconds
+        args.hosts,
+        args.host,
+        args.coordinator,
+        args.start_seconds,
+        args.heartbeat_seconds,
+        run=run,
     )

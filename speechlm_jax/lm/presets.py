@@ -14,7 +14,7 @@ import dataclasses
 from typing import Literal
 
 from speechlm_jax.lm.sizes import Size
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import Dtype, LanguageModelConfig
 from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 
 _STACKS: dict[Size, TransformerConfig] = {
@@ -46,7 +46,7 @@ def preset(
     size: Size,
     *,
     vocab_size: int = 0,
-    dtype: str = "bfloat16",
+    dtype: Dtype = "bfloat16",
     remat: Literal["none", "full", "dots"] = "full",
 ) -> LanguageModelConfig:
     """A model of this size.

@@ -1,14 +1,12 @@
 """The quickstart's steps in order; each is skipped when its output is already there."""
 
-import fcntl
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax.errors import UserError
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.quickstart import (
     clock,
     evaluate,
@@ -81,8 +79,7 @@ def quickstart(
         own = own_data.make_own(
             folders, speech, text, size=size, seed=seed, audio_anywhere=audio_anywhere
         )
-    run.mkdir(parents=True, exist_ok=True)
-    with _locked(run):
+    with FolderLock(run):
         if own is not None:
             _take_steps(own, OWN_STEPS)
             own_results.write(own, command=command)
@@ -108,16 +105,3 @@ def _take_steps(q: Chain, steps: Steps) -> None:
         _log.info("step %d of %d: %s", number, len(steps), name.replace("_", " "))
         with clock.timed(q.folders.timing, name):
             step(q)
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Two processes in one run folder would harm each other; the second is refused."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run}: another quickstart is running in it; wait, or give another --out"
-            ) from None
-        yield

@@ -47,7 +47,13 @@ def join(config: ClusterConfig) -> Iterator[None]:
             "num_processes": config.hosts,
             "process_id": config.host,
         }
-        peers = meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
+        peers = meet(
+            config.host,
+            config.hosts,
+            config.coordinator,
+            seconds=config.start_seconds,
+            run=config.run,
+        )
         for connection in peers.values():
             keep_alive(connection, config.heartbeat_seconds)
     sentinel = Sentinel(config.host, config.hosts, peers)

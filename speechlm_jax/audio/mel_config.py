@@ -1,0 +1,50 @@
+"""How samples become mel frames: numbers alone, without what computes them."""
+
+import dataclasses
+from typing import Literal
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class MelConfig:
+    """How samples become mel frames.
+
+    Attributes:
+      sample_rate: Hz.
+      n_fft: samples of a transform; win_length: samples of the Hann window inside it.
+      hop_length: samples between frames.
+      num_mels: mel bins, Slaney's scale and area normalisation.
+      floor: `clip`: 8 decades below the clip's maximum (Whisper); `fixed`: one value (streams).
+      f_min, f_max: Hz; None is half the sample rate.
+    """
+
+    sample_rate: int = 16_000
+    n_fft: int = 400
+    win_length: int = 400
+    hop_length: int = 160
+    num_mels: int = 80
+    floor: Literal["clip", "fixed"] = "clip"
+    f_min: float = 0.0
+    f_max: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("sample_rate", "n_fft", "win_length", "hop_length", "num_mels")
+        configs.at_least(self, 1, *sizes)
+        configs.at_least(self, 0, "f_min")
+        if self.win_length > self.n_fft:
+            raise UserError(f"win_length: {self.win_length} exceeds n_fft, {self.n_fft}")
+        most = self.sample_rate / 2 if self.f_max is None else self.f_max
+        if not self.f_min < most <= self.sample_rate / 2:
+            raise UserError(
+                f"f_max: {most}; give more than f_min, {self.f_min}, up to half the sample rate"
+            )
+
+    @property
+    def mel_rate_hz(self) -> float:
+        """Mel frames a second."""
+        return self.sample_rate / self.hop_length
+
+
+WHISPER = MelConfig()
