@@ -60,7 +60,14 @@ ACTIVATION_RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each mesh axis; one axis may be -1, which takes the rest."""
+    """How many devices lie along each mesh axis; one axis may be -1, which takes the rest.
+
+    Attributes:
+      replica: slices, or groups of devices, that hold the same parameters and split the batch.
+      fsdp: devices that split both the parameters and the batch.
+      tensor: devices that split the layers themselves: heads, and the width of the MLP.
+      context: devices that split each row's positions.
+    """
 
     replica: int = 1
     fsdp: int = -1

@@ -39,7 +39,9 @@ class AugmentConfig:
       noise_db: how far the dynamic range is filled with steady noise: from the floor, 80 dB under
         the loudest value, up to this many dB above it.
       num_masks: bands of mel bins, and as many stretches of time, set to the mean of the row
-        (SpecAugment, Park et al. 2019), each up to mask_mels bins and mask_frames frames wide.
+        (SpecAugment, Park et al. 2019).
+      mask_mels: widest band, in mel bins.
+      mask_frames: longest stretch, in mel frames.
       seed: of the draws.
     """
 

@@ -38,6 +38,12 @@ class PhaseSpec:
 
     Give `tokens` or `rows`, or neither if every share is in epochs. Fractions are of that unit;
     tokens are turned into rows by each task's mean row, padding excluded.
+
+    Attributes:
+      name: of the phase, in logs.
+      shares: task -> its share of the phase (`fraction`, `epochs`, `rest`).
+      tokens: budget of the phase in tokens.
+      rows: budget of the phase in rows.
     """
 
     name: str

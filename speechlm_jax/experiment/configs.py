@@ -42,6 +42,7 @@ class ClipsData:
       split: clips whose manifest row has this `split` (rows without one belong to "train").
       kinds: if given, only clips of these `kind`s.
       not_speakers: speakers left out.
+      buckets: lengths of batches, and clips in each.
       augment: how a speech tokenizer's clips are varied; None takes them as they are.
     """
 
@@ -86,7 +87,14 @@ class RowsData:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerExperiment:
-    """Trains a speech tokenizer; `model.text_size` 0 is read from the text vocabulary."""
+    """Trains a speech tokenizer.
+
+    Attributes:
+      data: the clips.
+      model: its shape; `text_size` 0 is read from the text vocabulary.
+      train: how it is trained.
+      loss: what is minimised.
+    """
 
     data: ClipsData
     model: SpeechTokenizerConfig
@@ -96,11 +104,17 @@ class SpeechTokenizerExperiment:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelExperiment:
-    """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
+    """Trains a language model, or a text-to-token model, on rows.
 
-    `model.vocab_size` 0 is read from the rows' vocabulary. Held-out loss is measured every
-    `eval_every_steps`, on at most `eval_rows` rows of each task, spread over all that are held out
-    (0: on all of them). `z_loss` weighs the squared log-partition.
+    Attributes:
+      data: the rows.
+      model: its shape; `vocab_size` 0 is read from the rows' vocabulary.
+      train: how it is trained.
+      kind: which of the two it is.
+      eval_every_steps: updates between held-out losses.
+      eval_rows: rows of each task at most that a held-out loss is taken on, spread over all that
+        are held out; 0: all of them.
+      z_loss: weight of the squared log-partition.
     """
 
     data: RowsData
@@ -118,9 +132,13 @@ class LanguageModelExperiment:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechDecoderExperiment:
-    """Trains a flow from codes to mel frames, as they are (no `data.augment`).
+    """Trains a flow from codes to mel frames.
 
-    `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` of `model` are those of the data.
+    Attributes:
+      data: the clips, as they are (no `augment`), and their codes.
+      model: its shape; `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` are those of the
+        data.
+      train: how it is trained.
     """
 
     data: ClipsData

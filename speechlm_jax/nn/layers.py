@@ -20,6 +20,8 @@ class Lora:
     """Low-rank adapters (Hu et al. 2021): `x @ (kernel + alpha / rank * a @ b)`, b zero at first.
 
     Attributes:
+      rank: columns of a, rows of b.
+      alpha: what the adapter counts, in units of 1 / rank.
       targets: which of a block's maps have one: q, k, v, o, gate, up, down.
     """
 

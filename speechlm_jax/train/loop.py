@@ -57,8 +57,12 @@ class TrainConfig:
 
     Attributes:
       total_steps: updates in the whole run.
+      optimizer: the update rule and its learning rate.
+      mesh: how devices share the work.
       seed: of the initial weights and of everything random in the steps.
       num_microbatches: into how many parts each batch is split to save memory.
+      log_every_steps: updates between lines of the log.
+      save_every_steps: updates between checkpoints; the last step is always saved.
       keep_last, keep_every_steps, keep_every_hours: which checkpoints stay; see `Keep`.
       init_from: workdir or checkpoint of another run whose weights this one starts with; it is read
         only when this run has no checkpoint of its own.

@@ -36,6 +36,10 @@ class OptimizerConfig:
       schedule: what follows; "wsd" (warm-up, stable, decay) holds `peak` and falls linearly over
         the last `decay_fraction` of the run, or what of it the warm-up leaves; the others have no
         use for `decay_fraction`.
+      decay_fraction: part of the run in which "wsd" falls.
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of that mean before it divides.
       weight_decay: of matrices; norms and biases never decay, convolutions not under "muon".
       decay_embeddings: whether tables decay that are looked up; it shrinks rare rows to nothing.
       decay_head: whether output layers over a vocabulary decay that are no such table: they are
