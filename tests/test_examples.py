@@ -118,9 +118,7 @@ def micro(tmp_path_factory) -> Path:
     """Where README's commands are given: a folder with a micro run in runs/quickstart."""
     folder = tmp_path_factory.mktemp("readme")
     words = ["quickstart", "--size", "micro", "--out", "runs/quickstart"]
-    subprocess.run(
-        [sys.executable, "-m", "speechlm_jax.cli.main", *words], cwd=folder, check=True
-    )
+    subprocess.run([sys.executable, "-m", "speechlm_jax.cli.main", *words], cwd=folder, check=True)
     return folder
 
 

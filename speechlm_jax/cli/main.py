@@ -88,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], *, as_json: bool) -> int:
     """Looks at what was given first, then runs the user's modules, then what takes its time."""
-    arguments = parse(argv)
+    try:
+        arguments = parse(argv)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
     logs.set_up(_level(arguments), as_json=as_json)
     for name in arguments.module:
         shipped.find_module(name)

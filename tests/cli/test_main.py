@@ -1,7 +1,9 @@
 """main(): exit codes, one line per user error, logs, the user's modules."""
 
+import argparse
 import dataclasses
 import errno
+import io
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import pytest
 from speechlm_jax import config as configs
 from speechlm_jax.cli import main as cli
 from speechlm_jax.cli import options
-from speechlm_jax.errors import EXIT_USAGE, Stopped, UserError
+from speechlm_jax.errors import EXIT_NO_READER, EXIT_USAGE, Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,3 +220,158 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert cli.main([]) == EXIT_USAGE
     told = "runs/rows: No space left on device; make room, then run it again"
     assert capsys.readouterr().err == f"speechlm: error: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "a/b: No such file"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "a/b: Is a directory; give a"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; al"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), "File name too long; give"),
+        (OSError(errno.EIO, "Input/output error", "a\nb\udcff"), r"a\nb\udcff: Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_files_name(stub, capsys, kind, told):
+    stub(_raise(kind))
+    assert cli.main(["stub"]) == EXIT_USAGE
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1 and len(err) < 1100
+    assert cli.main(["stub", "--verbose"]) == EXIT_USAGE
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_system_error_without_a_file_is_a_bug_of_ours(stub):
+    stub(_raise(OSError(errno.EBADF, "Bad file descriptor")))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(["stub"])
+
+
+@pytest.mark.parametrize(
+    "argv", [["stub", "\udcff"], ["stub", "--module", "a\udcff.py"], ["\udcff"]]
+)
+def test_an_argument_that_is_not_utf8_is_one_line(stub, capsys, argv):
+    stub(lambda args: 0)
+    assert cli.main(argv) == EXIT_USAGE
+    err = capsys.readouterr().err
+    assert r"\udcff" in err and "is not UTF-8" in err and err.count("\n") == 1
+
+
+def test_a_result_that_the_terminal_cannot_write_is_json_all_the_same(stub, monkeypatch):
+    said = {"text": "caf\u00e9", "half": "\ud800"}
+    stub(lambda args: options.show(said))
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+        assert cli.main(["stub"]) == 0
+        assert json.loads(written.getvalue().decode(encoding)) == said
+
+
+@pytest.mark.parametrize("what", [["--help"], ["plan", "--help"], ["--version"]])
+def test_a_reader_that_has_gone_is_no_error(what):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "speechlm_jax.cli.main", *what],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (EXIT_NO_READER, "")
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "nan", "9" * 5000, "\u0663"])
+def test_a_seed_is_a_number_that_jax_tells_from_others(stub, capsys, seed):
+    stub(lambda args: 0)
+    assert cli.main(["stub", "--seed", seed]) == EXIT_USAGE
+    assert "is no whole number from 0 to 4294967295" in capsys.readouterr().err
+
+
+def test_a_path_may_begin_with_the_users_folder_and_is_not_empty(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert options.place("~/a b.wav") == Path("/home/ann/a b.wav")
+    with pytest.raises(argparse.ArgumentTypeError, match="is empty"):
+        options.place("")
+
+
+MODULE = 'RESULT = {"loaded": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "name", ["my lab.py", " my lab .py", "json.py", "1-lab.py", "a/my lab.py", "~/my lab.py",
+             "./json.py", "a.b.py"],
+)  # fmt: skip
+def test_a_module_file_has_any_name(stub, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = Path(name).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(MODULE)
+    before = set(sys.modules)
+    stub(lambda args: 0)
+    assert cli.main(["stub", "--module", name]) == 0, capsys.readouterr().err
+    (key,) = (key for key in set(sys.modules) - before if key.startswith("_speechlm_"))
+    assert sys.modules[key].RESULT == {"loaded": 1}
+    assert cli.main(["stub", f"--module={path.resolve()}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("json", "is a module of Python; for a file give json.py"),
+        ("my_folder", "is a folder; name a module in it, e.g. my_folder.tasks"),
+        ("my_folder/", "is a folder; give a file in it"),
+        (".", "is a folder; give a file in it"),
+        ("no.such.thing", "no module 'no'"),
+        ("no such.py", "no such.py: no such file"),
+        ("", "no such file, and no module is called so"),
+        ("notes.txt", "is not a Python file"),
+        ("numpy", "for the one here give its file, numpy.py"),
+        ("x" * 5000 + ".py", "no such file"),
+    ],
+)
+def test_a_module_that_is_none_is_one_line(stub, tmp_path, monkeypatch, capsys, name, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "my_folder").mkdir()
+    for file in ("json.py", "numpy.py", "notes.txt"):
+        (tmp_path / file).touch()
+    stub(lambda args: 0)
+    assert cli.main(["stub", "--module", name]) == EXIT_USAGE
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = (\n", "SyntaxError: '(' was never closed (bad.py:1)"),
+        ("\nx = y\n", "NameError: name 'y' is not defined (bad.py:2)"),
+        ("def f():\n    return {}['a']\nf()\n", "KeyError: 'a' (bad.py:2)"),
+        ("raise SystemExit(3)\n", "ends the process"),
+        ("import sys\nsys.setrecursionlimit(200)\ndef f(): f()\nf()\n", "RecursionError"),
+        ("\x00", "null bytes"),
+    ],
+)
+def test_what_fails_inside_a_module_is_named_with_its_line(
+    stub, tmp_path, monkeypatch, capsys, text, told
+):
+    monkeypatch.chdir(tmp_path)
+    limit = sys.getrecursionlimit()
+    (tmp_path / "bad.py").write_text(text)
+    stub(lambda args: 0)
+    try:
+        assert cli.main(["stub", "--module", "bad.py"]) == EXIT_USAGE
+        err = capsys.readouterr().err
+        assert err.startswith("speechlm: error: ") and err.count("\n") == 1
+        assert "bad.py" in err and told in err
+        assert cli.main(["stub", "--verbose", "--module", "bad.py"]) == EXIT_USAGE
+        assert "Traceback" in capsys.readouterr().err or "exit" in text.lower()
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_what_is_not_there_is_told_before_a_module_is_run(stub, tmp_path, monkeypatch, capsys):
+    (tmp_path / "loud.py").write_text("raise AssertionError('it was run')\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", "a", "--module", "loud.py", "--run", "/nope"]) == EXIT_USAGE
+    assert "/nope: holds no run" in capsys.readouterr().err
