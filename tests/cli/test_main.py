@@ -271,9 +271,10 @@ def test_a_result_that_the_terminal_cannot_write_is_json_all_the_same(stub, monk
 def test_a_reader_that_has_gone_is_no_error(what):
     read, write = os.pipe()
     os.close(read)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, "-m", "speechlm_jax.cli.main", *what],
-        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=buffered, stdout=write, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (EXIT_NO_READER, "")
