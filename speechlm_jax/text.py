@@ -95,7 +95,7 @@ class _HuggingFace:
         self.left_out = 0
         if self.unknown_id in reserved:
             raise UserError(
-                f"text vocabulary: id {self.unknown_id} cannot be a special's; unknown words need it"
+                f"text vocabulary: id {self.unknown_id} cannot be a special's; it is the unknown's"
             )
         if reserved:
             self._encoder = read(json.dumps(_without_tokens(data, reserved)))
