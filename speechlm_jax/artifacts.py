@@ -96,7 +96,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON in UTF-8 ({error})") from None
 
 
@@ -135,8 +135,9 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+            reason = getattr(error, "msg", error)
+            raise UserError(f"{path}:{number}: is not JSON ({reason})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: is not a JSON object")
         yield row
@@ -190,8 +191,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     except bucket.NoSuchObject:
         raise unfinished from None
     try:
-        return Manifest(**data)
-    except TypeError:
+        return configs.from_json(Manifest, data if isinstance(data, dict) else {})
+    except UserError:
         raise UserError(
             f"{path}: is not a stage manifest of this version; run its stage again"
         ) from None
