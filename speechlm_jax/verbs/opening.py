@@ -10,12 +10,13 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
-from speechlm_jax.quickstart.folders import Folders
+from speechlm_jax.quickstart.folders import NAMES, Folders
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
+TEXT_MODEL = NAMES["text_model"]  # of a run, and what `vocab` writes beside a vocab.json
 CODES_IDENTITY = ("tokenizer", "frame_rate_hz", "codebook_size")
 
 
@@ -31,11 +32,21 @@ def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
 
 
 def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
-    """The vocabulary of a quickstart run, or of a model that `speechlm convert` turned into one."""
+    """The vocabulary of a quickstart run, of `speechlm vocab`, or of a converted model.
+
+    Raises:
+      UserError: the folder holds none, or a vocabulary and a text vocabulary that it is not of.
+    """
     run = Path(run)
     if (run / BASE_VOCAB).is_file():
         vocab = Vocab.from_json(artifacts.read_json(run / BASE_VOCAB))
-        return vocab, TextTokenizer.load(run / BASE_TEXT)
+        name = BASE_TEXT if (run / BASE_TEXT).is_file() else TEXT_MODEL
+        text = TextTokenizer.load(run / name)
+        if text.fingerprint != vocab.text_fingerprint:
+            raise UserError(
+                f"{run / name}: is not the text vocabulary that {BASE_VOCAB} names; copy both anew"
+            )
+        return vocab, text
     models = open_run(run)
     return models.vocab, models.text
 
