@@ -130,17 +130,27 @@ def _is_wide(head: bytes) -> bool:
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """Reads one JSON object a line, as `read_lines`; UserError names the line that is broken."""
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
-            reason = getattr(error, "msg", error)
-            raise UserError(f"{path}:{number}: is not JSON ({reason})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: is not a JSON object")
+    for _, row in numbered_jsonl(path):
+        if isinstance(row, UserError):
+            raise row
         yield row
+
+
+def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Number and object of each line; the error of a line that is broken stands in its place."""
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            yield number, _line_to_row(line, f"{path}:{number}")
+
+
+def _line_to_row(line: str, place: str) -> dict[str, Any] | UserError:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UserError(f"{place}: is not JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5,000 digits
+        return UserError(f"{place}: cannot be read ({error})")
+    return row if isinstance(row, dict) else UserError(f"{place}: is not a JSON object")
 
 
 def sha256_file(path: str | Path) -> str:

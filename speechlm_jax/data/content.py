@@ -45,10 +45,10 @@ def row_to_text(row: Mapping[str, Any], field: str = "text") -> str:
     if isinstance(row.get("turns"), list):
         spoken = [turn.get("segments") for turn in row["turns"] if isinstance(turn, dict)]
         segments = [segment for part in spoken if isinstance(part, list) for segment in part]
-    return segments_to_text(segments) if isinstance(segments, list) else ""
+    return _join(segments) if isinstance(segments, list) else ""
 
 
-def segments_to_text(segments: Iterable[Any]) -> str:
+def _join(segments: Iterable[Any]) -> str:
     """What segments say, for a key: their texts, and codes that have none as they are."""
     whole = [segment for segment in segments if isinstance(segment, dict)]
     if not any(isinstance(segment.get("text"), str) for segment in whole):

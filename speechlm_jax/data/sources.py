@@ -20,7 +20,7 @@ from speechlm_jax.vocab import Vocab
 
 SPLITS = ("train", "validation")
 SPLIT_VERSION = 2  # of the rule by which rows are held out
-LINES = (".jsonl", ".jsonl.gz")  # of rows; lines of other files are documents, but for these:
+# Files that hold neither rows nor, as any other file may, a document a line.
 NO_LINES = (".json", ".ndjson", ".csv", ".tsv", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "codes": "codes.jsonl",
@@ -313,19 +313,29 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id.
 
-    Lines of text may lie in a .gz.
+    Lines may lie in a .gz.
 
     Raises:
-      UserError: the file cannot be read, or is of a kind that holds neither.
+      UserError: a row or the file cannot be read, or it is of a kind that holds neither.
+    """
+    for number, row in numbered_rows(file):
+        if isinstance(row, UserError):
+            raise row
+        yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Line (in Parquet: place) and row, as of `read_rows` without its ids.
+
+    The error of a line that is broken stands in its place; what spoils a whole file is raised.
     """
     name = file.name.lower()
     if name.removesuffix(".gz").endswith(NO_LINES) or name.endswith(".parquet.gz"):
         raise UserError(f"{file}: is not read; give .txt or .jsonl (or .gz of them), or .parquet")
-    if name.endswith((*LINES, ".parquet")):
-        read = read_parquet if name.endswith(".parquet") else artifacts.read_jsonl
-        for number, row in enumerate(read(file), 1):
-            yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
-        return
-    for number, line in enumerate(artifacts.read_lines(file), 1):
-        if line.strip():
-            yield {"id": f"{file.name}:{number}", "text": line}
+    if name.endswith(".parquet"):
+        yield from enumerate(read_parquet(file), 1)
+    elif name.removesuffix(".gz").endswith(".jsonl"):
+        yield from artifacts.numbered_jsonl(file)
+    else:
+        lines = enumerate(artifacts.read_lines(file), 1)
+        yield from ((number, {"text": line}) for number, line in lines if line.strip())
