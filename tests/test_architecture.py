@@ -31,7 +31,7 @@ LIBRARY_ROOMS = {
     "array_record": ("data/",),
     "fsspec": ("bucket.py",),
     "pyarrow": ("data/parquet.py",),
-    "seqio": ("data/tasks.py", "data/prepare.py"),
+    "seqio": ("data/tasks.py", "data/rates.py", "data/prepare.py"),
     "tensorflow": ("data/tasks.py", "data/prepare.py"),
     "tensorflow_datasets": ("data/tasks.py", "data/prepare.py"),
     "tensorboard": ("train/logs.py",),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ COMMANDS = {
     "chat": "answer a spoken question, in audio and text",
 }
 DEFAULT_RUN = Path("runs/quickstart")
+RUN_VARIABLE = "SPEECHLM_RUN"  # names another default; the tasks of tasks/quickstart.py read it too
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,8 +92,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         dest="run_folder",  # `run` is the sub-command's function
         metavar="DIR",
         type=Path,
-        default=DEFAULT_RUN,
-        help="the run folder whose models are used (default: %(default)s)",
+        default=Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN),
+        help=f"the run folder whose models are used (default: ${RUN_VARIABLE}, or {DEFAULT_RUN})",
     )
 
 

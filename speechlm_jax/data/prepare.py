@@ -5,8 +5,7 @@ made in any order, and their rows do not depend on how many are made at once.
 """
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,19 @@ from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.data import formats, mixture, rows
 from speechlm_jax.data import tasks as data_tasks
+from speechlm_jax.data.contract import check_features, known_ids, row_to_example
 from speechlm_jax.data.formats import Example, example_to_document
 from speechlm_jax.data.packing import Packer, Row
+from speechlm_jax.data.rates import task_rates
 from speechlm_jax.data.sources import SPLITS, code_identity
+from speechlm_jax.data.user_code import user_code
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
-_TFDS_ABSENT = "TFDS data set {} is not on disk; build it with TFDS first, and give its data_dir"
+# Version of what is checked and handed to preprocessors: tasks with code of their own are prepared
+# anew when it changes. The documents of data/formats.py have a version of their own.
+CONTRACT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,35 +98,42 @@ def prepare(
     data_tasks.use_vocab(vocab, tokenizer)
     for module in modules:
         shipped.import_module(module)
-    provider = data_tasks.find(name)
-    its_tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+    rates = task_rates(data_tasks.find(name))
+    its_tasks = [seqio.TaskRegistry.get(task) for task in rates]
+    for task in its_tasks:
+        _check_declared(task)
     folders = {
         task.name: task_folder(task, vocab, tokenizer, out=out, config=config) for task in its_tasks
     }
-    jobs = [
-        ShardJob(task.name, split, shard, folders[task.name] / split)
-        for task in its_tasks
-        for split in task.splits
-        if split in SPLITS and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
-        for shard in range(config.num_shards)
-    ]
+    jobs = _jobs_to_do(its_tasks, folders, config)
+    for job in jobs:
+        if job.shard == 0:  # a preprocessor that cannot run is told before hours of work
+            make_dataset(job, config)
     with tqdm(jobs, desc=f"prepare {name}", unit="shard", disable=quiet or None) as bar:
         for job in bar:
             bar.set_postfix_str(f"{job.task} {job.split}")
             prepare_shard(job, vocab=vocab, config=config)
             if job.shard == config.num_shards - 1:
                 _finish_split(job, vocab=vocab, config=config)
-    prepared = []
-    for task in sorted(its_tasks, key=lambda task: task.name):
-        rate = float(provider.get_rate(task)) if isinstance(provider, seqio.Mixture) else 1.0
-        splits = _split_folders(folders[task.name], Path(out))
-        if "train" not in splits:
-            raise UserError(
-                f"task {task.name}: gives no rows of {config.length} ids in split train"
-            )
-        prepared.append(mixture.PreparedTask(task.name, rate, splits))
-    made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, tuple(prepared))
+    prepared = tuple(
+        mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
+        for task, rate in rates.items()
+    )
+    made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, prepared)
     return mixture.write_mixture(out, made)
+
+
+def _jobs_to_do(
+    tasks: Iterable[seqio.Task], folders: Mapping[str, Path], config: PrepareConfig
+) -> list[ShardJob]:
+    """The shards of every split that is not finished."""
+    return [
+        ShardJob(task.name, split, shard, folders[task.name] / split)
+        for task in tasks
+        for split in task.splits
+        if split in SPLITS and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
+        for shard in range(config.num_shards)
+    ]
 
 
 def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None:
@@ -131,9 +142,8 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     counts_path = path.with_suffix(".json")
     if path.is_file() and counts_path.is_file():
         return
-    task = seqio.TaskRegistry.get(job.task)
     packer = Packer(config.length, open_rows=config.open_rows)
-    examples = read_examples(task, split=job.split, shard=job.shard, num_shards=config.num_shards)
+    examples = read_examples(job, vocab=vocab, config=config)
     counts = rows.write_rows(
         path,
         _examples_to_rows(examples, packer, config, job.shard),
@@ -148,22 +158,39 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     )
 
 
-def read_examples(
-    task: seqio.Task, *, split: str, shard: int = 0, num_shards: int = 1
-) -> Iterator[Example]:
-    """The examples of a task in the source's order; UserError where the data is bad."""
-    info = seqio.ShardInfo(index=shard, num_shards=num_shards) if num_shards > 1 else None
-    try:
-        dataset = task.get_dataset(
-            split=split, shuffle=False, shard_info=info, try_in_mem_cache=False
-        )
-        for row in dataset.as_numpy_iterator():
-            yield Example(row.get("inputs", np.zeros(0, np.int32)), row["targets"])
-    except (tf.errors.OpError, ValueError, FileNotFoundError, NotImplementedError) as error:
-        # TensorFlow wraps what Python code of a pipeline raises; its message holds ours.
-        found = re.search(r"UserError: (.*)", str(error))
-        line = found.group(1) if found else str(error).strip().splitlines()[0]
-        raise UserError(f"task {task.name}: {line}") from error
+def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iterator[Example]:
+    """The examples of a shard in the source's order.
+
+    Raises:
+      UserError: a task's own code that fails, or an example that breaks the contract; the task is
+        named.
+    """
+    known, eos = known_ids(vocab), vocab["eos"]
+    dataset = make_dataset(job, config)
+    with user_code(f"task {job.task}, split {job.split}"):
+        for number, row in enumerate(dataset.as_numpy_iterator(), 1):
+            try:
+                yield row_to_example(row, known=known, eos=eos)
+            except UserError as error:
+                raise UserError(f"document {number}: {error}") from None
+
+
+def make_dataset(job: ShardJob, config: PrepareConfig) -> tf.data.Dataset:
+    """A shard's examples as SeqIO gives them; UserError if a preprocessor cannot take its input.
+
+    Preprocessors are handed the row length, as SeqIO's trainers hand them a sequence length; but
+    nothing is trimmed behind them, because the packer keeps what is longer than a row.
+    """
+    task = seqio.TaskRegistry.get(job.task)
+    many = config.num_shards > 1
+    info = seqio.ShardInfo(index=job.shard, num_shards=config.num_shards) if many else None
+    with user_code(f"task {job.task}, split {job.split}"):
+        tf.random.set_seed(config.seed)  # for preprocessors that draw, e.g. seqio's with `seed`
+        return task.get_dataset(
+            dict.fromkeys(task.output_features, config.length),
+            split=job.split, shuffle=False, shard_info=info, trim_output_features=False,
+            try_in_mem_cache=False,
+        )  # fmt: skip
 
 
 def task_folder(
@@ -187,27 +214,45 @@ def task_folder(
 
 def task_identity(task: seqio.Task) -> str:
     """Names what a task gives: its data, and the code that runs on it."""
-    source: Any = task.source
+    steps = [code_identity(step) for step in task.preprocessors]
+    if [getattr(step, "func", None) for step in task.preprocessors] != [data_tasks.write_examples]:
+        steps.append(CONTRACT)
+    with user_code(f"task {task.name}"):
+        return configs.fingerprint([task.name, _source_identity(task.source), steps])
+
+
+def _source_identity(source: Any) -> Any:
     if isinstance(source, data_tasks.RowSource):
-        data = source.rows.identity()
-    elif isinstance(source, seqio.TfdsDataSource):
-        try:
-            info = source.tfds_dataset.info
-        except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-            raise UserError(
-                f"task {task.name}: {_TFDS_ABSENT.format(source.tfds_dataset.name)}"
-            ) from error
+        return source.rows.identity()
+    if isinstance(source, seqio.TfdsDataSource):
+        info = _tfds_info(source)
         sizes = {str(k): [split.num_examples, split.num_bytes] for k, split in info.splits.items()}
-        data = [repr(source), info.full_name, sizes]
-    else:
-        shards = [shard for split in source.splits for shard in source.list_shards(split)]
-        data = [
-            artifacts.sha256_file(shard) if Path(shard).is_file() else shard for shard in shards
-        ]
-        data.append(code_identity(getattr(source, "_dataset_fn", type(source))))
-    return configs.fingerprint(
-        [task.name, data, [code_identity(step) for step in task.preprocessors]]
-    )
+        return [repr(source), info.full_name, sizes]
+    shards = [shard for split in source.splits for shard in source.list_shards(split)]
+    data = [artifacts.sha256_file(shard) if Path(shard).is_file() else shard for shard in shards]
+    return [*data, code_identity(getattr(source, "_dataset_fn", type(source)))]
+
+
+def _tfds_info(source: seqio.TfdsDataSource) -> tfds.core.DatasetInfo:
+    try:
+        return source.tfds_dataset.info
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"TFDS data set {source.tfds_dataset.name} is not on disk; build it with TFDS first, "
+            "and give its data_dir"
+        ) from error
+
+
+def _check_declared(task: seqio.Task) -> None:
+    """UserError if a task cannot be prepared, whatever its data is."""
+    with user_code(f"task {task.name}"):
+        check_features(task.output_features)
+        if isinstance(task.source, seqio.TfdsDataSource):
+            _tfds_info(task.source)
+        if "train" not in task.splits:
+            raise UserError(
+                f"has no split train, but {', '.join(task.splits)}; name one of them so"
+            )
 
 
 def _examples_to_rows(
@@ -253,13 +298,20 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
         leftover.unlink()
 
 
-def _split_folders(folder: Path, out: Path) -> dict[str, str]:
-    """The finished splits of a task that hold rows, relative to `out`; with their offsets."""
+def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:
+    """The finished splits of a task that hold rows, relative to `out`; with their offsets.
+
+    Raises:
+      UserError: there is no train split among them.
+    """
     found = [split for split in SPLITS if (folder / split / artifacts.MANIFEST).is_file()]
     for split in found:  # folders of an earlier version have none
         rows.add_offsets(folder / split)
-    return {
+    splits = {
         split: str((folder / split).relative_to(out))
         for split in found
         if artifacts.read_manifest(folder / split).counts["rows"]
     }
+    if "train" not in splits:
+        raise UserError(f"task {task}: gives no rows of {config.length} ids in split train")
+    return splits

@@ -274,6 +274,8 @@ class RowShards:
             raise IndexError(f"row {number} of {self._size} in {self.folder}")
         try:
             row = self._layout.bytes_to_row(self._records[number])
+            if (most := int(row.ids.max())) >= self.vocab.size:
+                raise ValueError(f"id {most}; the vocabulary has ids 0..{self.vocab.size - 1}")
         except (ValueError, RuntimeError) as error:  # of ours, of array_record
             line = str(error).partition("\n")[0]
             raise UserError(f"{self.folder}: row {number} is damaged ({line}); {_MEND}") from None

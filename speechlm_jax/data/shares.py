@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -22,9 +23,9 @@ class Share:
     amount: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.amount > 0:
+        if not 0 < self.amount < math.inf:
             raise UserError(
-                f"share {self.kind}: {self.amount} must be above 0; leave the task out instead"
+                f"share {self.kind}: {self.amount} must be a number above 0; or leave the task out"
             )
         if self.kind == "fraction" and self.amount > 1:
             raise UserError(f"share fraction: {self.amount} is more than the whole")
@@ -65,8 +66,8 @@ def rates_to_shares(rates: Mapping[str, float | int]) -> dict[str, Share]:
     SeqIO draws examples by rate. Rows are full of tokens, so here a rate is a share of tokens.
     """
     total = sum(rates.values())
-    if not total > 0 or min(rates.values()) < 0:
-        raise UserError("mixture rates: at least one must be above 0, and none below")
+    if not 0 < total < math.inf or not all(rate >= 0 for rate in rates.values()):
+        raise UserError("mixture rates: at least one must be above 0, none below, and all finite")
     return {name: fraction(rate / total) for name, rate in rates.items() if rate}
 
 

@@ -163,16 +163,27 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
 
 
 def code_identity(function: Any) -> Any:
-    """Names a function: its source, and what plain values it closes over or has bound."""
+    """Names a function: its source, and what plain values it closes over or has bound.
+
+    Of an object that is called, or whose method this is: its class, and what plain values it holds.
+    """
     if isinstance(function, functools.partial):
         bound = [*function.args, *sorted(function.keywords.items())]
         return [code_identity(function.func), [_value_identity(value) for value in bound]]
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):
-        source = getattr(function, "__qualname__", type(function).__qualname__)
+        if not hasattr(function, "__qualname__"):
+            return [code_identity(type(function)), _held(function)]
+        source = function.__qualname__
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return [source, [_value_identity(value) for value in cells]]
+    found = [source, [_value_identity(value) for value in cells]]
+    return [*found, _held(function.__self__)] if inspect.ismethod(function) else found
+
+
+def _held(thing: Any) -> Any:
+    fields = {} if inspect.isclass(thing) else getattr(thing, "__dict__", {})
+    return [[name, _value_identity(value)] for name, value in sorted(fields.items())]
 
 
 def _value_identity(value: Any) -> Any:

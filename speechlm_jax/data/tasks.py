@@ -7,6 +7,7 @@ looked up when examples are read. TensorFlow is imported here: training never im
 import difflib
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from speechlm_jax.data.formats import Writer
+from speechlm_jax.data.rates import Rate, to_rates
 from speechlm_jax.data.sources import SPLITS, Keep, Place, Rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
@@ -101,8 +103,7 @@ def text_function(
             output_signature=_spec(["text"]),
         )
 
-    source = seqio.FunctionDataSource(dataset, splits)
-    return register(name, source, "text", metric_fns=metric_fns)
+    return register(name, FunctionSource(dataset, splits), "text", metric_fns=metric_fns)
 
 
 def text_tfds(
@@ -124,7 +125,12 @@ def text_tfds(
       splits: ours -> theirs, e.g. {"train": "train[1%:]", "validation": "train[:1%]"}; None takes
         the data set's own.
       metric_fns: SeqIO metric functions.
+
+    Raises:
+      UserError: `dataset` names no version.
     """
+    if not re.fullmatch(r"[^:]+:[^:]+", dataset):
+        raise UserError(f"task {name}: {dataset}: names no version; e.g. my_stories:1.0.0")
     source = seqio.TfdsDataSource(
         dataset,
         tfds_data_dir=None if data_dir is None else str(data_dir),
@@ -169,13 +175,31 @@ def folder_text(name: str, folders: Place | Sequence[Place], **options: Any) -> 
     return _register_folders(name, folders, "text", **options)
 
 
-def mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
-    """Registers a mixture of tasks by SeqIO rates; a plan reads them as shares of tokens."""
-    if name in seqio.MixtureRegistry.names():
-        raise UserError(f"mixture {name}: is registered twice; give one of them another name")
+def mixture(name: str, rates: Mapping[str, Rate]) -> seqio.Mixture:
+    """Registers a mixture of tasks by SeqIO rates; a plan reads them as shares of tokens.
+
+    Args:
+      name: of the mixture.
+      rates: of each task, or mixture, inside it: a number, or a function of the task such as
+        `seqio.mixing_rate_num_examples`, which is asked when the mixture is prepared.
+
+    Raises:
+      UserError: a name that is taken or unknown, or rates that `rates.to_rates` refuses.
+    """
+    check_new("mixture", name)
     for task in rates:
         find(task)
+    # What a function will say is not known yet: it counts as a rate above 0.
+    to_rates(name, {task: 1 if callable(rate) else rate for task, rate in rates.items()})
     return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def check_new(kind: str, name: str) -> None:
+    """UserError if a new task or mixture cannot have this name: files and folders are called so."""
+    if not re.fullmatch(r"\w[\w.:#]*", name):
+        raise UserError(f"{kind} {name!r}: a name holds letters, digits, _ . : # and no blanks")
+    if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        raise UserError(f"{kind} {name}: is registered twice; give one of them another name")
 
 
 def find(name: str) -> seqio.Task | seqio.Mixture:
@@ -205,8 +229,7 @@ def register(
     metric_fns: Sequence[Callable] = (),
 ) -> seqio.Task:
     """Registers a SeqIO task: a source, preprocessors that give a format's fields, the format."""
-    if name in seqio.TaskRegistry.names():
-        raise UserError(f"task {name}: is registered twice; give one of them another name")
+    check_new("task", name)
     write = functools.partial(write_examples, format=format, field=field)
     return seqio.TaskRegistry.add(
         name,
@@ -218,9 +241,12 @@ def register(
 
 
 def output_features() -> dict[str, seqio.Feature]:
-    """The features of every task: `targets`, and `inputs` where there is a side without loss."""
-    make = functools.partial(seqio.Feature, SpeechTextVocabulary(), add_eos=False, dtype=tf.int32)
-    return {"inputs": make(required=False), "targets": make()}
+    """The features of every task: `targets`, and `inputs` where there is a side without loss.
+
+    SeqIO's `append_eos` and its like end `targets` in eos, and leave `inputs`.
+    """
+    make = functools.partial(seqio.Feature, SpeechTextVocabulary(), dtype=tf.int32)
+    return {"inputs": make(add_eos=False, required=False), "targets": make(add_eos=True)}
 
 
 def write_examples(
@@ -251,6 +277,7 @@ class RowSource(seqio.DataSource):
     def __init__(self, rows: Rows):
         super().__init__(SPLITS)
         self.rows = rows
+        self._counts: dict[Any, int] = {}  # by split and state of the files
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -258,6 +285,15 @@ class RowSource(seqio.DataSource):
 
     def list_shards(self, split: str) -> list[str]:
         return [str(file) for file in self.rows.files()]
+
+    def num_input_examples(self, split: str) -> int:
+        """The rows that belong to a split. They are read for it, once while the files stay."""
+        files = self.rows.files()
+        stats = [file.stat() for file in files]
+        state = (split, *files, *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+        if state not in self._counts:
+            self._counts[state] = sum(1 for _ in self.rows.examples(files, split))
+        return self._counts[state]
 
     def get_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -277,6 +313,15 @@ class RowSource(seqio.DataSource):
             lambda: self.rows.examples(files, split, codebook_size=vocab.codebook_size),
             output_signature=_spec(self.rows.fields),
         )
+
+
+class FunctionSource(seqio.FunctionDataSource):
+    """A SeqIO source of a function, which knows how many examples that gives."""
+
+    @functools.cache  # noqa: B019  # sources stay registered as long as the process lives
+    def num_input_examples(self, split: str) -> int:
+        """The examples of a split. They are made for it, once."""
+        return sum(1 for _ in self.get_dataset(split, shuffle=False))
 
 
 class SpeechTextVocabulary(seqio.Vocabulary):

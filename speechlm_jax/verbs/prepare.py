@@ -1,6 +1,8 @@
 """A registered mixture -> packed shards in a run's vocabulary. Imports TensorFlow."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from speechlm_jax.data.prepare import prepare as prepare_mixture
 from speechlm_jax.errors import UserError
 from speechlm_jax.verbs.opening import open_vocab
 
+RUN_VARIABLE = "SPEECHLM_RUN"
 COUNTS = ("rows", "documents", "text_tokens", "speech_tokens", "dropped_documents")
 
 
@@ -32,10 +35,9 @@ def prepare(
     if length < 2:
         raise UserError(f"--length {length}: must be 2 or more")
     vocab, text = open_vocab(run)
-    # The tasks of tasks/quickstart.py find a run's data by this; one's own need it not.
-    os.environ.setdefault("SPEECHLM_RUN", str(Path(run).resolve()))
     config = PrepareConfig(length=length, seed=seed)
-    path = prepare_mixture(mixture, vocab=vocab, tokenizer=text, out=out, config=config)
+    with _exported(run):
+        path = prepare_mixture(mixture, vocab=vocab, tokenizer=text, out=out, config=config)
     made = read_mixture(path)
     return {
         "mixture": str(path),
@@ -49,6 +51,19 @@ def prepare(
             for task in made.tasks
         },
     }
+
+
+@contextlib.contextmanager
+def _exported(run: str | Path) -> Iterator[None]:
+    """Meanwhile SPEECHLM_RUN names the run, by which tasks/quickstart.py finds its data."""
+    before = os.environ.get(RUN_VARIABLE)
+    os.environ[RUN_VARIABLE] = str(Path(run).resolve())
+    try:
+        yield
+    finally:
+        del os.environ[RUN_VARIABLE]
+        if before is not None:
+            os.environ[RUN_VARIABLE] = before
 
 
 def _counts(folder: Path) -> dict[str, int]:

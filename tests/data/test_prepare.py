@@ -249,9 +249,22 @@ def test_the_file_in_the_readme_registers_a_mixture(tmp_path):
     assert set(as_text(row_documents(mixture.open_shards(path)["lab_text"]))) == {"a red cat <eos>"}
 
 
+def test_the_readmes_task_of_seqios_own_preprocessors(tmp_path, monkeypatch):
+    readme = (QUICKSTART.parent / "README.md").read_text()
+    (tmp_path / "my_lines.py").write_text(readme.split("```python\n")[2].split("```")[0])
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories/one.txt").write_text("a red cat\n" * 30)
+    monkeypatch.chdir(tmp_path)
+    import_module(str(tmp_path / "my_lines.py"))
+    path = prepare_here("lab_lines", tmp_path / "rows")
+    assert (
+        as_text(row_documents(mixture.open_shards(path)["lab_lines"])) == ["a red cat <eos>"] * 30
+    )
+
+
 def test_the_readmes_codes_make_the_same_rows_in_both_formats(tmp_path, monkeypatch):
     readme = (QUICKSTART.parent / "README.md").read_text()
-    (tmp_path / "my_codes.py").write_text(readme.split("```python\n")[2].split("```")[0])
+    (tmp_path / "my_codes.py").write_text(readme.split("```python\n")[3].split("```")[0])
     monkeypatch.chdir(tmp_path)
     made = import_module(str(tmp_path / "my_codes.py"))
     lines, parquet = (

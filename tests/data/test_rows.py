@@ -108,6 +108,22 @@ def test_damage_is_found(tmp_path):
         RowShards(tmp_path)
 
 
+def test_an_id_beyond_the_vocabulary_reaches_no_model(tmp_path):
+    """Rows made elsewhere, whose manifest names a smaller vocabulary of the same width."""
+    larger = dataclasses.replace(SMALL, text_size=30_000)
+    rows = make_rows(larger, 24)
+    made = write_rows(tmp_path / "a.arrayrecord", rows, vocab=larger, length=24)
+    file = RowFile("a.arrayrecord", made.rows, (tmp_path / "a.arrayrecord").stat().st_size)
+    write_row_manifest(
+        tmp_path, [file], task="t", split="train", vocab=SMALL, length=24,
+        counts=dataclasses.asdict(made), inputs={}, config={}, seed=0,
+    )  # fmt: skip
+    shards = RowShards(tmp_path, vocab=SMALL)
+    most = int(rows[1].ids.max())
+    with pytest.raises(UserError, match=f"row 1 is damaged .id {most}; the vocabulary has ids 0.."):
+        shards[1]
+
+
 def test_files_are_the_same_bytes_each_time(tmp_path):
     rows = make_rows(SMALL, 24)
     for name in "ab":

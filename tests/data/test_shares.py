@@ -1,5 +1,7 @@
 """Declared shares become exact counts, or one line that says why not."""
 
+import math
+
 import pytest
 
 from speechlm_jax.data.plan import TaskRows
@@ -72,5 +74,15 @@ def test_shares_are_checked():
     for kind, amount in (("fraction", 1.5), ("fraction", 0.0), ("epochs", -1.0)):
         with pytest.raises(UserError):
             Share(kind, amount)
-    with pytest.raises(UserError):
-        rates_to_shares({"text": 0.0})
+    for kind in ("fraction", "epochs", "rest"):
+        for amount in (math.nan, math.inf):
+            with pytest.raises(UserError, match="must be a number above 0"):
+                Share(kind, amount)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_rates_that_are_no_shares_are_refused(rate):
+    for rates in ({"text": rate}, {"text": rate, "pairs": rate}, {"text": 1.0, "pairs": rate}):
+        if rates != {"text": 1.0, "pairs": 0.0}:
+            with pytest.raises(UserError, match="mixture rates"):
+                rates_to_shares(rates)

@@ -1,5 +1,6 @@
 """Rows belong to one split each, their identity follows what they hold, and bad ones are named."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -134,3 +135,26 @@ def test_code_identity_sees_code_and_plain_values():
     assert code_identity(make(1)) == code_identity(make(1)) != code_identity(make(2))
     assert code_identity(functools.partial(make, 1)) != code_identity(functools.partial(make, 2))
     assert code_identity(make(object())) == code_identity(make(object()))
+
+
+def test_code_identity_sees_what_an_object_that_is_called_holds():
+    @dataclasses.dataclass
+    class Take:
+        field: str
+
+        def __call__(self, row):
+            return row[self.field]
+
+        def method(self, row):
+            return row[self.field]
+
+    @functools.cache
+    def cached(row):
+        return row
+
+    assert code_identity(Take("a")) == code_identity(Take("a")) != code_identity(Take("b"))
+    assert code_identity(Take("a").method) != code_identity(Take("b").method)
+    assert "self.field" in str(code_identity(Take("a"))) and "return row" in str(
+        code_identity(cached)
+    )
+    assert code_identity(len) == ["len", []]

@@ -1,0 +1,93 @@
+"""What a user's own code raises -> one line that says whose code it is, and where it stands."""
+
+import contextlib
+import errno
+import logging
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from speechlm_jax.errors import Stopped, UserError
+
+_log = logging.getLogger("speechlm.data")
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_NOT_THE_USERS = (_PACKAGE, sysconfig.get_path("stdlib"), "site-packages", "<", "__autograph_")
+_LINE = re.compile(r'File "([^"]+)", line (\d+), in ')
+# TensorFlow's words before those of what was raised inside one of its pipelines.
+_WRAPPING = re.compile(
+    r"\{\{function_node [^}]*\}\}\s*|Error in user-defined function passed to .*? transformation "
+    r"with iterator: \S+: |Function invocation produced "
+)
+
+
+@contextlib.contextmanager
+def user_code(whose: str) -> Iterator[None]:
+    """Runs code of a user; `whose` names it, e.g. "task lab_text".
+
+    Raises:
+      UserError: "<whose>: <what is wrong>" for whatever the code raises, also inside a TensorFlow
+        pipeline. The traceback is logged, where --verbose shows it.
+    """
+    try:
+        yield
+    except (Stopped, MemoryError):
+        raise
+    except UserError as error:
+        raise UserError(f"{whose}: {error}") from error
+    except Exception as error:  # it is not our code: anything
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _log.debug("%s", whose, exc_info=True)
+        raise UserError(f"{whose}: {_describe(error)}") from error
+
+
+def _describe(error: Exception) -> str:
+    """One line: the preprocessor that ran, what was raised, and the user's line that raised it."""
+    text = str(error)
+    ours = re.search(r"UserError: (.*)", text)  # one of ours that went through TensorFlow
+    if ours:
+        return ours.group(1).strip()
+    where = _user_line("".join(traceback.format_exception(error)))
+    return f"{_preprocessor(error)}{_reason(error, text)}{where}"
+
+
+def _reason(error: Exception, text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.startswith("in user code:"):  # of AutoGraph: the exception itself comes last
+        return lines[-1]
+    if type(error).__module__.startswith("tensorflow"):
+        return _WRAPPING.sub("", lines[0]) if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _user_line(text: str) -> str:
+    """ " (my_lab.py:12)": the innermost line of a traceback in a file of the user's, or ""."""
+    found = [
+        f" ({Path(file).name}:{line})"
+        for file, line in _LINE.findall(text)
+        if not any(mark in file for mark in _NOT_THE_USERS)
+    ]
+    return found[-1] if found else ""
+
+
+def _preprocessor(error: Exception) -> str:
+    """The preprocessor that SeqIO was calling, and the fields that it was given; "" elsewhere."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in filter(_is_seqio, frames):
+        step, dataset = frame.f_locals.get("prep_fn"), frame.f_locals.get("dataset")
+        while hasattr(step, "func"):  # functools.partial
+            step = step.func
+        name = getattr(step, "__name__", type(step).__name__)
+        spec = getattr(dataset, "element_spec", None)
+        given = ", ".join(spec) if isinstance(spec, dict) else type(dataset).__name__
+        return f"preprocessor {name} (given {given}): "
+    return ""
+
+
+def _is_seqio(frame: FrameType) -> bool:
+    """Whether SeqIO applies preprocessors here; it says nowhere else which one it is at."""
+    return frame.f_code.co_name == "_preprocess_dataset"
