@@ -4,13 +4,47 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from speechlm_jax.data.formats import Example, Writer
 
 _NOT_SAID = re.compile(r"[\W_]+")
 _UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # categories of characters that leave no mark on paper
 # Fillers of Hangul and Braille, joiners, variation selectors: blank whatever their category says.
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+
+_noted: BinaryIO | None = None
+
+
+@contextmanager
+def noting(file: BinaryIO) -> Iterator[None]:
+    """Meanwhile `write` notes the keys of documents in the file: 8 bytes a key, big-endian."""
+    global _noted
+    _noted = file
+    try:
+        yield
+    finally:
+        _noted = None
+
+
+def write(writer: Writer, format: str, values: Sequence[Any]) -> Example:
+    """A document in a format, and its key noted; one that holds nothing has no ids at all.
+
+    Args:
+      writer: of the ids.
+      format: the name of a method of the writer.
+      values: what that takes.
+    """
+    if not holds_something(format, values):
+        return Example(np.zeros(0, np.int32), np.zeros(0, np.int32))  # the packer counts it
+    key = values_to_key(format, values)
+    if _noted is not None and key is not None:
+        _noted.write(key.to_bytes(8, "big"))
+    return getattr(writer, format)(*values)
 
 
 def has_words(text: str) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.data.sources import SPLITS, Rows, read_rows
+from speechlm_jax.data.user_code import user_code
 from speechlm_jax.errors import UserError
 
 FEW, CLOSED = 8, 64
@@ -55,15 +56,18 @@ def agree(tasks: Mapping[str, Rows], *, out: str | Path) -> dict[str, Rows]:
     Raises:
       UserError: rows that cannot be read, or a task without any.
     """
-    small = {name: hold_out(rows, name) for name, rows in tasks.items()}
-    shared = frozenset[int]().union(*(rows.held_out for rows in small.values() if not rows.by_id))
+    alone = {}
+    for name, rows in tasks.items():
+        with user_code(f"task {name}"):
+            alone[name] = hold_out(rows)
+    shared = frozenset[int]().union(*(rows.held_out for rows in alone.values() if not rows.by_id))
     return {
         name: rows if rows.by_id else _with_theirs(rows, shared, Path(out))
-        for name, rows in small.items()
+        for name, rows in alone.items()
     }
 
 
-def hold_out(rows: Rows, task: str) -> Rows:
+def hold_out(rows: Rows) -> Rows:
     """The rows of a task, and what it holds out in addition because they are few.
 
     At most MOST_ROWS are read, and no more once FEW different keys lie below the ratio.
@@ -85,7 +89,7 @@ def hold_out(rows: Rows, task: str) -> Rows:
         if below + named >= FEW and (len(said.keys) == CLOSED or not number):
             return rows
     if not seen:
-        raise UserError(f"task {task}: its files hold no document")
+        raise UserError(f"{rows.paths()[0]}: holds no document")
     if len(said.keys) < CLOSED and number >= max(FEW * len(said.keys), 1):
         return dataclasses.replace(by_id, held_out=_few(called.keys, number, named))
     if seen == MOST_ROWS:

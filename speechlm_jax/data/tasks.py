@@ -16,6 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from speechlm_jax.data import content
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.data.rates import Rate, to_rates
 from speechlm_jax.data.sources import SPLITS, Keep, Place, Rows
@@ -256,7 +257,8 @@ def write_examples(
     names = [field if name == "text" else name for name in FIELDS[format]]
 
     def write(*values: Any) -> tuple[np.ndarray, np.ndarray]:
-        example = getattr(current_writer(), format)(*map(_to_plain, names, values))
+        plain = [*map(_to_plain, names, values)]
+        example = content.write(current_writer(), format, plain)
         return example.inputs, example.targets
 
     @tf.autograph.experimental.do_not_convert
@@ -290,7 +292,13 @@ class RowSource(seqio.DataSource):
         """The rows that belong to a split. They are read for it, once while the files stay."""
         files = self.rows.files()
         stats = [file.stat() for file in files]
-        state = (split, *files, *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+        state = (
+            split,
+            self.rows.held_out,
+            self.rows.by_id,
+            *files,
+            *((stat.st_size, stat.st_mtime_ns) for stat in stats),
+        )
         if state not in self._counts:
             self._counts[state] = sum(1 for _ in self.rows.examples(files, split))
         return self._counts[state]

@@ -29,7 +29,7 @@ def texts(rows: Rows) -> dict[str, list[str]]:
 @pytest.mark.parametrize("prefix", ["a", "b", "c"])
 def test_few_documents_hold_out_a_few_by_the_rule(tmp_path, number, held_out, prefix):
     rows = [{"id": str(i), "text": f"{prefix} {i}"} for i in range(number)]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", rows), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
     by_ratio = len(texts(task(tmp_path / "a.jsonl", rows))["validation"])
     assert len(found["validation"]) == max(held_out, by_ratio)
     assert len(found["train"]) == number - len(found["validation"])
@@ -42,32 +42,32 @@ def test_many_documents_go_by_the_ratio_alone_and_are_not_read_to_their_end(tmp_
     monkeypatch.setattr(
         splits, "read_rows", lambda file: (read.append(1) or row for row in list(rows))
     )
-    assert hold_out(made, "t") == made and len(read) < 2000
+    assert hold_out(made) == made and len(read) < 2000
     none = dataclasses.replace(made, validation_ratio=0.0)
-    assert hold_out(none, "t") == none
+    assert hold_out(none) == none
 
 
 def test_a_few_things_said_again_and_again_are_split_by_id(tmp_path):
     said = [f"word{i}" for i in range(10)]
     rows = [{"id": str(i), "text": said[i % 10]} for i in range(600)]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", rows), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
     assert set(found["train"]) == set(said) and FEW <= len(found["validation"]) < 30
     same = [{"id": str(i), "text": "a red cat"} for i in range(30)]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", same), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", same)))
     assert len(found["validation"]) == 3 and len(found["train"]) == 27
     twice = [{"id": f"{i} {k}", "text": f"text {i}"} for i in range(300) for k in "ab"]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", twice), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", twice)))
     assert not set(found["train"]) & set(found["validation"])
     assert len(found["validation"]) == 2 * FEW
 
 
 def test_rows_that_name_their_split_keep_it_and_count(tmp_path):
     rows = [{"id": str(i), "text": f"text {i}", "split": SPLITS[i < 3]} for i in range(40)]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", rows), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
     assert found["validation"] == ["text 0", "text 1", "text 2"]
     for row in rows[3:]:
         del row["split"]
-    found = texts(hold_out(task(tmp_path / "a.jsonl", rows), "t"))
+    found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
     assert {"text 0", "text 1", "text 2"} <= set(found["validation"])
     assert len(found["validation"]) in (4, 5)  # an eighth of 37 is 4
 
@@ -97,8 +97,8 @@ def test_formats_of_one_document_are_on_one_side(tmp_path):
     held = set().union(*(sides["validation"] for sides in keys.values()))
     assert not held & set().union(*(sides["train"] for sides in keys.values()))
     # a task that has nothing of the others is as it would be alone
-    assert tasks["other"] == hold_out(tasks["other"], "other")
-    assert tasks["text"].identity() != hold_out(tasks["text"], "text").identity()
+    assert tasks["other"] == hold_out(tasks["other"])
+    assert tasks["text"].identity() != hold_out(tasks["text"]).identity()
 
 
 def test_what_another_task_holds_out_is_found_once_and_again_when_asked_again(
@@ -110,15 +110,17 @@ def test_what_another_task_holds_out_is_found_once_and_again_when_asked_again(
     }
     first = agree(tasks, out=tmp_path / "out")
     monkeypatch.setattr(splits, "_rows", lambda rows: pytest.fail("read to its end again"))
-    monkeypatch.setattr(splits, "hold_out", lambda rows, name: held[name])
-    held = {"few": first["few"], "text": tasks["text"]}
+    monkeypatch.setattr(splits, "hold_out", lambda rows: held[rows.places])
+    held = {
+        tasks[name].places: rows for name, rows in (("few", first["few"]), ("text", tasks["text"]))
+    }
     assert agree(tasks, out=tmp_path / "out") == first
 
 
 def test_files_without_a_document_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="task t: its files hold no document"):
-        hold_out(Rows((tmp_path / "a.txt",), False, {"text": "text"}), "t")
+    with pytest.raises(UserError, match="a.txt: holds no document"):
+        hold_out(Rows((tmp_path / "a.txt",), False, {"text": "text"}))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
