@@ -40,54 +40,64 @@ class TextCounts:
         self.unknown_tokens += tokenizer.left_out - before
 
 
-def check_unknown(task: str, folder: Path, *, allow: bool) -> None:
+def check_unknown(task: str, folder: Path) -> None:
     """Looks at the finished splits of a task for words that the vocabulary lacks.
 
     Raises:
-      UserError: they are more than a fifth, and `allow` does not say that they may be.
+      UserError: they are more than a fifth.
     """
-    counts = [_counts(folder / split) for split in SPLITS]
-    plain, unknown = (
-        sum(of_split.get(name, 0) for of_split in counts)
-        for name in ("plain_tokens", "unknown_tokens")
-    )
-    is_enough = all(counts) or plain >= ENOUGH_TOKENS
-    if not is_enough or unknown <= WARN_RATIO * plain:
-        return
-    found = f"task {task}: {unknown} of {plain} text ids ({unknown / plain:.1%}) are unknown words"
-    way_out = (
-        "learn a vocabulary of this text with `speechlm vocab`, and prepare with --run of that"
-    )
-    if unknown > REFUSE_RATIO * plain and not allow:
-        raise UserError(f"{found}; {way_out}, or give --allow-unknown")
-    if all(counts):
-        _log.warning("%s; %s", found, way_out)
+    counts = _split_counts(folder)
+    plain, unknown = _unknown(counts)
+    is_enough = all(counts.values()) or plain >= ENOUGH_TOKENS
+    if is_enough and unknown > REFUSE_RATIO * plain:
+        raise UserError(f"{_describe(task, plain, unknown)}, or give --allow-unknown")
 
 
-def tell_of_splits(folders: Mapping[str, Path]) -> None:
-    """Warns of tasks that hold nothing out, set documents aside, or train on what is held out."""
+def tell(folders: Mapping[str, Path]) -> None:
+    """Warns of what is wrong with prepared tasks, but for training; says how large they are."""
     trained = count_trained(folders)
     for task, folder in folders.items():
-        counts = {split: _counts(folder / split) for split in SPLITS}
+        counts = _split_counts(folder)
+        plain, unknown = _unknown(counts)
         held_out = counts["validation"].get("documents", 0)
+        empty = sum(of_split.get("empty_documents", 0) for of_split in counts.values())
+        if unknown > WARN_RATIO * plain:
+            _log.warning("%s", _describe(task, plain, unknown))
         if not held_out:
             _log.warning("task %s: no document is held out, so it has no held-out loss", task)
-        if empty := sum(of_split.get("empty_documents", 0) for of_split in counts.values()):
+        if empty:
             _log.warning("task %s: %d documents hold nothing and are left out", task, empty)
         if trained[task]:
             _log.warning(
-                "task %s: %d things that its %d held-out documents say are trained on too; "
-                'its held-out loss is too good (rows of one document need one "split")',
+                "task %s: %d things that its %d held-out documents say are trained on too, so that "
+                'its held-out loss is too low; give all rows of a document the same "split"',
                 task, trained[task], held_out,
             )  # fmt: skip
-        sizes = ", ".join(
-            f"{of_split.get('documents', 0)} documents in {split}"
-            for split, of_split in counts.items()
-        )
-        _log.info("task %s: %s", task, sizes)
+        train = counts["train"].get("documents", 0)
+        _log.info("task %s: %d documents to train on, %d held out", task, train, held_out)
 
 
-def _counts(folder: Path) -> dict[str, int]:
-    """The counts of a finished split; none of one that is not there."""
-    is_there = (folder / artifacts.MANIFEST).is_file()
-    return artifacts.read_manifest(folder).counts if is_there else {}
+def _split_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """The counts of each split; none of one that is not finished."""
+    return {
+        split: artifacts.read_manifest(folder / split).counts
+        if (folder / split / artifacts.MANIFEST).is_file()
+        else {}
+        for split in SPLITS
+    }
+
+
+def _unknown(counts: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    """Ids of text in all splits, and those of them that stand for unknown words."""
+    plain, unknown = (
+        sum(of_split.get(field.name, 0) for of_split in counts.values())
+        for field in dataclasses.fields(TextCounts)
+    )
+    return plain, unknown
+
+
+def _describe(task: str, plain: int, unknown: int) -> str:
+    return (
+        f"task {task}: {unknown} of {plain} text ids ({unknown / plain:.1%}) are unknown words; "
+        "learn a vocabulary of this text with `speechlm vocab`, and prepare with --run of that"
+    )

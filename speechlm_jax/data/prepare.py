@@ -119,14 +119,16 @@ def prepare(
             prepare_shard(job, vocab=vocab, config=config)
             if job.shard == config.num_shards - 1:
                 _finish_split(job, vocab=vocab, config=config)
-                findings.check_unknown(job.task, folders[job.task], allow=allow_unknown)
+                if not allow_unknown:
+                    findings.check_unknown(job.task, folders[job.task])
     prepared = tuple(
         mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
         for task, rate in rates.items()
     )
     for task, folder in folders.items():
-        findings.check_unknown(task, folder, allow=allow_unknown)
-    findings.tell_of_splits(folders)
+        if not allow_unknown:  # all of it may have been there
+            findings.check_unknown(task, folder)
+    findings.tell(folders)
     made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, prepared)
     return mixture.write_mixture(out, made)
 
