@@ -56,15 +56,15 @@ def agree(tasks: Mapping[str, Rows], *, out: str | Path) -> dict[str, Rows]:
     Raises:
       UserError: rows that cannot be read, or a task without any.
     """
-    alone = {}
+    alone, agreed = {}, {}
     for name, rows in tasks.items():
         with user_code(f"task {name}"):
             alone[name] = hold_out(rows)
     shared = frozenset[int]().union(*(rows.held_out for rows in alone.values() if not rows.by_id))
-    return {
-        name: rows if rows.by_id else _with_theirs(rows, shared, Path(out))
-        for name, rows in alone.items()
-    }
+    for name, rows in alone.items():
+        with user_code(f"task {name}"):
+            agreed[name] = rows if rows.by_id else _with_theirs(rows, shared, Path(out))
+    return agreed
 
 
 def hold_out(rows: Rows) -> Rows:

@@ -39,7 +39,7 @@ def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
     """
     run = Path(run)
     if (run / BASE_VOCAB).is_file():
-        vocab = Vocab.from_json(artifacts.read_json(run / BASE_VOCAB))
+        vocab = _read_vocab(run / BASE_VOCAB)
         name = BASE_TEXT if (run / BASE_TEXT).is_file() else TEXT_MODEL
         text = TextTokenizer.load(run / name)
         if text.fingerprint != vocab.text_fingerprint:
@@ -51,9 +51,25 @@ def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
     return models.vocab, models.text
 
 
+def _read_vocab(path: Path) -> Vocab:
+    data = artifacts.read_json(path)
+    try:
+        return Vocab.from_json(data if isinstance(data, dict) else {})
+    except UserError as error:
+        raise UserError(f"{path}: is no vocabulary ({error})") from None
+
+
 def open_codes(run: str | Path) -> dict[str, Any]:
-    """Identity of the codes of a run, or of a folder of codes: tokenizer, rate, codebook size."""
+    """Identity of codes: tokenizer, rate, codebook size.
+
+    Args:
+      run: a run, a folder of codes, or a folder with a vocabulary.
+    """
     folder = Path(run)
+    if (folder / BASE_VOCAB).is_file():
+        vocab = _read_vocab(folder / BASE_VOCAB)
+        values = (vocab.tokenizer_fingerprint, vocab.frame_rate_hz, vocab.codebook_size)
+        return dict(zip(CODES_IDENTITY, values, strict=True))
     if (folder / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(folder)
         if manifest.kind == "codes":

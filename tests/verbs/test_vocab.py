@@ -14,7 +14,7 @@ from speechlm_jax.cli import main as cli
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.errors import UserError
 from speechlm_jax.verbs import vocab as verb
-from speechlm_jax.verbs.opening import open_vocab
+from speechlm_jax.verbs.opening import open_codes, open_vocab
 
 TEXT = [
     f"Chapter {i}: “It was $5.50,” said Zoë;  see http://a.b/c?d={i * 7919}.\n\n\tHe left {word}."
@@ -69,6 +69,19 @@ def test_the_codes_may_be_a_runs(run, tmp_path):
     theirs, _ = open_vocab(run)
     assert vocab.tokenizer_fingerprint == theirs.tokenizer_fingerprint
     assert vocab.text_fingerprint != theirs.text_fingerprint
+
+
+def test_the_codes_may_be_another_vocabularys(tmp_path, codes):
+    path = write(tmp_path, ".txt")
+    for run, out in ((codes, "first"), (tmp_path / "first", "second")):
+        made = verb.vocab([path], run=run, out=tmp_path / out, size=400)
+    assert open_vocab(tmp_path / "first")[0] == open_vocab(tmp_path / "second")[0]
+    assert made["vocabulary"] == open_vocab(tmp_path / "first")[0].fingerprint
+    for data in ([], {}, {"text_size": -1}, {"strange": 1}):
+        artifacts.write_json(tmp_path / "second/vocab.json", data)
+        for read in (open_vocab, open_codes):
+            with pytest.raises(UserError, match="second/vocab.json: is no vocabulary"):
+                read(tmp_path / "second")
 
 
 def test_long_lines_are_cut_at_blanks_and_nothing_is_lost():
