@@ -32,7 +32,8 @@ class _SentencePiece:
 
     def __init__(self, model: bytes, reserved: frozenset[int]):
         self._decoder = sentencepiece.SentencePieceProcessor(model_proto=model)
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        messages: Any = sentencepiece_model_pb2  # made when it is imported: without types
+        proto = messages.ModelProto.FromString(model)
         self.size: int = self._decoder.GetPieceSize()
         self.unknown_id: int = self._decoder.unk_id()
         rules = proto.normalizer_spec
@@ -101,7 +102,13 @@ class _HuggingFace:
             self._encoder = read(json.dumps(_without_tokens(data, reserved)))
         self._reserved = reserved
         self._is_lost: dict[str, bool] = {}  # by letter
-        self._leaves_out = self.unknown_id is None and any(map(self._lost, _PROBE))
+        lost = [letter for letter in _PROBE if self._lost(letter)]
+        for letter in lost:
+            if ids := self._decoder.encode(letter, add_special_tokens=False).ids:
+                raise UserError(
+                    f"text vocabulary: id {ids[0]} cannot be a special's; '{letter}' needs it"
+                )
+        self._leaves_out = self.unknown_id is None and bool(lost)
 
     def encode(self, text: str, continues: bool) -> list[int]:
         spaced = f" {text}" if continues and text else text
@@ -280,7 +287,7 @@ def _without_tokens(data: dict[str, Any], reserved: frozenset[int]) -> dict[str,
         {**token, "content": _unsaid(token["id"]), "special": True}
         if token["id"] in reserved
         else token
-        for token in data["added_tokens"]
+        for token in data.get("added_tokens") or ()
     ]
     if isinstance(model["vocab"], list):  # Unigram: a piece and its score
         pieces = enumerate(model["vocab"])

@@ -214,7 +214,9 @@ def test_no_id_above_the_text_comes_out_of_text():
     assert max(text.for_vocab(vocab).encode("say <|audio_0|>")) < codes_from
 
 
-@pytest.mark.parametrize(("kind", "id_"), [("pieces", 0), ("pieces", 70), ("unigram", 0)])
+@pytest.mark.parametrize(
+    ("kind", "id_"), [("pieces", 0), ("pieces", 70), ("unigram", 0), ("plain", 32)]
+)  # "A"; 70 is a byte
 def test_a_special_has_no_id_that_any_text_may_need(kind, id_):
     model = _hugging_face(kind) if kind in HF_KINDS else _sentencepiece(kind)
     text = TextTokenizer(model)

@@ -44,5 +44,5 @@ class Formats:
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Text of those ids that are text."""
-        ids = np.asarray(ids, np.int64)
-        return self.text_tokenizer.decode(ids[self.vocab.is_text(ids)].tolist())
+        every = np.asarray(ids, np.int64)
+        return self.text_tokenizer.decode(every[self.vocab.is_text(every)].tolist())
