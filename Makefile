@@ -22,7 +22,9 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,espeak]'
-	touch $@
+	@echo "Installed in $(VENV): '$(BIN)/speechlm' is the command ('. $(BIN)/activate' makes it 'speechlm')."
+	@echo "eSpeak NG, the voices of the quickstart, is GPL-3 and came with it: docs/licences.md."
+	@touch $@
 
 # What the tests compare with (PyTorch, transformers) is installed for them alone. The TPU compiler
 # stands apart: where JAX finds it, every process asks it for TPUs.
@@ -33,6 +35,7 @@ $(VENV)/.oracles: $(VENV)/.installed
 
 quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size micro"
 	$(BIN)/speechlm quickstart $(ARGS)
+	@echo "Now: '. $(BIN)/activate', then 'speechlm chat', 'speechlm speak', 'speechlm evaluate' (README.md, Try it)."
 
 test: $(VENV)/.oracles  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
 	$(BIN)/python -m pytest -q $(ARGS)

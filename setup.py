@@ -5,6 +5,7 @@ nothing installs a top-level package called `tasks` or `configs`; `speechlm_jax.
 """
 
 import re
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -67,19 +68,76 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2"],
 }
 
+CLASSIFIERS = [
+    "Development Status :: 3 - Alpha",
+    "Environment :: Console",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Natural Language :: English",
+    "Operating System :: MacOS",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Multimedia :: Sound/Audio :: Speech",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+]
+URLS = {"Paper": "https://arxiv.org/abs/2411.17607"}
+
+
+def repository() -> str | None:
+    """The GitHub page of the checkout that is built, by its `origin`; no password goes along."""
+    command = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
+    try:
+        origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return None
+    found = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", origin)
+    return f"https://github.com/{found[1]}/{found[2]}" if found else None
+
+
+def readme_for_index(text: str, page: str | None) -> str:
+    """The README as an index shows it, where a path means nothing: links and pictures of `page`.
+
+    Without a page, a link keeps its words and a picture its description.
+    """
+
+    def absolute(found: re.Match) -> str:
+        mark, words, target = found.groups()
+        if re.match(r"https?:|#|mailto:", target):
+            return found[0]
+        if page is None:
+            return words
+        return f"{mark}[{words}]({page}/{'raw' if mark else 'blob'}/HEAD/{target})"
+
+    return re.sub(r"(!?)\[([^]]*)\]\(([^)\s]+)\)", absolute, text)
+
+
+PAGE = repository()
 setup(
     name="speechlm_jax",
     version=VERSION,
     description="Train speech-text language models on interleaved data, from laptop to TPU pod.",
-    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description=readme_for_index(README.read_text(encoding="utf-8"), PAGE)
+    if README.is_file()
+    else "",
     long_description_content_type="text/markdown",
+    author="The speechlm_jax authors",
+    url=PAGE,
+    project_urls=URLS | ({"Issues": f"{PAGE}/issues", "Source": PAGE} if PAGE else {}),
+    classifiers=CLASSIFIERS,
+    keywords=["speech", "language model", "TTS", "ASR", "interleaved data", "JAX", "TPU"],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["speechlm_jax", "speechlm_jax.*"])
     + [f"speechlm_jax._shipped.{folder}" for folder in SHIPPED],
     package_dir={f"speechlm_jax._shipped.{folder}": folder for folder in SHIPPED},
-    package_data={"": ["*.md", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.jsonl", "*.txt"]},
+    package_data={
+        "": ["py.typed", "*.md", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.jsonl", "*.txt"]
+    },
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["speechlm = speechlm_jax.cli.main:entry"]},

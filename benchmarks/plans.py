@@ -29,7 +29,7 @@ PUBLISHED = PLANS / "published.json"
 TRAINING = {
     "lm_9b_v5p-4x4x4": "configs/lm_9b_paper.py --topology v5p:4x4x4 --largest",
     "lm_9b_v5p-4x4x4-dots": (
-        "configs/lm_9b_paper.py model.transformer.remat=dots --topology v5p:4x4x4"
+        "configs/lm_9b_paper.py model.transformer.execution.remat=dots --topology v5p:4x4x4"
     ),
     "lm_9b_v6e-8x8": "configs/lm_9b_paper.py --topology v6e:8x8 --largest",
     "lm_9b_v6e-8x8-2": (

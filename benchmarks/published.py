@@ -21,7 +21,7 @@ from speechlm_jax import artifacts
 from speechlm_jax.cli.plan import cache_folder
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 from speechlm_jax.planner.plan import Plan, plan_training
 from speechlm_jax.planner.slices import parse_topology
 from speechlm_jax.sharding import MeshConfig
@@ -39,7 +39,8 @@ def _llama(
 ) -> Any:
     """A model of Llama's kind, heads of 128."""
     shape: dict[str, Any] = {"heads": embed // 128, "kv_heads": 8, "head_dim": 128, **more}
-    stack = TransformerConfig(layers, embed=embed, mlp=mlp, remat="full", **shape)
+    execution = ExecutionConfig(remat="full")
+    stack = TransformerConfig(layers, embed=embed, mlp=mlp, execution=execution, **shape)
     return LanguageModelConfig(vocab, stack, tied=False, scale_embeddings=False, dtype="bfloat16")
 
 

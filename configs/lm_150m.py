@@ -8,7 +8,7 @@ Time and expected loss: not measured yet.
 
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
@@ -16,8 +16,9 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 def config() -> LanguageModelExperiment:
     """The experiment; every field can be overridden on the command line."""
     transformer = TransformerConfig(
-        num_layers=12, embed=768, heads=12, kv_heads=4, head_dim=64, mlp=3072, remat="full"
-    )
+        num_layers=12, embed=768, heads=12, kv_heads=4, head_dim=64, mlp=3072,
+        execution=ExecutionConfig(remat="full"),
+    )  # fmt: skip
     return LanguageModelExperiment(
         data=RowsData(mixture="runs/data/my_mixture.mixture.json", batch_size=64),
         # 0: as many ids as the rows' vocabulary has.

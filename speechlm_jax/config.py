@@ -40,7 +40,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], data: dict[str, Any]) -> T:
-    """The inverse of `to_json`.
+    """The inverse of `to_json`; fields that have moved are read where they were (`MOVED`).
 
     Raises:
       UserError: a field is unknown, missing or of the wrong type.
@@ -73,6 +73,10 @@ def _replace(config: Any, names: list[str], text: str, path: str) -> Any:
     hints = _field_types(type(config), path)
     name = names[0]
     if name not in hints:
+        moved = _moved_to(type(config)).get(name)
+        if moved is not None:
+            outer = path.removesuffix(".".join(names))
+            raise UserError(f"{path}: is now {outer}{'.'.join([moved, *names[1:]])}")
         raise UserError(f"{path}: {_unknown(name, hints)}")
     if len(names) > 1:
         child = getattr(config, name)
@@ -170,9 +174,24 @@ def _typed_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
     raise UserError(f"{path}: {value!r} is not of type {names}")
 
 
+def _moved_to(cls: type) -> dict[str, str]:
+    """Fields that a class had, and the dotted field that each of them is now."""
+    return getattr(cls, "MOVED", {})
+
+
+def _moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    """A config's JSON data with moved fields where they are now."""
+    moves = _moved_to(cls)
+    made = {key: value for key, value in data.items() if key not in moves}
+    for old in moves.keys() & data.keys():
+        outer, name = moves[old].rsplit(".", 1)
+        made[outer] = {**made.get(outer, {}), name: data[old]}
+    return made
+
+
 def _typed_dataclass(cls: type, data: dict[str, Any], path: str) -> Any:
     hints = _field_types(cls, path)
-    given = {key: value for key, value in data.items() if key != "class"}
+    given = {key: value for key, value in _moved(cls, data).items() if key != "class"}
     for name in given:
         if name not in hints:
             raise UserError(f"{path}: {_unknown(name, hints)}")

@@ -15,6 +15,7 @@ from types import ModuleType
 from speechlm_jax.errors import UserError
 
 FOLDERS = ("configs", "tasks")
+RUN_VARIABLE = "SPEECHLM_RUN"  # names the run whose data tasks/quickstart.py reads
 _PACKAGE = Path(__file__).resolve().parent
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -128,6 +128,37 @@ def test_from_json_refuses_what_is_missing_or_unknown():
         configs.from_json(Experiment, {**data, "limits": 1})
     with pytest.raises(UserError, match="name"):
         configs.from_json(Experiment, {key: data[key] for key in data if key != "name"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    speed: int = 1
+    places: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    MOVED: ClassVar[dict[str, str]] = {"pace": "inner.speed", "places": "inner.places"}
+    name: str = "x"
+    inner: Inner = Inner()
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    part: Outer = Outer()
+
+
+def test_fields_that_have_moved_are_read_where_they_were():
+    data = {"class": "Outer", "name": "y", "pace": 3, "places": ["a"]}
+    assert configs.from_json(Outer, data) == Outer("y", Inner(3, ("a",)))
+    assert configs.from_json(Whole, {"part": data}).part.inner.speed == 3
+    with pytest.raises(UserError, match="Outer.inner.speed: 'fast' is not of type int"):
+        configs.from_json(Outer, {"pace": "fast"})
+
+
+def test_an_override_of_a_field_that_has_moved_names_the_new_one():
+    with pytest.raises(UserError, match=r"^part\.pace: is now part\.inner\.speed$"):
+        configs.override(Whole(), ["part.pace=3"])
 
 
 def test_a_config_file_is_loaded_by_path(tmp_path):

@@ -79,7 +79,7 @@ def test_json_keeps_an_experiment(size, tmp_path):
 def test_a_python_file_is_an_experiment_and_overrides_are_strict(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
     names = {type(x).__name__: type(x) for x in (LM, LM.data, LM.model, STACK, LM.train)}
-    inner = (LM.train.optimizer, LM.train.mesh, LM.train.state)
+    inner = (LM.train.optimizer, LM.train.mesh, LM.train.state, STACK.execution)
     names |= {type(x).__name__: type(x) for x in inner}
     lines = [f"from {cls.__module__} import {name}" for name, cls in names.items()]
     path.write_text("\n".join([*lines, "def config():", f"    return {LM!r}"]))

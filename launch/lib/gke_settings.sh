@@ -6,6 +6,7 @@ settings_file=launch/gke/settings
 SETTINGS+=(region cluster namespace image topology)
 region='' cluster='' namespace=default image='' topology=''
 service_account=speechlm
+LABEL='[a-z0-9]([a-z0-9-]*[a-z0-9])?' # a name of Kubernetes': RFC 1123
 
 # Slices by their chips: https://docs.cloud.google.com/tpu/docs/v4 and v5p, v5e, v6e; checked on
 # 2026-11-21 against the tables of https://github.com/AI-Hypercomputer/xpk at 367c838.
@@ -19,6 +20,11 @@ check_settings() {
   [[ $project && $region && $cluster && $image && $bucket ]] ||
     die "settings: project, region, cluster, image and bucket are needed (launch/gke/settings.example)"
   check_common_settings
+  check_name region "$LABEL" "a region or a zone, e.g. us-west4"
+  check_name cluster "$LABEL" "the cluster's name"
+  check_name namespace "$LABEL" "a Kubernetes namespace"
+  check_name service_account "$LABEL" "a service account of the cluster's, by its name alone"
+  check_name image '[a-z0-9][A-Za-z0-9._/:@-]*' "an image, e.g. HOST/PROJECT/speechlm:1"
   plan_slice
   kube=("--context=gke_${project}_${region}_$cluster" "--namespace=$namespace")
 }

@@ -17,33 +17,40 @@ plan_pods() {
   fill_in_manifest
 }
 
+# Every text goes in as a YAML string, every number as it was checked; what is filled in is not read again.
 fill_in_manifest() {
   local -A blank=()
-  local words key
+  local words key left options
   mounted "$bucket" /bucket "${command[@]}"
-  for key in name restarts slices hosts service_account label topology image chips_a_host; do
-    blank[$key]=${!key}
-  done
-  blank[runs]=$(as_yaml "$runs")
+  for key in name runs service_account label topology image; do blank[$key]=$(as_yaml "${!key}"); done
+  for key in restarts slices hosts chips_a_host; do blank[$key]=${!key}; done
   blank[words]=$(yaml_list "                    " "${words[@]}")
-  blank[bucket_name]=${bucket#gs://}
+  blank[bucket_name]=$(as_yaml "${bucket#gs://}")
+  # The pod's user, because the mount is root's otherwise.
+  printf -v options '%s,' "${MOUNT_OPTIONS[@]}" uid=1000 gid=1000
+  blank[mount_options]=$(as_yaml "${options%,}")
   blank[host_network]=false blank[dns_policy]=ClusterFirst blank[requests]='{}'
   if ((slices > 1)); then blank[host_network]=true blank[dns_policy]=ClusterFirstWithHostNet; fi
   # A node whose disk is too small for the cache of rows is none for this pod.
   [[ -z $disk_gb ]] || blank[requests]="{ephemeral-storage: ${disk_gb}G}"
-  manifest=$(grep -v '^#' launch/gke/jobset.yaml)
-  for key in "${!blank[@]}"; do
-    manifest=${manifest//"{{$key}}"/"${blank[$key]}"}
+  left=$(grep -v '^#' launch/gke/jobset.yaml) manifest=''
+  while [[ $left == *'{{'* ]]; do
+    manifest+=${left%%'{{'*} left=${left#*'{{'}
+    manifest+=${blank[${left%%'}}'*}]} left=${left#*'}}'}
   done
+  manifest+=$left
 }
 
-# A string between double quotes.
+# A string between double quotes, in which YAML reads back what was given.
 as_yaml() {
-  local text=$1
+  local text=$1 code byte
   text=${text//\\/\\\\}
   text=${text//\"/\\\"}
-  text=${text//$'\n'/\\n}
-  printf '"%s"' "${text//$'\t'/\\t}"
+  for code in {1..31} 127; do
+    printf -v byte '%b' "\\x$(printf %x "$code")"
+    [[ $text != *"$byte"* ]] || text=${text//"$byte"/$(printf '\\x%02x' "$code")}
+  done
+  printf '"%s"' "$text"
 }
 
 # yaml_list INDENT WORD...

@@ -7,25 +7,42 @@ project='' name=speechlm accelerator='' slices=1
 bucket='' disk_gb='' service_account=''
 poll_seconds=30 restarts=50
 
-# set_setting WHERE NAME=value
+# set_setting WHERE NAME=value: blanks inside a value stay, those around it do not.
 set_setting() {
-  local key=${2%%=*}
+  local key value
+  key=$(trimmed "${2%%=*}")
+  value=$(trimmed "${2#*=}")
   [[ $2 == *=* && " ${SETTINGS[*]} " == *" $key "* ]] ||
     die "$1: there is no setting '$key'; there are: ${SETTINGS[*]}"
-  printf -v "$key" '%s' "${2#*=}"
+  [[ $value != *[[:cntrl:]]* ]] || die "$1: $key holds a line break or another control character"
+  printf -v "$key" '%s' "$value"
 }
 
+# A comment starts a line, or follows a blank.
 read_settings() {
   local line number=0
   while IFS= read -r line || [[ $line ]]; do
     number=$((number + 1))
-    line=${line%%#*}
-    line=${line//[[:space:]]/}
-    [[ -z $line ]] || set_setting "$1:$number" "$line"
+    line=${line%%[[:space:]]#*}
+    line=$(trimmed "$line")
+    [[ -z $line || $line == '#'* ]] || set_setting "$1:$number" "$line"
   done <"$1"
 }
 
+# Without the blanks at both ends.
+trimmed() {
+  local text=$1
+  text=${text#"${text%%[![:space:]]*}"}
+  printf '%s' "${text%"${text##*[![:space:]]}"}"
+}
+
+# check_name SETTING PATTERN WHAT: what goes into names of the cloud's is such a name.
+check_name() {
+  [[ ${!1} =~ ^($2)$ ]] || die "$1 '${!1}': give $3"
+}
+
 check_common_settings() {
+  check_name project '[a-z][a-z0-9.:-]*' "the project's id, e.g. my-project"
   [[ $accelerator =~ ^(v4|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
     die "accelerator '$accelerator': give v4-N, v5litepod-N, v5p-N or v6e-N"
   [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || die "name '$name': small letters, digits and '-'"

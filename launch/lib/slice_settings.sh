@@ -42,8 +42,19 @@ check_tier() {
 }
 
 check_modules() {
-  local path
-  for path in ${modules//,/ }; do
+  local path paths
+  read_modules
+  for path in "${paths[@]}"; do
     [[ -e $path ]] || die "modules: there is no $path"
   done
+}
+
+# Sets `paths`.
+read_modules() {
+  local path
+  paths=()
+  while IFS= read -r -d , path; do
+    path=$(trimmed "$path")
+    [[ -z $path ]] || paths+=("$path")
+  done <<<"$modules,"
 }

@@ -42,8 +42,9 @@ wait_for_slice() {
 # The tree without what is made here, and the user's own modules at its root, so that
 # `--module my_lab.py` means the same on the workers.
 pack() {
-  local path own=()
-  for path in ${modules//,/ }; do
+  local path paths own=()
+  read_modules
+  for path in "${paths[@]}"; do
     own+=(-C "$(cd "$(dirname "$path")" && pwd)" "$(basename "$path")")
   done
   run mkdir -p .cache/launch || fail "cannot write to .cache"

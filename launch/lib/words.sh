@@ -39,3 +39,12 @@ mounted() {
     words+=("$word")
   done
 }
+
+# How the bucket is mounted. On the machines of TPUs gcsfuse remembers what it has seen for ever, which is
+# for a machine that is alone: here hosts wait for each other's files. Folders of a bucket without a
+# hierarchical namespace are renamed file by file, up to this many, where nothing says so: not at all.
+# https://github.com/GoogleCloudPlatform/gcsfuse/blob/7b39292/cfg/params.yaml (2026-08-20), by flag.
+# shellcheck disable=SC2034 # of manifest.sh, and of worker/setup.sh
+MOUNT_OPTIONS=(
+  implicit-dirs rename-dir-limit=200000 metadata-cache-ttl-secs=5 metadata-cache-negative-ttl-secs=0
+)

@@ -13,6 +13,8 @@ bucket=${2:-}
 venv=$HOME/speechlm_venv
 export PATH=$HOME/.local/bin:$PATH
 cd "$HOME/speechlm"
+# shellcheck source=launch/lib/words.sh
+. launch/lib/words.sh
 
 quit() { echo "worker $(hostname): $*" && exit 1; }
 
@@ -65,7 +67,7 @@ mount_bucket() {
   mkdir -p "$HOME/bucket"
   if ! mountpoint -q "$HOME/bucket"; then
     install_gcsfuse
-    gcsfuse --implicit-dirs "${bucket#gs://}" "$HOME/bucket" >/dev/null 2>&1 ||
+    gcsfuse "${MOUNT_OPTIONS[@]/#/--}" "${bucket#gs://}" "$HOME/bucket" >/dev/null 2>&1 ||
       quit "cannot mount $bucket"
   fi
   { echo written >"$test" && rm "$test"; } 2>/dev/null ||

@@ -3,10 +3,14 @@
 A clip folder holds `manifest.jsonl`, an object a line: `audio` (a path inside the folder), `text`,
 `speaker`, and optionally `id`, `split`, `words` or anything else. A feature folder is made from it
 by `speechlm_jax.bulk.features.write_features`.
+
+Every `audio` becomes a path by `audio_path`, which keeps it to its folder.
 """
 
 import dataclasses
 import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +21,28 @@ from numpy import ndarray
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig
+from speechlm_jax.audio.wav import BadAudio, check_file
 from speechlm_jax.errors import UserError
 
 CLIPS = "manifest.jsonl"
 MELS, ROWS, BAD = "mels.npy", "clips.jsonl", "bad.jsonl"
 FEATURES_KIND = "features"
+NO_WORDS = "its text has no words; write what is said in it, or drop its row"
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """The rows of a clip folder, and those set aside (each with a `reason`)."""
+    """The rows of a clip folder, and those set aside (each with a `reason`).
+
+    Attributes:
+      folder: where the manifest lies.
+      recordings: what the rows' `audio` is relative to.
+    """
 
     folder: Path
     rows: list[dict[str, Any]]
     bad: list[dict[str, Any]]
+    recordings: Path
 
     @property
     def fingerprint(self) -> str:
@@ -40,51 +52,94 @@ class Clips:
             return configs.fingerprint([manifest, artifacts.read_manifest(self.folder).fingerprint])
         digest = hashlib.sha256(manifest.encode())
         for row in self.rows:
-            stat = (self.folder / row["audio"]).stat()
+            stat = (self.recordings / row["audio"]).stat()
             digest.update(f"{row['id']} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
 
-def read_clips(folder: str | Path) -> Clips:
+def read_clips(
+    folder: str | Path, *, recordings: str | Path | None = None, audio_anywhere: bool = False
+) -> Clips:
     """Reads a clip folder's manifest; the recordings themselves are not opened.
 
     A row without its file, with a missing or wrong field, or with an id that was used before is set
-    aside. `id` defaults to the audio path.
+    aside. `id` defaults to the audio path. The rows' `audio` is relative, whatever was written.
+
+    Args:
+      folder: of the manifest.
+      recordings: of the audio, where that is another folder.
+      audio_anywhere: whether `audio` may lie outside of its folder.
 
     Raises:
       UserError: the folder has no manifest, a line is not JSON, or no row is left.
     """
     folder = Path(folder)
+    home = folder if recordings is None else Path(recordings)
     manifest = folder / CLIPS
     if not manifest.is_file():
         raise UserError(f"{folder}: has no {CLIPS}; write one row a clip: audio, text, speaker")
     rows, bad, seen = [], [], set()
-    for number, row in enumerate(artifacts.read_jsonl(manifest), 1):
-        reason = _fault(folder, row)
-        row = {"id": row.get("audio", f"line {number}"), **row}
-        row["id"] = str(row["id"])
-        if reason is None and row["id"] in seen:
-            reason = f"id '{row['id']}' stands in an earlier row; give it another"
-        if reason is None:
-            seen.add(row["id"])
-            rows.append(row)
-        else:
-            bad.append({**row, "reason": f"{manifest}:{number}: {reason}"})
+    for number, given in enumerate(artifacts.read_jsonl(manifest), 1):
+        _check_unicode(f"{manifest}:{number}", given)
+        name = given.get("id", given.get("audio"))
+        row = {**given, "id": f"line {number}" if name is None else str(name)}
+        try:
+            row = _checked(row, home, audio_anywhere=audio_anywhere)
+            if "id" not in given:
+                row["id"] = row["audio"]
+            if row["id"] in seen:
+                raise BadAudio(f"id '{row['id']}' stands in an earlier row; give it another")
+        except BadAudio as error:
+            bad.append({**row, "reason": f"{manifest}:{number}: {error}"})
+            continue
+        seen.add(row["id"])
+        rows.append(row)
     if not rows:
         first = f"; the first: {bad[0]['reason']}" if bad else ""
         raise UserError(f"{manifest}: no row can be used ({len(bad)} set aside){first}")
-    return Clips(folder, rows, bad)
+    return Clips(folder, rows, bad, home)
 
 
-def _fault(folder: Path, row: dict[str, Any]) -> str | None:
+def audio_path(folder: str | Path, audio: str, *, anywhere: bool = False) -> Path:
+    """The file that a row's `audio` names: `folder` and a path relative to it.
+
+    Raises:
+      BadAudio: it is not there, or lies outside of the folder (absolute, by `..` or by a link) and
+        is not allowed to lie `anywhere`.
+    """
+    folder = Path(folder)
+    try:
+        home, real = os.path.realpath(folder), os.path.realpath(folder / audio)
+        if not anywhere and not Path(real).is_relative_to(home):
+            raise BadAudio(
+                f"audio '{audio}' lies outside of {folder}; move it there, or allow that with "
+                "--audio-anywhere"
+            )
+        check_file(folder / audio)
+    except (OSError, ValueError):  # ValueError: a zero in the name
+        raise BadAudio(f"audio '{audio}' cannot be opened; correct the path") from None
+    is_plain = not os.path.isabs(audio) and os.pardir not in Path(audio).parts
+    return folder / (audio if is_plain else os.path.relpath(real, home))
+
+
+def _check_unicode(where: str, row: dict[str, Any]) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: holds half a character (a lone surrogate); write the row again"
+        ) from None
+
+
+def _checked(row: dict[str, Any], folder: Path, *, audio_anywhere: bool) -> dict[str, Any]:
+    """The row with a relative `audio`; BadAudio if one of its fields cannot be used."""
     for field in ("audio", "text", "speaker"):
         if field not in row:
-            return f"has no field '{field}'"
+            raise BadAudio(f"has no field '{field}'")
         if not isinstance(row[field], str) or not row[field].strip():
-            return f"field '{field}' is not a text"
-    if not (folder / row["audio"]).is_file():
-        return f"audio '{row['audio']}' is not there; correct the path, or drop the row"
-    return None
+            raise BadAudio(f"field '{field}' is not a text")
+    audio = audio_path(folder, row["audio"], anywhere=audio_anywhere)
+    return {**row, "audio": str(audio.relative_to(folder))}
 
 
 class Features:

@@ -6,6 +6,7 @@ import JAX into workers that fork.
 
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from speechlm_jax import artifacts
+from speechlm_jax.audio.mp3 import BrokenStream
+from speechlm_jax.audio.whole import open_whole
 from speechlm_jax.errors import UserError
 
 SILENCE_DB = -70.0  # quieter than any microphone's own noise at 16 bits in a usable recording
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MIN_SECONDS = 0.01
-MISSING_SECONDS = 0.1  # an mp3's header may count its padding
-UNKNOWN_FRAMES = 1 << 40  # libsndfile gives a FLAC stream of unknown length the largest number
-OGG_PAGE_BYTES = 65_307  # the largest page (RFC 3533)
+MISSING_SECONDS = 0.1  # an mp3's tag may count itself
+LARGEST_SAMPLE = 16.0  # of 1.0; decoders overshoot a little, 16-bit numbers in floats do not
+CANCELLED_DB = 6.0  # see mix_channels
 
 
 class BadAudio(UserError):
@@ -34,39 +37,86 @@ def read_wav(
 ) -> Float[ndarray, " samples"]:
     """Reads wav, flac, ogg or mp3 as float32 mono in [-1, 1] at `sample_rate` Hz.
 
-    Channels are averaged. Clips longer than `max_seconds` are refused before they are decoded.
+    Channels become one by `mix_channels`. Clips longer than `max_seconds` are refused before they
+    are decoded. A file is read to its end, or refused (`audio.whole`).
 
     Raises:
       BadAudio: the file is missing, unreadable, empty, truncated, silent, too long, or holds NaN.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        check_file(path)
+        with open_whole(path, max_seconds=max_seconds) as file:
             _check_header(path, file, max_seconds)
-            promised = file.frames
-            wav = file.read(dtype="float32", always_2d=True)
-            source_rate = file.samplerate
-    except (soundfile.LibsndfileError, OSError, RuntimeError, MemoryError) as error:
-        raise BadAudio(f"{path}: {_unreadable(path, error)}") from None
-    missing = promised - len(wav)
-    if missing > MISSING_SECONDS * source_rate or _is_cut_wav(path) or _is_cut_ogg(path):
-        raise BadAudio(f"{path}: is truncated (the file ends too early); copy it again")
-    wav = wav.mean(axis=1)
-    check_wav(wav, name=str(path))
+            promised, source_rate = file.frames, file.samplerate
+            channels = file.read(dtype="float32", always_2d=True)
+    except BrokenStream as error:
+        raise BadAudio(f"{path}: {error}") from None
+    except (OSError, RuntimeError, MemoryError) as error:  # of libsndfile too
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        raise BadAudio(
+            f"{path}: is not readable audio ({str(reason).rstrip('.')}); give wav, flac, ogg or mp3"
+        ) from None
+    if promised - len(channels) > MISSING_SECONDS * source_rate:
+        raise BadAudio(
+            f"{path}: is truncated or damaged: {len(channels) / source_rate:.2f} of "
+            f"{promised / source_rate:.2f} s can be read; copy it again"
+        )
+    wav = check_wav(channels, name=str(path))
     if source_rate != sample_rate:
         wav = soxr.resample(wav, source_rate, sample_rate)
     return np.ascontiguousarray(np.clip(wav, -1.0, 1.0), np.float32)
 
 
-def check_wav(wav: Float[ndarray, " samples"], *, name: str) -> None:
-    """BadAudio, naming `name`, if the samples are empty, not finite, or silent."""
-    if not len(wav):
+def check_file(path: str | Path) -> None:
+    """BadAudio if there is no such file, it is none (a folder, a pipe), or holds no byte."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a zero in its name
+        raise BadAudio(f"{path}: no such audio file; correct the path, or drop its row") from None
+    except OSError as error:  # a name too long, no permission
+        raise BadAudio(f"{path}: cannot be opened ({error.strerror}); correct the path") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BadAudio(f"{path}: is no file; give wav, flac, ogg or mp3")
+    if not found.st_size:
+        raise BadAudio(f"{path}: is empty (0 bytes); copy or record it again")
+
+
+def mix_channels(channels: Float[ndarray, "samples channels"]) -> Float[ndarray, " samples"]:
+    """One channel of several.
+
+    Channels are averaged, those below SILENCE_DB left out. Where they cancel each other (the mean
+    is CANCELLED_DB below that of unrelated channels of their levels, as of [x, -x]), the loudest
+    channel is taken instead.
+    """
+    levels = np.array([level_db(channel) for channel in channels.T])
+    heard = channels[:, levels >= SILENCE_DB] if (levels >= SILENCE_DB).any() else channels
+    mean = heard.mean(axis=1)
+    unrelated = level_db(heard.ravel()) - 10 * np.log10(heard.shape[1])
+    if level_db(mean) < unrelated - CANCELLED_DB:
+        return channels[:, np.argmax(levels)]
+    return mean
+
+
+def check_wav(
+    channels: Float[ndarray, "samples channels"], *, name: str
+) -> Float[ndarray, " samples"]:
+    """The channels as one; BadAudio, naming `name`, if it is empty, not finite, or silent."""
+    if not len(channels):
         raise BadAudio(f"{name}: is empty (no samples); record it again or drop its row")
-    if not np.isfinite(wav).all():
+    if not np.isfinite(channels).all():
         raise BadAudio(f"{name}: holds NaN or infinite samples; export it again as 16-bit")
+    largest = float(np.abs(channels).max())
+    if largest > LARGEST_SAMPLE:
+        raise BadAudio(
+            f"{name}: holds samples of {largest:.0f}, where 1 is the largest; export it as 16-bit"
+        )
+    wav = mix_channels(channels)
     if level_db(wav) < SILENCE_DB:
         raise BadAudio(
-            f"{name}: is silent (below {SILENCE_DB:.0f} dB); record it again or drop its row"
+            f"{name}: is silent (no channel above {SILENCE_DB:.0f} dB); record it again or drop "
+            "its row"
         )
+    return wav
 
 
 def write_wav(
@@ -107,48 +157,8 @@ def _check_header(path: str | Path, file: soundfile.SoundFile, max_seconds: floa
         raise BadAudio(
             f"{path}: sample rate {file.samplerate} Hz is no speech recording's; export it again"
         )
-    if file.frames >= UNKNOWN_FRAMES:
-        raise BadAudio(f"{path}: was streamed without a length; write it again to a file")
     seconds = file.frames / file.samplerate
     if seconds < MIN_SECONDS:
         raise BadAudio(f"{path}: is empty ({file.frames} samples); record it again or drop its row")
     if max_seconds is not None and seconds > max_seconds:
         raise BadAudio(f"{path}: lasts {seconds:.1f} s, longer than {max_seconds:g} s; cut it")
-
-
-def _unreadable(path: str | Path, error: Exception) -> str:
-    if not os.path.exists(path):
-        return "no such audio file; correct the path, or drop its row"
-    if os.path.getsize(path) == 0:
-        return "is empty (0 bytes); copy or record it again"
-    reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-    return f"is not readable audio ({reason}); give wav, flac, ogg or mp3"
-
-
-def _is_cut_wav(path: str | Path) -> bool:
-    """Whether a RIFF file is shorter than its data chunk says: libsndfile passes that over.
-
-    A streamed file whose size was never known (0 or 0xFFFFFFFF) is whole.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        if file.read(4) != b"RIFF":
-            return False
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            length = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                return 0 < length < 0xFFFF_F000 and file.tell() + length > size
-            file.seek(length + length % 2, os.SEEK_CUR)
-    return False
-
-
-def _is_cut_ogg(path: str | Path) -> bool:
-    """Whether the last page of an Ogg file is not the one that ends the stream (RFC 3533, 6)."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"OggS":
-            return False
-        file.seek(max(0, os.path.getsize(path) - OGG_PAGE_BYTES))
-        tail = file.read()
-    last = tail.rfind(b"OggS")
-    return last < 0 or last + 5 >= len(tail) or not tail[last + 5] & 0x04

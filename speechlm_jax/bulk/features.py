@@ -25,6 +25,8 @@ def write_features(
     folder: str | Path,
     mel: MelConfig = WHISPER,
     *,
+    recordings: str | Path | None = None,
+    audio_anywhere: bool = False,
     max_seconds: float = 30.0,
     workers: int = 2,
     progress: str = "log-mel",
@@ -35,11 +37,13 @@ def write_features(
     `start` and `stop` in mel frames), `bad.jsonl` (rows set aside, with `reason`), `stage.json`.
     Killed, the same call goes on; finished and unchanged, it only opens the folder.
 
+    `recordings` and `audio_anywhere` are those of `read_clips`.
+
     Raises:
       UserError: the folder has no manifest, or none of its recordings can be used.
     """
     folder = Path(folder)
-    clips = read_clips(clips_folder)
+    clips = read_clips(clips_folder, recordings=recordings, audio_anywhere=audio_anywhere)
     config = {"mel": configs.to_json(mel), "max_seconds": float(max_seconds)}
     inputs = {"clips": clips.fingerprint}
     if artifacts.is_current(folder, FEATURES_KIND, inputs=inputs, config=config):
@@ -50,7 +54,7 @@ def write_features(
     artifacts.write_jsonl(folder / REQUESTS, clips.rows)
     arguments = {
         "requests": str((folder / REQUESTS).resolve()),
-        "clips_folder": str(clips.folder.resolve()),
+        "recordings": str(clips.recordings.resolve()),
         **config,
     }
     parts = run_shards(
@@ -74,7 +78,7 @@ def write_part(
     path: Path,
     *,
     requests: str,
-    clips_folder: str,
+    recordings: str,
     mel: dict[str, Any],
     max_seconds: float,
 ) -> dict[str, Any]:
@@ -83,13 +87,13 @@ def write_part(
     first = shard * CLIPS_PER_SHARD
     rows, bad, mels = [], [], [np.zeros((0, config.num_mels), np.float16)]
     for row in list(artifacts.read_jsonl(requests))[first : first + CLIPS_PER_SHARD]:
-        audio = Path(clips_folder) / row["audio"]
+        audio = Path(recordings) / row["audio"]
         try:
             wav = read_wav(audio, sample_rate=config.sample_rate, max_seconds=max_seconds)
             if len(wav) <= config.n_fft:
                 raise BadAudio(f"{audio}: is shorter than one mel window; drop its row")
         except BadAudio as error:
-            bad.append({**row, "reason": str(error)})
+            bad.append({**row, "reason": str(error).removeprefix(f"{recordings}/")})
             continue
         mels.append(wav_to_mel(wav, config).astype(np.float16))
         rows.append({**row, "mel_frames": len(mels[-1])})

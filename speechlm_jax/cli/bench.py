@@ -50,11 +50,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     model, config = _read(args.model)
-    stack = {"remat": args.remat, "attention": args.attention}
+    execution = {"remat": args.remat, "attention": args.attention}
+    stack = model.transformer
     whole = {
         "dtype": args.dtype,
         "vocab_size": model.vocab_size or args.vocab,
-        "transformer": _replaced(model.transformer, stack),
+        "transformer": dataclasses.replace(stack, execution=_replaced(stack.execution, execution)),
     }
     config = configs.override(config, args.overrides)
     if config.steps < 1 or config.rows < 1 or config.length < 8:

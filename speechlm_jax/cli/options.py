@@ -1,6 +1,7 @@
 """The sub-commands' names, and the options that they share."""
 
 import argparse
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_OK, UserError
+from speechlm_jax.shipped import RUN_VARIABLE
 
 COMMANDS = {
     "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
@@ -26,7 +28,19 @@ COMMANDS = {
     "chat": "answer a spoken question, in audio and text",
 }
 DEFAULT_RUN = Path("runs/quickstart")
-RUN_VARIABLE = "SPEECHLM_RUN"  # names another default; the tasks of tasks/quickstart.py read it too
+
+
+class Later:
+    """A module that is imported when something of it is first used.
+
+    A verb imports JAX, which takes seconds: `--help` and a wrong path need not wait for it.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,6 +119,15 @@ def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
         type=Path,
         default=Path(default),
         help=f"folder for {what} (default: %(default)s)",
+    )
+
+
+def add_audio_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Adds --audio-anywhere: manifests are data of others, which should name no file of yours."""
+    parser.add_argument(
+        "--audio-anywhere",
+        action="store_true",
+        help="allow recordings outside of their folder: absolute paths, .., links",
     )
 
 

@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help='your text, UTF-8: .txt or .jsonl (rows with "text"), or either gzipped',
     )
+    options.add_audio_anywhere(parser)
     options.add_out(parser, str(options.DEFAULT_RUN), "everything that is made")
     options.add_seed(parser)
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             world=args.world,
             speech=args.speech,
             text=args.text,
+            audio_anywhere=args.audio_anywhere,
             seed=args.seed,
         )
     )

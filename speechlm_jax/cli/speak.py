@@ -1,11 +1,15 @@
 """`speechlm speak`: speech codes, or text, to audio."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
-from speechlm_jax.verbs import speak
+from speechlm_jax.errors import UserError
+from speechlm_jax.quickstart.folders import find_run
+
+speak = options.Later("speechlm_jax.verbs.speak")
 
 DETAILS = """\
 Codes are numbers in one argument, or a codes.jsonl file; anything else is text, which the
@@ -34,6 +38,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes audio and prints its path and seconds."""
+    find_run(args.run_folder)
+    if args.what.endswith(".jsonl") and not os.path.isfile(args.what):
+        raise UserError(f"{args.what}: no such file")
     return options.show(
         speak.speak(args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed)
     )

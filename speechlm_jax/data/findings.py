@@ -14,7 +14,7 @@ from speechlm_jax.data.splits import count_trained
 from speechlm_jax.errors import UserError
 
 WARN_RATIO, REFUSE_RATIO = 0.01, 0.20  # of the ids of text, those that stand for unknown words
-ENOUGH_TOKENS = 10_000  # ids of text that tell whether a task that is half done is refused
+ENOUGH_TOKENS = 10_000  # ids of held-out text that tell what the rest is like
 
 _log = logging.getLogger("speechlm.data")
 
@@ -40,17 +40,21 @@ class TextCounts:
         self.unknown_tokens += tokenizer.left_out - before
 
 
-def check_unknown(task: str, folder: Path) -> None:
-    """Looks at the finished splits of a task for words that the vocabulary lacks.
+def check_unknown(folders: Mapping[str, Path], *, allow: bool, least: int = 0) -> None:
+    """Looks at the finished splits of tasks for words that the vocabulary lacks.
+
+    Args:
+      folders: of the tasks, by name.
+      allow: whether a task may have any number of them.
+      least: ids of text below which a task is not judged.
 
     Raises:
-      UserError: they are more than a fifth.
+      UserError: they are more than a fifth of a task's text.
     """
-    counts = _split_counts(folder)
-    plain, unknown = _unknown(counts)
-    is_enough = all(counts.values()) or plain >= ENOUGH_TOKENS
-    if is_enough and unknown > REFUSE_RATIO * plain:
-        raise UserError(f"{_describe(task, plain, unknown)}, or give --allow-unknown")
+    for task, folder in folders.items():
+        plain, unknown = _unknown(_split_counts(folder))
+        if plain >= least and unknown > REFUSE_RATIO * plain and not allow:
+            raise UserError(f"{_describe(task, plain, unknown)}, or give --allow-unknown")
 
 
 def tell(folders: Mapping[str, Path]) -> None:

@@ -119,16 +119,13 @@ def prepare(
             prepare_shard(job, vocab=vocab, config=config)
             if job.shard == config.num_shards - 1:
                 _finish_split(job, vocab=vocab, config=config)
-                if not allow_unknown:
-                    findings.check_unknown(job.task, folders[job.task])
+                _check_finished(job, allow_unknown=allow_unknown)
+    findings.check_unknown(folders, allow=allow_unknown)  # also of what was there before
+    findings.tell(folders)
     prepared = tuple(
         mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
         for task, rate in rates.items()
     )
-    for task, folder in folders.items():
-        if not allow_unknown:  # all of it may have been there
-            findings.check_unknown(task, folder)
-    findings.tell(folders)
     made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, prepared)
     return mixture.write_mixture(out, made)
 
@@ -190,9 +187,9 @@ def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iter
         named.
     """
     known, eos = known_ids(vocab), vocab["eos"]
-    dataset = make_dataset(job, config)
+    given: Any = make_dataset(job, config).as_numpy_iterator()
     with user_code(f"task {job.task}, split {job.split}"):
-        for number, row in enumerate(dataset.as_numpy_iterator(), 1):
+        for number, row in enumerate(given, 1):
             try:
                 yield row_to_example(row, known=known, eos=eos)
             except UserError as error:
@@ -238,10 +235,11 @@ def task_folder(
 
 def task_identity(task: seqio.Task) -> str:
     """Names what a task gives: its data, and the code that runs on it."""
-    steps = [code_identity(step) for step in task.preprocessors]
-    if [getattr(step, "func", None) for step in task.preprocessors] != [data_tasks.write_examples]:
-        steps.append(CONTRACT)
     with user_code(f"task {task.name}"):
+        functions = [getattr(step, "func", None) for step in task.preprocessors]
+        steps = [code_identity(step) for step in task.preprocessors]
+        if functions != [data_tasks.write_examples]:
+            steps.append(CONTRACT)
         return configs.fingerprint([task.name, _source_identity(task.source), steps])
 
 
@@ -322,6 +320,12 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
         leftover.unlink()
 
 
+def _check_finished(job: ShardJob, *, allow_unknown: bool) -> None:
+    """UserError if a task's words are unknown, as far as its finished splits tell."""
+    least = 0 if job.split == "train" else findings.ENOUGH_TOKENS
+    findings.check_unknown({job.task: job.folder.parent}, allow=allow_unknown, least=least)
+
+
 def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:
     """The finished splits of a task that hold rows, relative to `out`; with their offsets.
 
@@ -337,5 +341,10 @@ def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) ->
         if artifacts.read_manifest(folder / split).counts["rows"]
     }
     if "train" not in splits:
-        raise UserError(f"task {task}: gives no rows of {config.length} ids in split train")
+        counts = artifacts.read_manifest(folder / "train").counts
+        raise UserError(
+            f"task {task}: gives no rows of {config.length} ids in split train "
+            f"({counts['dropped_documents']} documents are longer and were left out, "
+            f"{counts['empty_documents']} are empty)"
+        )
     return splits

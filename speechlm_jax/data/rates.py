@@ -27,11 +27,11 @@ def to_rates(mixture: str, rates: Mapping[str, Any]) -> dict[str, float]:
     for name, rate in found.items():
         if not 0 <= rate < math.inf:
             raise UserError(
-                f"mixture {mixture}: the rate of {name} is {rates[name]!r}; give a finite number, "
-                "0 or more"
+                f"mixture {mixture}: the rate of {name} is {rate:g} "
+                f"({type(rates[name]).__name__}); give a finite number, 0 or more"
             )
-    if not any(found.values()):
-        raise UserError(f"mixture {mixture}: no rate is above 0; raise one of them")
+    if not 0 < sum(found.values()) < math.inf:
+        raise UserError(f"mixture {mixture}: its rates sum to 0 or to no number; change them")
     return found
 
 

@@ -27,6 +27,10 @@ ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
+NO_TEXT = (
+    "; for codes of recordings write it to manifest.jsonl or clip.txt beside them and tokenize "
+    "again, or leave such rows out by `keep`"
+)
 ROLES = ("system", "user", "assistant")
 
 # A callable is asked when the data is read, so that registering needs no file.
@@ -150,7 +154,7 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
     if name == "text" and value is None and "segments" in row:
         value = _segments_to_text(row["segments"])
     if value is None:
-        raise _BadRow(f"has no field '{field}'")
+        raise _BadRow(f"has no field '{field}'{NO_TEXT if name == 'text' else ''}")
     if name == "codes":
         return _to_codes(value, field, codebook_size)
     if name == "segments":

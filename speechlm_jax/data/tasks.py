@@ -231,6 +231,8 @@ def register(
 ) -> seqio.Task:
     """Registers a SeqIO task: a source, preprocessors that give a format's fields, the format."""
     check_new("task", name)
+    if format not in FIELDS:
+        raise UserError(f"task {name}: format {format!r} is none of {', '.join(FIELDS)}")
     write = functools.partial(write_examples, format=format, field=field)
     return seqio.TaskRegistry.add(
         name,
@@ -279,7 +281,7 @@ class RowSource(seqio.DataSource):
     def __init__(self, rows: Rows):
         super().__init__(SPLITS)
         self.rows = rows
-        self._counts: dict[Any, int] = {}  # by split and state of the files
+        self._counts: dict[str, tuple[Any, int]] = {}  # by split: of what, and how many
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -291,17 +293,11 @@ class RowSource(seqio.DataSource):
     def num_input_examples(self, split: str) -> int:
         """The rows that belong to a split. They are read for it, once while the files stay."""
         files = self.rows.files()
-        stats = [file.stat() for file in files]
-        state = (
-            split,
-            self.rows.held_out,
-            self.rows.by_id,
-            *files,
-            *((stat.st_size, stat.st_mtime_ns) for stat in stats),
-        )
-        if state not in self._counts:
-            self._counts[state] = sum(1 for _ in self.rows.examples(files, split))
-        return self._counts[state]
+        stats = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        if split not in self._counts or self._counts[split][0] != (self.rows, stats):
+            count = sum(1 for _ in self.rows.examples(files, split))
+            self._counts[split] = ((self.rows, stats), count)
+        return self._counts[split][1]
 
     def get_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import re
 import sysconfig
@@ -79,7 +80,7 @@ def _preprocessor(error: Exception) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in filter(_is_seqio, frames):
         step, dataset = frame.f_locals.get("prep_fn"), frame.f_locals.get("dataset")
-        while hasattr(step, "func"):  # functools.partial
+        while isinstance(step, functools.partial):
             step = step.func
         name = getattr(step, "__name__", type(step).__name__)
         spec = getattr(dataset, "element_spec", None)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Float, ndarray
@@ -40,7 +41,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A ratio (or a difference of two), its bootstrap 95% interval, and its number of items."""
+    """A ratio (or a difference of two), its 95% interval, and its number of items."""
 
     value: float
     low: float
@@ -81,18 +82,22 @@ def by_figure(items: Iterable[Item]) -> dict[str, list[Item]]:
 def figure_from_items(
     items: Sequence[Item], *, by: By | None = None, seed: int = 0, resamples: int = RESAMPLES
 ) -> Figure:
-    """Sum of numerators / sum of denominators, with a percentile bootstrap interval.
+    """Sum of numerators / sum of denominators, with its 95% interval.
+
+    The interval is a percentile bootstrap. Where all groups agree (0% or 100%, say) a bootstrap
+    has no width, however few they are; then it is the exact one of Clopper and Pearson (1934):
+    groups unlike these may be as frequent as it allows, and are taken to be all 0 or all 1.
 
     Args:
       items: of one figure; ValueError if there are none or the denominators sum to 0.
       by: what is drawn with replacement. Answers about one fact are not independent, so by default
-        it is the fact where every item names one, else the item. Where all groups agree (0% or
-        100%) the interval has no width: read `count` beside it.
+        it is the fact where every item names one, else the item.
       seed: of the draws.
     """
     sums = _group_sums(items, by or default_by(items))
     draws = _resampled_sums(sums, seed=seed, resamples=resamples)
-    return _figure(_ratio(sums.sum(0)), _ratio(draws), count=len(items))
+    figure = _figure(_ratio(sums.sum(0)), _ratio(draws), count=len(items))
+    return _exact_if_alike(figure, _ratio(sums), lowest=0.0)
 
 
 def margin_from_items(
@@ -105,7 +110,8 @@ def margin_from_items(
 ) -> Figure:
     """Figure of `first` minus figure of `second`, by a paired bootstrap over facts.
 
-    Both arms answer the same facts, so each draw takes the same facts from both.
+    Both arms answer the same facts, so each draw takes the same facts from both. Where the
+    difference is the same for all, the interval is exact, as in `figure_from_items`.
 
     Raises:
       ValueError: an arm has no items, or the arms were not asked the same groups.
@@ -116,11 +122,12 @@ def margin_from_items(
     pairs = np.stack([[*mine[group], *theirs[group]] for group in mine])
     draws = _resampled_sums(pairs, seed=seed, resamples=resamples)
     total = pairs.sum(0)
-    return _figure(
+    figure = _figure(
         _ratio(total[:2]) - _ratio(total[2:]),
         _ratio(draws[:, :2]) - _ratio(draws[:, 2:]),
         count=len(first),
     )
+    return _exact_if_alike(figure, _ratio(pairs[:, :2]) - _ratio(pairs[:, 2:]), lowest=-1.0)
 
 
 def figures_from_items(items: Iterable[Item], *, seed: int = 0) -> dict[str, Figure]:
@@ -183,6 +190,16 @@ def _figure(value: Any, draws: Float[ndarray, " draws"], *, count: int) -> Figur
         raise ValueError("the denominators of the items sum to 0")
     low, high = np.nanpercentile(draws, (2.5, 97.5))
     return Figure(value=float(value), low=float(low), high=float(high), count=count)
+
+
+def _exact_if_alike(figure: Figure, ratios: Float[ndarray, " groups"], *, lowest: float) -> Figure:
+    """The figure with an exact interval if the ratios of all groups are one number."""
+    told = ratios[np.isfinite(ratios)]
+    if not lowest <= figure.value <= 1 or np.ptp(told) > 1e-12:
+        return figure
+    alike = binomtest(len(told), len(told)).proportion_ci(0.95, method="exact").low
+    low, high = (alike * figure.value + (1 - alike) * other for other in (lowest, 1.0))
+    return dataclasses.replace(figure, low=low, high=high)
 
 
 def _to_item(row: dict[str, Any], where: str) -> Item:

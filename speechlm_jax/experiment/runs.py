@@ -32,7 +32,7 @@ ROWS_PER_CALL = 8  # of held-out rows
 def trained_model(run: str | Path) -> LanguageModelConfig:
     """The language model that a run (or a converted model) holds, to go on from in a config.
 
-    `dataclasses.replace` changes what may differ there: remat, dtype, adapters.
+    `dataclasses.replace` changes what may differ there: execution, dtype, adapters.
     """
     return _as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
 

@@ -14,7 +14,7 @@ import dataclasses
 from typing import Literal, TypeAlias
 
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 
 Size: TypeAlias = Literal["tiny", "150M", "0.5B", "1.5B", "4B", "9B"]
 
@@ -56,7 +56,7 @@ def preset(
     Args:
       vocab_size: 0 takes as many ids as the rows' vocabulary has.
     """
-    stack = dataclasses.replace(_STACKS[size], remat=remat)
+    stack = dataclasses.replace(_STACKS[size], execution=ExecutionConfig(remat=remat))
     return LanguageModelConfig(
         vocab_size, stack, tied=size in TIED, scale_embeddings=False, dtype=dtype
     )

@@ -6,7 +6,7 @@ the flow of the speech decoder are this stack with different configs.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,33 @@ CHECKPOINTED = ("block_input", "qkv", "attended", "mlp_hidden")
 
 
 @dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """How a stack is computed: what comes out differs by rounding alone, so a run may change it.
+
+    Attributes:
+      attention: the kernel over whole rows; "auto" follows the platform.
+      remat: what of a block the backward pass recomputes: "none", "full" (all of it), "dots" (all
+        but the products with weights).
+      saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
+        to the host's memory and back.
+      unroll: layers per scan iteration.
+    """
+
+    attention: Kernel = "auto"
+    remat: Literal["none", "full", "dots"] = "none"
+    saved: tuple[str, ...] = ()
+    offloaded: tuple[str, ...] = ()
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (*self.saved, *self.offloaded):
+            if name not in CHECKPOINTED:
+                raise UserError(f"execution: {name!r} is none of {', '.join(CHECKPOINTED)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a stack of blocks.
+    """Shape of a stack of blocks, and how it is computed.
 
     Attributes:
       num_layers, embed, heads, kv_heads, head_dim, mlp: sizes.
@@ -41,14 +66,14 @@ class TransformerConfig:
       post_norms: whether what a block adds is normalised too (GLM-4-0414).
       norm_eps: added to the mean square in every norm.
       cross_attention: whether each block also attends to a context.
-      attention: the kernel over whole rows; "auto" follows the platform.
-      remat: what of a block the backward pass recomputes: "none", "full" (all of it), "dots" (all
-        but the products with weights).
-      saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
-        to the host's memory and back.
-      unroll: layers per scan iteration.
       lora: adapters on the maps of self-attention and MLP.
+      execution: no part of what the model is.
     """
+
+    # Where fields of older versions are now (see `config.from_json`).
+    MOVED: ClassVar[dict[str, str]] = {
+        field.name: f"execution.{field.name}" for field in dataclasses.fields(ExecutionConfig)
+    }
 
     num_layers: int
     embed: int
@@ -65,17 +90,8 @@ class TransformerConfig:
     post_norms: bool = False
     norm_eps: float = 1e-6
     cross_attention: bool = False
-    attention: Kernel = "auto"
-    remat: Literal["none", "full", "dots"] = "none"
-    saved: tuple[str, ...] = ()
-    offloaded: tuple[str, ...] = ()
-    unroll: int = 1
     lora: Lora | None = None
-
-    def __post_init__(self) -> None:
-        for name in (*self.saved, *self.offloaded):
-            if name not in CHECKPOINTED:
-                raise UserError(f"transformer: {name!r} is none of {', '.join(CHECKPOINTED)}")
+    execution: ExecutionConfig = ExecutionConfig()
 
     @property
     def residual_scale(self) -> float:
@@ -261,15 +277,16 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """Reads whole (packed) sequences."""
         graphdef, stacked = nnx.split(self.blocks)
-        attend = attention.over(layout, self.config.block, kernel=self.config.attention)
+        execution = self.config.execution
+        attend = attention.over(layout, self.config.block, kernel=execution.attention)
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
             x = checkpoint_name(x, "block_input")
             return nnx.merge(graphdef, params)(x, layout.positions, attend, context), None
 
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=_policy(self.config))
-        return jax.lax.scan(layer, x, stacked, unroll=self.config.unroll)[0]
+        if execution.remat != "none":
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=_policy(execution))
+        return jax.lax.scan(layer, x, stacked, unroll=execution.unroll)[0]
 
     def extend(
         self,
@@ -303,7 +320,7 @@ class Transformer(nnx.Module):
         return x, cache._replace(k=ks, v=vs, filled=cache.filled + x.shape[1])
 
 
-def _policy(config: TransformerConfig) -> Callable[..., bool] | None:
+def _policy(config: ExecutionConfig) -> Callable[..., bool] | None:
     """What the backward pass finds kept; None keeps nothing but a block's input."""
     policies = jax.checkpoint_policies
     if config.remat == "dots":

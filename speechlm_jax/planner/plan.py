@@ -181,7 +181,7 @@ def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
 
 def _passes(model: LanguageModelConfig) -> int:
     """How often a microbatch reads the weights: forward, backward, and forward again."""
-    return 3 if model.transformer.remat == "full" else 2
+    return 3 if model.transformer.execution.remat == "full" else 2
 
 
 def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:

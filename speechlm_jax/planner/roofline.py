@@ -64,13 +64,14 @@ def recomputed(stack: TransformerConfig, length: int) -> float:
     Never a block's last product: nothing needs it. "dots" makes the attention again; so does
     "full", also where its result is saved, because its backward pass wants the sums of its softmax.
     """
-    if stack.remat == "none":
+    execution = stack.execution
+    if execution.remat == "none":
         return 0.0
     attention = 2.0 * stack.heads * stack.head_dim * length
     products = 0.0
-    if stack.remat == "full":
+    if execution.remat == "full":
         width, kv_width = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
         products = 2.0 * stack.embed * (width + 2 * stack.mlp)
-        if "qkv" not in (*stack.saved, *stack.offloaded):
+        if "qkv" not in (*execution.saved, *execution.offloaded):
             products += 2.0 * stack.embed * (width + 2 * kv_width)
     return stack.num_layers * (products + attention)

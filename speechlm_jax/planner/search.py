@@ -172,8 +172,8 @@ def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) ->
         for remat, saved in REMATS:
             way = (
                 *on,
-                f"model.transformer.remat={remat}",
-                f"model.transformer.saved={json.dumps(saved)}",
+                f"model.transformer.execution.remat={remat}",
+                f"model.transformer.execution.saved={json.dumps(saved)}",
             )
             made = configs.override(experiment, way)
             needed = flops + recomputed(made.model.transformer, length)
@@ -232,6 +232,6 @@ def _kept_bytes(experiment: LanguageModelExperiment, length: int) -> float:
 def _kept_values(stack: TransformerConfig) -> tuple[int, int]:
     """Values a block and position: those that lie on a chip whole, and those `tensor` splits."""
     width, kv_width = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
-    if stack.remat == "full":
-        return stack.embed, (width + 2 * kv_width) if "qkv" in stack.saved else 0
+    if stack.execution.remat == "full":
+        return stack.embed, (width + 2 * kv_width) if "qkv" in stack.execution.saved else 0
     return 2 * stack.embed, width + 2 * kv_width + 2 * stack.mlp

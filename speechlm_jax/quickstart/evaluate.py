@@ -82,7 +82,7 @@ def lm_items(q: Models, checkpoint: Path, arm: str, *, spoken: Spoken, seed: int
 
 def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
     """Clips (rows of a codes folder) through codes and back, read by the tokenizer's own ASR."""
-    wavs = [read_wav(q.folders.clips / row["audio"]) for row in rows]
+    wavs = [read_wav(q.audio_of(row)) for row in rows]
 
     def mels_to_text(mels: Sequence[np.ndarray]) -> list[str]:
         return q.read(q.reader.mels_to_codes(mels))

@@ -1,7 +1,10 @@
 """Where everything of a quickstart run lies: one name for each step's folder."""
 
 import dataclasses
+import os
 from pathlib import Path
+
+from speechlm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +43,14 @@ NAMES = {
     "audio": "audio",
     "timing": "timing",
 }
+
+
+def find_run(run: str | Path) -> Folders:
+    """The folders of a run that has a speech tokenizer; UserError if it has none."""
+    folders = Folders(Path(run))
+    if not os.path.isfile(folders.text_model) or not os.path.isdir(folders.tokenizer):
+        raise UserError(
+            f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
+            "give --run the folder of one"
+        )
+    return folders

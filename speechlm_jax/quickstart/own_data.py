@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
-from speechlm_jax.audio.recordings import BAD, CLIPS, Clips, read_clips
+from speechlm_jax.audio.recordings import BAD, CLIPS, NO_WORDS, Clips, audio_path, read_clips
 from speechlm_jax.bulk.features import write_features
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.errors import UserError
@@ -49,17 +49,23 @@ class OwnData(Chain):
     """A run on a user's own data.
 
     Attributes:
-      speech: a clip folder (see `audio.recordings`).
+      speech: a clip folder (see `audio.recordings`); the rows' `audio` is relative to it.
       text_file: plain text, or .jsonl rows with "text"; either may be gzipped.
       text_size: entries of the text vocabulary at most.
+      audio_anywhere: whether recordings may lie outside of their folder.
     """
 
     speech: Path
     text_file: Path
     text_size: int
+    audio_anywhere: bool = False
     arms = ("interleaved",)
     pairs = "train"
     pair_kinds = ()
+
+    def audio_of(self, row: dict[str, Any]) -> Path:
+        """The recording of a clip's row."""
+        return audio_path(self.speech, row["audio"], anywhere=self.audio_anywhere)
 
     @cached_property
     def buckets(self) -> BucketConfig:
@@ -87,7 +93,15 @@ def _steps(speech: Path, *, clips: int, most: int) -> int:
     return max(FEWEST_STEPS, min(most, EPOCHS * rows // clips))
 
 
-def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, seed: int) -> OwnData:
+def make_own(
+    folders: Folders,
+    speech: Path,
+    text_file: Path,
+    *,
+    size: Size,
+    seed: int,
+    audio_anywhere: bool = False,
+) -> OwnData:
     """A run on these recordings and this text; UserError if one of them is not there."""
     if not (speech / CLIPS).is_file():
         raise UserError(
@@ -117,6 +131,7 @@ def make_own(folders: Folders, speech: Path, text_file: Path, *, size: Size, see
         )
     return OwnData(
         folders, config=config, seed=seed, speech=speech, text_file=text_file,
+        audio_anywhere=audio_anywhere,
         text_size=1000 if size == "full" else 320,
         clip_batch_size=8,  # attention over 30 s takes 64 times the memory of that over 4 s
     )  # fmt: skip
@@ -127,12 +142,15 @@ def read_own(q: OwnData) -> None:
     marks = {"speech": str(q.speech.resolve()), "text": str(q.text_file.resolve()), "seed": q.seed}
     artifacts.write_json(q.folders.own, marks)
     _write_documents(q)
-    clips = read_clips(q.speech)
+    clips = read_clips(q.speech, audio_anywhere=q.audio_anywhere)
     rows, wordless = _normalised(clips)
     rows = _with_splits(q, rows)
     artifacts.write_jsonl(q.folders.clips / CLIPS, rows)
     artifacts.write_jsonl(q.folders.clips / BAD, [*clips.bad, *wordless])
-    features = write_features(q.folders.clips, q.folders.features)
+    features = write_features(
+        q.folders.clips, q.folders.features,
+        recordings=q.speech, audio_anywhere=q.audio_anywhere,
+    )  # fmt: skip
     _check_splits(q, features.rows)
     lines = [row["text"] for row in features.rows if row["split"] == TRAIN]
     for name in ("interleaved", "text"):
@@ -253,15 +271,13 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _normalised(clips: Clips) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows with normalised texts and absolute paths, and those whose text has no words."""
+    """Rows with normalised texts, and those whose text has no words."""
     rows, bad = [], []
     for row in clips.rows:
-        # Absolute: the run's folder has its own manifest, but leaves recordings where they are.
-        audio, text = (clips.folder / row["audio"]).resolve(), normalize(row["text"])
-        if text:
-            rows.append({**row, "audio": str(audio), "text": text})
+        if text := normalize(row["text"]):
+            rows.append({**row, "text": text})
         else:
-            bad.append({**row, "reason": f"{audio}: its text has no words; drop its row"})
+            bad.append({**row, "reason": f"{row['audio']}: {NO_WORDS}"})
     return rows, bad
 
 

@@ -14,6 +14,7 @@ from speechlm_jax.quickstart.report import write_report
 from speechlm_jax.quickstart.report_inputs import ReportInputs
 from speechlm_jax.quickstart.run import TRAIN
 from speechlm_jax.quickstart.samples import Sample, reconstructions, speak
+from speechlm_jax.quickstart.sizes import MICRO
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest
 
@@ -44,7 +45,7 @@ def write_samples(q: OwnData) -> None:
     samples.keep_samples(q, MODELS, lambda: [*reconstructions(q, q.held_out), *_spoken_text(q)])
 
 
-def write(q: OwnData) -> None:
+def write(q: OwnData, *, command: str) -> None:
     """Writes report.json and report.html into the run's folder; nothing is claimed."""
     items = summary.all_items(q)
     codes = [row["codes"] for row in q.held_out]
@@ -59,7 +60,8 @@ def write(q: OwnData) -> None:
             title="Quickstart on your own data",
             note=_note(q),
             figures=figures,
-            provenance=summary.provenance(q, {"text": q.text.fingerprint}),
+            provenance=summary.provenance(q, {"text": q.text.fingerprint}, command=command),
+            warning=summary.NOTHING_LEARNT if q.config.lm == MICRO.lm else "",
             trainings=summary.trainings(q, PANELS),
             codebook_counts=counts,
             bad_recordings=tuple(bad_recordings(q)),

@@ -25,7 +25,7 @@ def write_report(folder: str | Path, inputs: ReportInputs) -> None:
       UserError: a metrics.jsonl or a WAV file that the inputs name is missing or broken.
     """
     for audio in inputs.examples.audio:
-        if not Path(audio.path).is_file():
+        if audio.path is not None and not Path(audio.path).is_file():
             raise UserError(f"{audio.path}: the report's recording is missing; run its step again")
     html = page(inputs)
     artifacts.write_json(Path(folder) / REPORT_JSON, report_json(inputs))
@@ -37,6 +37,7 @@ def report_json(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "title": inputs.title,
         "note": inputs.note,
+        "warning": inputs.warning,
         **_provenance(inputs.provenance),
         "figures": {name: dataclasses.asdict(figure) for name, figure in inputs.figures.items()},
         "chance": dict(inputs.chance),
@@ -61,6 +62,9 @@ def _provenance(provenance: Provenance) -> dict[str, Any]:
         unit: sum(step[unit] for step in steps.values()) for unit in ("wall_seconds", "cpu_seconds")
     }
     return {
+        "command": provenance.command,
+        "commit": provenance.commit,
+        "date": provenance.date,
         "seeds": dict(provenance.seeds),
         "versions": dict(provenance.versions),
         "fingerprints": dict(provenance.fingerprints),

@@ -51,6 +51,16 @@ LABELS = {
     "chat/text_guided": "Chat, text first",
     "chat/speech_only_shuffled": "Chat, speech alone",
     "chat/text_guided_shuffled": "Chat, text first",
+    # The tasks of tasks/quickstart.py and those of one's own data, whose held-out losses are drawn.
+    "q_text": "text",
+    "q_speech": "speech alone",
+    "q_asr": "speech → its text",
+    "q_tts": "text → its speech",
+    "q_interleaved": "interleaved documents",
+    "q_text_of_interleaved": "the same documents as text",
+    "q_text_to_token": "voice and text → speech",
+    "q_read_aloud": "strings read aloud",
+    "quickstart_chat": "spoken dialogues",
 }
 
 
@@ -144,11 +154,14 @@ def line_chart(title: str, curves: Mapping[str, Curve]) -> str:
         return ""
     values = np.concatenate([curve[:, 1] for curve in points.values()])
     # The first steps of a loss would flatten all the rest: they leave the panel at the top.
-    ticks = MaxNLocator(3).tick_values(values.min(), max(np.percentile(values, 97), values.min()))
+    bottom, top = float(values.min()), float(np.percentile(values, 97))
+    if top - bottom < 1e-3 * abs(top):  # one point, or a level line: it stands in the middle
+        bottom, top = bottom - 0.5, top + 0.5
+    ticks = MaxNLocator(3).tick_values(bottom, top)
     low, high = float(ticks[0]), float(ticks[-1])
     last = max(curve[-1, 0] for curve in points.values())
     lines = "".join(
-        f'<polyline class="curve {_series_class(name, i)}" '
+        f'<polyline class="curve {_series_class(name, i)}{" dot" * (len(curve) == 1)}" '
         f'points="{_polyline(curve, last, low, high)}"/>'
         for i, (name, curve) in reversed(list(enumerate(points.items())))
     )
@@ -218,6 +231,8 @@ def _series_class(name: str, number: int) -> str:
 def _polyline(curve: Float[ndarray, "points 2"], last: float, low: float, high: float) -> str:
     across = 300 * curve[:, 0] / max(last, 1.0)
     down = 100 - 100 * (np.clip(curve[:, 1], low, high) - low) / (high - low)
+    if len(curve) == 1:  # a line from the point to itself, whose round ends are a dot
+        across, down = np.repeat(across, 2), np.repeat(down, 2)
     return " ".join(f"{x:.1f},{y:.2f}" for x, y in zip(across, down, strict=True))
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,33 @@ from speechlm_jax.quickstart.report_inputs import Audio, MelPair
 from speechlm_jax.quickstart.report_media import mel_to_png, wav_to_address, wav_to_bars
 
 NUM_ANSWERS = 8
+_COLUMNS = ("Fact", "Voice", "Right", *ARMS)
 _GOLDEN_ANGLE = 137.508  # neighbouring codes get hues far apart
 
 
-def players(audio: Sequence[Audio]) -> str:
+def players(audio: Sequence[Audio], *, headings: bool = True) -> str:
     """Players by group, each with its words and the shape of its sound."""
     groups: dict[str, list[str]] = defaultdict(list)
     for clip in audio:
         text = f"<blockquote>{escape(clip.text)}</blockquote>" if clip.text else ""
         groups[clip.group].append(
             f'<figure class="player"><figcaption>{escape(clip.title)}</figcaption>{text}'
-            f'{_waveform(clip)}<audio controls preload="metadata" '
-            f'src="{wav_to_address(clip.path)}"></audio></figure>'
+            f"{_sound(clip)}</figure>"
         )
     return "".join(
-        f'<h3>{escape(group)}</h3><div class="players">{"".join(clips)}</div>'
+        f'{f"<h3>{escape(group)}</h3>" * headings}<div class="players">{"".join(clips)}</div>'
         for group, clips in groups.items()
+    )
+
+
+def _sound(clip: Audio) -> str:
+    """The shape of a sound and its player, which has a name for those who do not see its place."""
+    if clip.path is None:
+        return '<p class="note">(says nothing)</p>'
+    name = escape(f"{clip.group}: {clip.title}" + (f": {clip.text}" if clip.text else ""))
+    return (
+        f'{_waveform(clip.path)}<audio controls preload="metadata" aria-label="{name}" '
+        f'src="{wav_to_address(clip.path)}"></audio>'
     )
 
 
@@ -59,26 +71,29 @@ def answers(groups: Mapping[str, Sequence[Item]], stems: Sequence[str]) -> str:
         chosen = asked[:: max(1, len(asked) // NUM_ANSWERS)][:NUM_ANSWERS]
         if chosen:
             rows = "".join(_answer_row(first[key], second[key]) for key in chosen)
-            head = "".join(f"<th>{name}</th>" for name in ("Fact", "Voice", "Right", *ARMS))
+            head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
             tables.append(
-                f'<h3>{escape(label(stem))}</h3><div class="scroll"><table><tr>{head}</tr>'
-                f"{rows}</table></div>"
+                f'<h3>{escape(label(stem))}</h3><div class="scroll"><table class="answers">'
+                f"<tr>{head}</tr>{rows}</table></div>"
             )
     return "".join(tables)
 
 
 def _answer_row(first: Item, second: Item) -> str:
-    given = "".join(
-        f'<td><span class="state {"good" if item.numerator else "bad"}">'
-        f"{escape(item.hypothesis) or '(silence)'}</span></td>"
+    """A row; each cell carries its column's name, under which narrow windows show it."""
+    asked = [escape(x) for x in (first.fact, first.voice, first.reference)]
+    given = [
+        f'<span class="state {"good" if item.numerator else "bad"}">'
+        f"{escape(item.hypothesis) or '(silence)'}</span>"
         for item in (first, second)
-    )
-    asked = "".join(f"<td>{escape(x)}</td>" for x in (first.fact, first.voice, first.reference))
-    return f"<tr>{asked}{given}</tr>"
+    ]
+    cells = zip(_COLUMNS, [*asked, *given], strict=True)
+    drawn = "".join(f'<td data-column="{name}">{cell}</td>' for name, cell in cells)
+    return f"<tr>{drawn}</tr>"
 
 
-def _waveform(clip: Audio) -> str:
-    bars = wav_to_bars(clip.path)
+def _waveform(path: Path) -> str:
+    bars = wav_to_bars(path)
     if bars is None:
         return ""
     highest = max(max(bars), 1e-3)

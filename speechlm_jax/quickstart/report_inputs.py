@@ -10,6 +10,7 @@ from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
 
 LOSSES = "held_out_loss/"  # how figures in nats begin; a task's name follows
+DUEL = "One question, two arms"  # the group of recordings that is shown first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,23 @@ class StepTime:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where the figures come from: for `report.json` and the page's last section."""
+    """Where the figures come from: for `report.json`, and the page's top and last section.
+
+    Attributes:
+      timing: by step.
+      seeds, versions, fingerprints: by what they are of; `versions` by package.
+      command: what makes the run, as a shell takes it.
+      commit: of the checkout that made it; "" where there is none.
+      date: when its last step ended, YYYY-MM-DD.
+    """
 
     timing: Mapping[str, StepTime]
     seeds: Mapping[str, int]
     versions: Mapping[str, str]
     fingerprints: Mapping[str, str]
+    command: str = ""
+    commit: str = ""
+    date: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +82,14 @@ class MelPair:
 
 @dataclasses.dataclass(frozen=True)
 class Audio:
-    """A WAV file to play; `group` puts those that belong together under one heading."""
+    """A WAV file to play; `group` puts those that belong together under one heading.
+
+    `path` None: nothing was said, which is shown too.
+    """
 
     group: str
     title: str
-    path: Path
+    path: Path | None
     text: str = ""
 
 
@@ -101,6 +116,7 @@ class ReportInputs:
 
     Attributes:
       title, note: heading, and a sentence on what was run (size, world, seed).
+      warning: what must be known before a figure is read; "" for nothing.
       figures: by name, as in `evals.items`.
       provenance: timing, seeds, versions, fingerprints.
       claims: what must hold; none where nothing is claimed (`--size micro`).
@@ -116,6 +132,7 @@ class ReportInputs:
     note: str
     figures: Mapping[str, Figure]
     provenance: Provenance
+    warning: str = ""
     claims: tuple[Claim, ...] = ()
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
     trainings: tuple[Training, ...] = ()

@@ -1,5 +1,6 @@
 """ReportInputs -> one HTML page that loads nothing from outside."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,10 +15,17 @@ from speechlm_jax.quickstart import report_charts as charts
 from speechlm_jax.quickstart import report_examples as examples
 from speechlm_jax.quickstart.report_chain import chain_picture
 from speechlm_jax.quickstart.report_claims import Verdict, chance_of, judge
-from speechlm_jax.quickstart.report_inputs import LOSSES, Provenance, ReportInputs, Training
+from speechlm_jax.quickstart.report_inputs import (
+    DUEL,
+    LOSSES,
+    Provenance,
+    ReportInputs,
+    Training,
+)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 ANSWERED = ("qa/s2t_new_wording", "qa/s2t", "qa/s2s")  # answers shown side by side
+PAPER = "https://arxiv.org/abs/2411.17607"
 _ERRORS = ("wer", "entity_wer", "abx", "clipped")  # how names of figures of errors begin
 _LESS, _MORE, _CONTROL = "Errors: less is better", "More is better", "With codes of another clip"
 
@@ -26,12 +34,15 @@ def page(inputs: ReportInputs) -> str:
     """The whole page; a section with nothing to show is left out."""
     verdicts = judge(inputs.claims, inputs.figures)
     shown = inputs.examples
+    duel = [clip for clip in shown.audio if clip.group == DUEL]
+    others = [clip for clip in shown.audio if clip.group != DUEL]
     sections = (
         ("The chain", "", chain_picture(inputs.figures)),
+        (DUEL, _DUEL_NOTE, examples.players(duel, headings=False)),
         ("Two arms, one difference", _ARMS_NOTE, _arms(inputs)),
         ("What had to hold", "", _claims(verdicts)),
         ("Single figures", _SINGLE_NOTE, _single_figures(inputs)),
-        ("Listen", "", examples.players(shown.audio)),
+        ("Listen", "", examples.players(others)),
         ("Through the codes and back", _MEL_NOTE, examples.mel_pairs(shown.mel_pairs)),
         ("Interleaved examples", _INTERLEAVED_NOTE, examples.documents(shown.documents)),
         ("Answers side by side", "", examples.answers(by_figure(shown.items), ANSWERED)),
@@ -41,14 +52,23 @@ def page(inputs: ReportInputs) -> str:
         ("Recordings set aside", "", _bad_recordings(inputs.bad_recordings)),
         ("Where this comes from", "", _provenance(inputs)),
     )
+    told = [section for section in sections if section[2]]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(inputs.title),
+        origin=_origin(inputs.provenance),
+        warning=f'<p class="warning">{escape(inputs.warning)}</p>' if inputs.warning else "",
         note=escape(inputs.note),
         tiles=_tiles(inputs, verdicts),
-        sections="".join(_section(*section) for section in sections if section[2]),
+        contents=_contents([heading for heading, _, _ in told]),
+        sections="".join(_section(*section) for section in told),
     )
 
 
+_DUEL_NOTE = (
+    "A voice that nothing was trained on asks about a fact. The interleaved arm met the fact in "
+    "documents of text with spans of speech; the baseline met the same documents as text alone. "
+    "Both write and say what they make of it."
+)
 _ARMS_NOTE = (
     "Both arms start from the same weights and see as many tokens; only rows differ: interleaved "
     "documents in one, the same documents as text plus speech that tells no facts in the other. "
@@ -62,9 +82,29 @@ _INTERLEAVED_NOTE = (
 )
 
 
+def _origin(provenance: Provenance) -> str:
+    """Which project, which paper, when, from which commit, by which command."""
+    version = provenance.versions.get("speechlm_jax", "")
+    project = " ".join(["speechlm_jax", version]).strip()
+    commit = f"commit {provenance.commit}" if provenance.commit else ""
+    parts = [escape(part) for part in (project, commit, provenance.date) if part]
+    parts.insert(1, f'method of <a href="{PAPER}">Zeng et al., arXiv 2411.17607</a>')
+    command = f"<br><code>{escape(provenance.command)}</code>" if provenance.command else ""
+    return f'<p class="origin">{" · ".join(parts)}{command}</p>'
+
+
+def _contents(headings: Sequence[str]) -> str:
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in headings)
+    return f'<nav aria-label="Contents">{links}</nav>'
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower())
+
+
 def _section(heading: str, note: str, body: str) -> str:
     told = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(heading)}</h2>{told}{body}</section>"
+    return f'<section id="{_anchor(heading)}"><h2>{escape(heading)}</h2>{told}{body}</section>'
 
 
 def _tiles(inputs: ReportInputs, verdicts: Sequence[Verdict]) -> str:
@@ -178,14 +218,17 @@ def _trainings(trainings: Sequence[Training]) -> str:
         for name, curve in read_curves(training.workdir).items():
             panels[training.panel, name][training.series] = curve
     drawn = "".join(
-        charts.line_chart(f"{panel}, {name.removeprefix('held_out/')}{_suffix(name)}", curves)
+        charts.line_chart(f"{panel}: {_loss_of(name)}", curves)
         for (panel, name), curves in panels.items()
     )
     return f'<div class="panels">{drawn}</div>' if drawn else ""
 
 
-def _suffix(name: str) -> str:
-    return " (held out)" if name.startswith("held_out/") else ""
+def _loss_of(name: str) -> str:
+    """What a curve shows: `held_out/q_asr` -> the words for that task's held-out rows."""
+    if not name.startswith("held_out/"):
+        return "loss"
+    return f"{charts.label(name.removeprefix('held_out/'))}, held out"
 
 
 def _exposure(inputs: ReportInputs) -> str:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from speechlm_jax import artifacts
-from speechlm_jax.audio.recordings import Features
+from speechlm_jax.audio.recordings import Features, audio_path
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.sizes import QuickstartConfig
@@ -39,6 +40,10 @@ class Chain(Models):
     def features(self) -> Features:
         """Mel frames of every clip."""
         return Features(self.folders.features)
+
+    def audio_of(self, row: dict[str, Any]) -> Path:
+        """The recording of a clip's row."""
+        return audio_path(self.folders.clips, row["audio"])
 
     @cached_property
     def voices(self) -> tuple[str, ...]:

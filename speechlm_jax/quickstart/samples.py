@@ -14,21 +14,25 @@ from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
-from speechlm_jax.evals.spoken_qa import Question
-from speechlm_jax.nn.inference import GenerateRequest
+from speechlm_jax.evals.spoken_qa import Question, answer_in_text
+from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.quickstart import corpora
+from speechlm_jax.quickstart.report_inputs import DUEL
 from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.scoring import MAX_ANSWER_CODES
 
 KIND = "audio"
 SAMPLES = "samples.jsonl"
 NUM_RECONSTRUCTIONS, NUM_ANSWERS = 3, 3
-MODELS = ("speech_decoder", "lm_interleaved", "chat")
+MODELS = ("speech_decoder", "lm_interleaved", "lm_baseline", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A WAV file: its group in the report, its title, and what it says as far as that is known."""
+    """A WAV file: its group in the report, its title, and what it says as far as that is known.
+
+    `file` is "" where a model said nothing and that is to be shown.
+    """
 
     group: str
     title: str
@@ -37,9 +41,13 @@ class Sample:
 
 
 def write_samples(q: Quickstart) -> None:
-    """Reconstructions, spoken answers and a dialogue of a world's run."""
+    """One question to both arms, reconstructions, answers and a dialogue of a world's run."""
     told = q.spoken.of_kind("eval_sentence")
-    keep_samples(q, MODELS, lambda: [*reconstructions(q, told), *_answers(q), *_dialogue(q)])
+
+    def make() -> list[Sample]:
+        return [*_duel(q), *reconstructions(q, told), *_answers(q), *_dialogue(q)]
+
+    keep_samples(q, MODELS, make)
 
 
 def keep_samples(q: Chain, models: Sequence[str], make: Callable[[], list[Sample]]) -> None:
@@ -50,7 +58,7 @@ def keep_samples(q: Chain, models: Sequence[str], make: Callable[[], list[Sample
         return
     made = make()
     artifacts.write_jsonl(out / SAMPLES, (dataclasses.asdict(sample) for sample in made))
-    files = [SAMPLES, *(sample.file for sample in made)]
+    files = [SAMPLES, *(sample.file for sample in made if sample.file)]
     artifacts.write_manifest(out, KIND, inputs=inputs, config={}, seed=q.seed, files=files)
 
 
@@ -64,7 +72,7 @@ def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
     samples = []
     for number, row in enumerate(rows[:NUM_RECONSTRUCTIONS]):
         original = f"original-{number}.wav"
-        write_wav(q.folders.audio / original, read_wav(q.folders.clips / row["audio"]))
+        write_wav(q.folders.audio / original, read_wav(q.audio_of(row)))
         samples.append(Sample("Reconstructions", f"original {number + 1}", row["text"], original))
         samples.append(
             speak(
@@ -74,11 +82,45 @@ def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
     return samples
 
 
+def _duel(q: Quickstart) -> list[Sample]:
+    """One spoken question, and what each arm writes and says to it, greedily."""
+    question = _interleaved_questions(q)[0]
+    title = f"asked by {question.voice} (right: {question.answer})"
+    samples = [_asked(q, question, DUEL, title, file="question.wav")]
+    for arm in q.arms:
+        inference = q.language_model(getattr(q.folders, f"lm_{arm}"))
+        (written,) = answer_in_text(
+            "", [question], asked_in="speech", generate=inference.generate,
+            formats=Formats(q.vocab, q.text),
+        )  # fmt: skip
+        title = f"{arm}: writes “{written.hypothesis}”, says"
+        (codes,) = _spoken_replies(q, inference, [question])
+        samples += _spoken(q, codes, DUEL, title) or [Sample(DUEL, title, "", "")]
+    return samples
+
+
 def _answers(q: Quickstart) -> list[Sample]:
     """Spoken answers of the interleaved arm, greedily, to spoken questions of held-out voices."""
+    asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]  # the first is the duel's
+    replies = _spoken_replies(q, q.language_model(q.folders.lm_interleaved), asked)
+    samples = []
+    for question, codes in zip(asked, replies, strict=True):
+        title = f"{question.text}? (right: {question.answer})"
+        samples += _spoken(q, codes, "Spoken answers", title)
+    return samples
+
+
+def _interleaved_questions(q: Quickstart) -> list[Question]:
+    """Of each fact that interleaved documents tell, the first voice's question."""
+    asked = (x for x in q.spoken.questions() if x.wording == "interleaved")
+    return list({x.fact: x for x in reversed([*asked])}.values())[::-1]
+
+
+def _spoken_replies(
+    q: Quickstart, inference: Inference, asked: Sequence[Question]
+) -> list[Integer[ndarray, " _frames"]]:
+    """Codes of the replies to spoken questions."""
     formats = Formats(q.vocab, q.text)
-    asked = [x for x in q.spoken.questions() if x.wording == "interleaved"][:NUM_ANSWERS]
-    inference = q.language_model(q.folders.lm_interleaved)
     replies = inference.generate(
         [
             GenerateRequest(
@@ -90,12 +132,7 @@ def _answers(q: Quickstart) -> list[Sample]:
             for question in asked
         ]
     )
-    samples = []
-    for question, reply in zip(asked, replies, strict=True):
-        codes = q.vocab.ids_to_codes(np.array(reply, np.int32))
-        title = f"{question.text}? (right: {question.answer})"
-        samples += _spoken(q, codes, "Spoken answers", title)
-    return samples
+    return [q.vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
 
 
 def _dialogue(q: Quickstart) -> list[Sample]:
@@ -103,7 +140,7 @@ def _dialogue(q: Quickstart) -> list[Sample]:
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
     chat = Chat(q.language_model(q.folders.chat), q.writer)
-    samples = [_asked(q, question)]
+    samples = [_asked(q, question, "Dialogue", "question", file="dialogue-question.wav")]
     for mode in ("speech_only", "text_guided"):
         reply = chat.reply([np.asarray(question.codes)], mode=mode, seed=q.seed)[0]
         text = f", text: {reply.text}" if reply.text else ""
@@ -116,11 +153,12 @@ def _first_heard(questions: Sequence[Question], told: Sequence[str]) -> Question
     return next((x for x in new if x.wording == "interleaved"), new[0])
 
 
-def _asked(q: Quickstart, question: Question) -> Sample:
+def _asked(q: Quickstart, question: Question, group: str, title: str, *, file: str) -> Sample:
+    """The clip of a question."""
     rows = q.spoken.of_kind("question")
     row = next(r for r in rows if r["fact"] == question.fact and r["speaker"] == question.voice)
-    write_wav(q.folders.audio / "question.wav", read_wav(q.folders.clips / row["audio"]))
-    return Sample("Dialogue", "question", row["text"], "question.wav")
+    write_wav(q.folders.audio / file, read_wav(q.audio_of(row)))
+    return Sample(group, title, row["text"], file)
 
 
 def _spoken(
@@ -142,5 +180,6 @@ def speak(
     """Writes codes as audio."""
     mel = q.speech_decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
     slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
-    write_wav(q.folders.audio / f"{slug}.wav", mel_to_wav(mel, MelConfig(), seed=q.seed))
-    return Sample(group, title, text, f"{slug}.wav")
+    file = f"{slug}.wav"
+    write_wav(q.folders.audio / file, mel_to_wav(mel, MelConfig(), seed=q.seed))
+    return Sample(group, title, text, file)

@@ -6,7 +6,7 @@ from typing import Literal
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.interleave.build import InterleaveConfig
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.transformer import TransformerConfig
+from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
@@ -77,7 +77,7 @@ class TrainingSize:
             total_steps=self.steps,
             optimizer=optimizer,
             seed=seed,
-            log_every_steps=min(log, self.steps),
+            log_every_steps=max(1, min(log, self.steps // 10)),  # a curve of ten points at least
             save_every_steps=max(1, min(200, self.steps // 4)),
         )
 
@@ -109,7 +109,8 @@ def make_config(size: Size) -> QuickstartConfig:
 
 def _transformer(layers: int, embed: int, heads: int) -> TransformerConfig:
     mlp = embed * 8 // 3 // 16 * 16
-    return TransformerConfig(layers, embed, heads, heads, embed // heads, mlp, unroll=layers)
+    execution = ExecutionConfig(unroll=layers)
+    return TransformerConfig(layers, embed, heads, heads, embed // heads, mlp, execution=execution)
 
 
 FULL = QuickstartConfig(

@@ -2,7 +2,8 @@
 
 import fcntl
 import logging
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ OWN_STEPS: Steps = (
     ("evaluate", own_results.score),
     ("audio", own_results.write_samples),
 )
+DEFAULTS = {"size": "full", "seed": 0}
 _log = logging.getLogger("speechlm.quickstart")
 
 
@@ -55,23 +57,28 @@ def quickstart(
     world: str | Path | None = None,
     speech: str | Path | None = None,
     text: str | Path | None = None,
+    audio_anywhere: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Runs every step in `out` and returns where the report lies.
 
     Without `speech` and `text` it makes a world of its own, else it uses those recordings and that
-    text (see `own_data`).
+    text (see `own_data`); `audio_anywhere`: whether recordings may lie outside of `speech`.
 
     Raises:
       UserError: something in the inputs; what was made stays.
       Stopped: SIGINT or SIGTERM; the same command goes on.
     """
+    options = {"size": size, "world": world, "speech": speech, "text": text, "seed": seed}
+    command = _command(out, options)
     run = Path(out).resolve()
     folders = Folders(run)
     if speech is not None and text is not None:
         if world is not None:
             raise UserError("--world: your own recordings need none; leave it out")
-        own = own_data.make_own(folders, Path(speech), Path(text), size=size, seed=seed)
+        own = own_data.make_own(
+            folders, Path(speech), Path(text), size=size, seed=seed, audio_anywhere=audio_anywhere
+        )
         _refuse(folders.world, "the world that it makes itself")
     elif speech is not None or text is not None:
         raise UserError("--speech and --text: give both or neither")
@@ -82,13 +89,22 @@ def quickstart(
     with _locked(run):
         if own is not None:
             _take_steps(own, OWN_STEPS)
-            own_results.write(own)
+            own_results.write(own, command=command)
         else:
             made = World.make(load_tables(world), seed)
             q = Quickstart(folders, config=make_config(size), seed=seed, world=made)
             _take_steps(q, STEPS)
-            summary.write(q)
+            summary.write(q, command=command)
     return {"report": str(run / "report.html"), "figures": str(run / "report.json")}
+
+
+def _command(out: str | Path, options: Mapping[str, Any]) -> str:
+    """What makes the same run again, as a shell takes it; defaults are left out."""
+    words = ["speechlm", "quickstart", "--out", str(out)]
+    for name, value in options.items():
+        if value not in (None, DEFAULTS.get(name)):
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def _take_steps(q: Chain, steps: Steps) -> None:

@@ -1,11 +1,13 @@
 """A finished run -> its report: figures, claims, exposure, timing, and what to show."""
 
+import datetime
 import importlib.metadata
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import BAD
@@ -29,19 +31,24 @@ from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
 from speechlm_jax.quickstart.scoring import held_out_codes
 from speechlm_jax.quickstart.sizes import FULL
 
+NOTHING_LEARNT = (
+    "Micro size: every step ran, to see that it works, with models too small and trained too "
+    "briefly to learn anything. No figure on this page says how well the method works."
+)
 PACKAGES = ("speechlm_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "numpy")
+LAST = "last value"  # of a panel with one curve
 TRAININGS = (
-    ("Speech tokenizer", "tokenizer", "tokenizer"),
-    ("Text-to-token model", "text_to_token", "text_to_token"),
+    ("Speech tokenizer", LAST, "tokenizer"),
+    ("Text-to-token model", LAST, "text_to_token"),
     ("Pre-training", "interleaved", "lm_interleaved"),
     ("Pre-training", "baseline", "lm_baseline"),
-    ("Speech decoder", "speech_decoder", "speech_decoder"),
-    ("Chat", "chat", "chat"),
+    ("Speech decoder", LAST, "speech_decoder"),
+    ("Chat", LAST, "chat"),
 )
 
 
-def write(q: Quickstart) -> None:
-    """Writes report.json and report.html into the run's folder."""
+def write(q: Quickstart, *, command: str) -> None:
+    """Writes report.json and report.html into the run's folder; `command` is what made the run."""
     items = all_items(q)
     codes = held_out_codes(q.spoken)
     counts = code_counts(codes, codebook_size=len(q.reader.codebook))
@@ -57,7 +64,10 @@ def write(q: Quickstart) -> None:
             title="Quickstart",
             note=note,
             figures=figures,
-            provenance=provenance(q, {"world": q.world.fingerprint}, seeds={"world": q.world.seed}),
+            provenance=provenance(
+                q, {"world": q.world.fingerprint}, command=command, seeds={"world": q.world.seed}
+            ),
+            warning="" if is_full else NOTHING_LEARNT,
             claims=CLAIMS if is_full else (),
             chance=CHANCE,
             trainings=trainings(q, TRAININGS),
@@ -83,10 +93,15 @@ def trainings(q: Chain, panels: Sequence[tuple[str, str, str]]) -> tuple[Trainin
 
 
 def provenance(
-    q: Chain, made_from: Mapping[str, str], *, seeds: Mapping[str, int] | None = None
+    q: Chain,
+    made_from: Mapping[str, str],
+    *,
+    command: str,
+    seeds: Mapping[str, int] | None = None,
 ) -> Provenance:
-    """Timing, seeds, versions and fingerprints of a run; `made_from` names what it started with."""
+    """When and how a run was made, and from what: `made_from` names what it started with."""
     times = clock.totals(q.folders.timing)
+    ended = (q.folders.audio / artifacts.MANIFEST).stat().st_mtime  # the last step's
     return Provenance(
         timing={
             name: StepTime(time["wall_seconds"], time["cpu_seconds"])
@@ -99,7 +114,22 @@ def provenance(
             **made_from,
             **q.stage_fingerprints(),
         },
+        command=command,
+        commit=_commit(),
+        date=datetime.datetime.fromtimestamp(ended, datetime.UTC).date().isoformat(),
     )
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, with "-dirty" if it was changed; "" outside one."""
+    top = shipped.root()
+    if not (top / ".git").exists():
+        return ""
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
 
 
 def _version(package: str) -> str:
@@ -128,7 +158,10 @@ def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
 def examples(q: Chain, items: list[Item]) -> Examples:
     """What is shown and played."""
     listed = samples.read_samples(q.folders.audio)
-    audio = [Audio(s.group, s.title, q.folders.audio / s.file, s.text) for s in listed]
+    audio = [
+        Audio(s.group, s.title, q.folders.audio / s.file if s.file else None, s.text)
+        for s in listed
+    ]
     return Examples(
         mel_pairs=_mel_pairs(q),
         documents=tuple(artifacts.read_jsonl(q.folders.interleaved / "documents.jsonl"))[:4],

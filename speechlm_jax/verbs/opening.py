@@ -10,7 +10,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
-from speechlm_jax.quickstart.folders import NAMES, Folders
+from speechlm_jax.quickstart.folders import NAMES, find_run
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
@@ -22,13 +22,7 @@ CODES_IDENTITY = ("tokenizer", "frame_rate_hz", "codebook_size")
 
 def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
     """The models of a quickstart run, for a few requests; UserError if the folder holds none."""
-    folders = Folders(Path(run))
-    if not folders.text_model.is_file() or not folders.tokenizer.is_dir():
-        raise UserError(
-            f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
-            "give --run the folder of one"
-        )
-    return Models(folders, batch_size=batch_size, clip_batch_size=batch_size)
+    return Models(find_run(run), batch_size=batch_size, clip_batch_size=batch_size)
 
 
 def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:

@@ -12,9 +12,9 @@ from speechlm_jax.data.prepare import PrepareConfig
 from speechlm_jax.data.prepare import prepare as prepare_mixture
 from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
+from speechlm_jax.shipped import RUN_VARIABLE
 from speechlm_jax.verbs.opening import open_vocab
 
-RUN_VARIABLE = "SPEECHLM_RUN"
 COUNTS = (
     "rows", "documents", "text_tokens", "speech_tokens", "unknown_tokens", "dropped_documents",
     "empty_documents",

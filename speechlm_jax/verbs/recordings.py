@@ -1,64 +1,195 @@
-"""Audio files and clip folders -> rows and log-mel frames; what cannot be used is set aside."""
+"""Audio files and clip folders -> rows and log-mel frames; what cannot be used is set aside.
+
+Annotated with jaxtyping itself, so that a wrong path is told before JAX is imported.
+"""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax.arrays import Float, ndarray
+from jaxtyping import Float
+from numpy import ndarray
+
 from speechlm_jax.audio.mel import WHISPER, wav_to_mel
-from speechlm_jax.audio.recordings import read_clips
-from speechlm_jax.audio.wav import BadAudio, read_wav
+from speechlm_jax.audio.recordings import CLIPS, NO_WORDS, audio_path, read_clips
+from speechlm_jax.audio.wav import BadAudio, check_file, read_wav
+from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
 
 MAX_SECONDS = 30.0  # as in Whisper; attention costs the square of it
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A recording's file, and its row: `id`, `audio` (relative), and what is known of it."""
+
+    path: Path
+    row: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recording:
-    """A row and its log-mel frames."""
+class Recording(Found):
+    """A recording and its log-mel frames."""
 
-    row: dict[str, Any]
     mel: Float[ndarray, "mel_frames mels"]
 
 
-def find_recordings(
-    places: Sequence[Path],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows {"id", "audio", and what a manifest says} of files and clip folders, and bad rows.
+def check_places(places: Sequence[Path]) -> None:
+    """UserError for the first place that is neither a folder nor a file with something in it."""
+    for place in places:
+        if not os.path.isdir(place):  # pathlib's raises where a name is too long
+            check_file(place)
 
-    With several places, the ids of a folder's rows begin with its name. Texts are normalised, as
-    vocabularies are.
+
+def find_recordings(
+    places: Sequence[Path], *, audio_anywhere: bool = False
+) -> tuple[list[Found], list[dict[str, Any]]]:
+    """Recordings of files and folders, and the rows that are set aside, each with a `reason`.
+
+    What `manifest.jsonl` in the folder, or beside the file, says of a recording is in its row; of
+    what no manifest names, the text is that of a file of its name in .txt (`clip.flac`,
+    `clip.txt`). A folder without a manifest gives all recordings in and below it. Texts are
+    normalised, as vocabularies are; where nothing is left the row is set aside. Ids and `audio` are
+    relative: to the one folder, or to what several places have in common.
+
+    Raises:
+      UserError: a folder has neither a manifest nor recordings, or none of its rows can be used.
     """
-    rows, bad = [], []
+    finder = _Finder(_home(places), audio_anywhere)
     for place in places:
         if not place.is_dir():
-            rows.append({"id": str(place), "audio": str(place)})
-            continue
-        clips = read_clips(place)
-        bad += clips.bad
+            finder.add_file(place)
+        elif (place / CLIPS).is_file():
+            finder.add_clips(place)
+        else:
+            finder.add_folder(place)
+    return finder.found, finder.bad
+
+
+@dataclasses.dataclass
+class _Finder:
+    """Gathers recordings.
+
+    Attributes:
+      home: what ids and `audio` are relative to.
+      audio_anywhere: whether recordings may lie outside of their folder.
+    """
+
+    home: Path
+    audio_anywhere: bool
+    found: list[Found] = dataclasses.field(default_factory=list)
+    bad: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _beside: dict[Path, dict[str, tuple[dict[str, Any], str | None]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def add_clips(self, folder: Path) -> None:
+        """Every row of a clip folder."""
+        clips = read_clips(folder, audio_anywhere=self.audio_anywhere)
         for row in clips.rows:
-            name = row["id"] if len(places) == 1 else f"{place.name}/{row['id']}"
-            audio, text = str(place / row["audio"]), normalize(row["text"])
-            rows.append({**row, "id": name, "audio": audio, "text": text})
-    return rows, bad
+            self._add(folder / row["audio"], self._row(folder, row))
+        self.bad += [self._row(folder, row) for row in clips.bad]
+
+    def add_folder(self, folder: Path) -> None:
+        """Every recording in and below a folder without a manifest."""
+        paths = sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise UserError(
+                f"{folder}: has no {CLIPS} and no recordings ({', '.join(SUFFIXES)}); give a "
+                "folder that has"
+            )
+        for path in paths:
+            try:
+                audio_path(folder, str(path.relative_to(folder)), anywhere=self.audio_anywhere)
+            except BadAudio as error:
+                row = self._row(path.parent, {"audio": path.name})
+                self.bad.append({**row, "reason": str(error)})
+            else:
+                self.add_file(path)
+
+    def add_file(self, path: Path) -> None:
+        """A recording with what is known of it."""
+        row, reason = self._known(path)
+        self._add(path, self._row(path.parent, row), reason)
+
+    def _known(self, path: Path) -> tuple[dict[str, Any], str | None]:
+        """A file's row, and why it cannot be used."""
+        folder = path.parent
+        if folder not in self._beside:
+            self._beside[folder] = {}
+            if (folder / CLIPS).is_file():
+                clips = read_clips(folder, audio_anywhere=self.audio_anywhere)
+                rows = [(row, row["reason"]) for row in clips.bad] + [(r, None) for r in clips.rows]
+                self._beside[folder] = {
+                    os.path.normpath(str(row.get("audio"))): (row, reason) for row, reason in rows
+                }
+        if path.name in self._beside[folder]:
+            return self._beside[folder][path.name]
+        text, reason = _transcript(path)
+        return {"audio": path.name, **({} if text is None else {"text": text})}, reason
+
+    def _row(self, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of a recording in `folder`, with an id and `audio` that are relative to home."""
+        prefix = os.path.relpath(folder, self.home)
+        audio = os.path.normpath(os.path.join(prefix, str(row.get("audio", ""))))
+        named = row.get("id", audio)
+        if "id" in row and prefix != os.curdir:
+            named = f"{prefix}/{named}"
+        return {**row, "id": named, "audio": audio}
+
+    def _add(self, path: Path, row: dict[str, Any], reason: str | None = None) -> None:
+        """Takes a row, or sets it aside for a reason."""
+        name = row["audio"].encode(errors="replace").decode()
+        if name != row["audio"]:
+            row, reason = {"id": name, "audio": name}, f"{name}: its name is not UTF-8; rename it"
+        if reason is None and "text" in row:
+            row = {**row, "text": normalize(row["text"])}
+            reason = None if row["text"] else f"{path}: {NO_WORDS}"
+        if reason is None:
+            self.found.append(Found(path, row))
+        else:
+            self.bad.append({**row, "reason": reason})
 
 
-def read_recordings(
-    rows: Sequence[dict[str, Any]], bad: list[dict[str, Any]]
-) -> Iterator[Recording]:
+def _transcript(path: Path) -> tuple[str | None, str | None]:
+    """The text of the file beside a recording that has its name in .txt; or why there is none."""
+    beside = path.with_suffix(".txt")
+    try:
+        return (beside.read_text(encoding="utf-8-sig") if beside.is_file() else None), None
+    except UnicodeDecodeError:
+        return None, f"{beside}: is not UTF-8; convert it, e.g. `iconv -t utf-8`"
+
+
+def _home(places: Sequence[Path]) -> Path:
+    """The one folder, or that of the one file; of several places the deepest that holds them."""
+    if len(places) == 1 and places[0].is_dir():
+        return places[0]
+    return Path(os.path.commonpath([os.path.abspath(place.parent) for place in places]))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files in and below a folder, but for hidden ones."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def read_recordings(found: Sequence[Found], bad: list[dict[str, Any]]) -> Iterator[Recording]:
     """Reads recordings one by one; a row that cannot be used goes to `bad`, with its `reason`."""
     seen: set[str] = set()
-    for row in rows:
+    for one in found:
         try:
-            if row["id"] in seen:
-                raise BadAudio(f"{row['audio']}: its id '{row['id']}' was given before; rename it")
-            mel = wav_to_mel(read_samples(row["audio"]), WHISPER)
+            if one.row["id"] in seen:
+                raise BadAudio(f"{one.path}: its id '{one.row['id']}' was given before; rename it")
+            mel = wav_to_mel(read_samples(one.path), WHISPER)
         except BadAudio as error:
-            bad.append({**row, "reason": str(error)})
+            bad.append({**one.row, "reason": str(error)})
             continue
-        seen.add(row["id"])
-        yield Recording(row, mel)
+        seen.add(one.row["id"])
+        yield Recording(one.path, one.row, mel)
 
 
 def read_samples(path: str | Path) -> Float[ndarray, " samples"]:

@@ -1,6 +1,9 @@
 """Codes, a codes file, or text -> WAV files, by the speech decoder."""
 
+import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.errors import UserError
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
 from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
 from speechlm_jax.verbs.synthesize import requests_to_codes
 
 SUFFIXES = (".wav", ".flac")
+NAME_LENGTH, DIGEST_LENGTH = 50, 12  # 50 characters of 4 bytes still leave room in 255
 
 
 def speak(
@@ -37,17 +42,23 @@ def speak(
       UserError: codes outside the codebook or of another tokenizer, an unknown voice or word.
     """
     models, out = open_run(run), Path(out)
+    _check_what(what)
     if what.endswith(".jsonl"):
         rows = _read_codes(Path(what), models)
-        folder = out.with_suffix("") if out.suffix in SUFFIXES else out
-        paths = [folder / f"{_file_name(row['id'])}.wav" for row in rows]
-        codes = [_to_codes(row["codes"], models, what) for row in rows]
+        folder = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {folder}: is a file; name a folder")
+        names = ids_to_file_names([str(row["id"]) for row in rows])
+        paths = [folder / f"{name}.wav" for name in names]
+        codes = [_to_codes(row["codes"], models, f"{what}: row {row['id']!r}") for row in rows]
     else:
-        if out.suffix not in SUFFIXES:
-            raise UserError(f"--out {out}: audio is written as .wav or .flac; add one of them")
+        if out.suffix.lower() not in SUFFIXES or out.is_dir():
+            raise UserError(f"--out {out}: audio is written as .wav or .flac; name such a file")
         paths = [out]
         if re.fullmatch(r"[\d\s]+", what):
-            codes = [_to_codes(what.split(), models, "codes")]
+            # Longer numbers than any codebook's are none; int() refuses very long ones.
+            numbers = [int(number) if len(number) < 10 else -1 for number in what.split()]
+            codes = [_to_codes(numbers, models, "codes")]
         else:
             voice = choose_voice(models.voices, voice, seed=seed)
             request = SpeechRequest(sayable(models, what), voice, seed)
@@ -93,17 +104,58 @@ def _read_codes(path: Path, models: Models) -> list[dict[str, Any]]:
     return rows
 
 
-def _to_codes(values: Sequence[Any], models: Models, where: str) -> Int[ndarray, " frames"]:
+def _to_codes(values: Any, models: Models, where: str) -> Int[ndarray, " frames"]:
     size = models.codes_identity["codebook_size"]
-    try:
-        codes = np.array([int(value) for value in values], np.int64)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: codes must be whole numbers") from None
-    if not len(codes) or not 0 <= codes.min() <= codes.max() < size:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise UserError(f"{where}: codes must be whole numbers")
+    if not values or not 0 <= min(values) <= max(values) < size:
         raise UserError(f"{where}: codes must be numbers from 0 to {size - 1}, at least one")
-    return codes.astype(np.int32)
+    return np.array(values, np.int32)
 
 
-def _file_name(name: str) -> str:
-    """An id as a file name."""
-    return re.sub(r"[^\w.-]+", "-", str(name)).strip("-.") or "clip"
+def _check_what(what: str) -> None:
+    """UserError if it names a folder of codes, or a file of another kind; a word may be both."""
+    path = Path(what)
+    try:
+        is_codes = (path / CODES).is_file()
+        is_other = bool(path.suffix) and path.suffix != ".jsonl" and path.is_file()
+    except (OSError, ValueError):  # a text longer than a path may be
+        return
+    if is_codes:
+        raise UserError(f"{what}: is a folder; give its {CODES}")
+    if is_other:
+        raise UserError(f"{what}: is a file of another kind; give a {CODES}, codes, or a text")
+
+
+def ids_to_file_names(ids: Sequence[str]) -> list[str]:
+    """A file name for each id, without a suffix; other ids have other names on any file system.
+
+    An id of letters, digits, dots, dashes and low lines that is no longer than NAME_LENGTH is its
+    own name, unless another differs from it in case alone. Of every other id, what can be read is
+    followed by a digest of the whole.
+
+    Raises:
+      UserError: an id stands there twice.
+    """
+    counts = Counter(ids)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"id '{name}' stands in {count} rows; give them ids of their own")
+    plain = [_readable(name) for name in ids]
+    marked = [f"{short}-{_digest(name)}" for name, short in zip(ids, plain, strict=True)]
+    own = {name for name, short in zip(ids, plain, strict=True) if name == short}
+    taken = Counter(name.casefold() for name in [*own, *marked])
+    return [
+        name if name in own and taken[name.casefold()] == 1 else long
+        for name, long in zip(ids, marked, strict=True)
+    ]
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LENGTH]
+
+
+def _readable(name: str) -> str:
+    """What can be read of an id, composed (some file systems compose names, others part them)."""
+    composed = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w.-]+", "-", composed)[:NAME_LENGTH].strip("-.") or "clip"

@@ -10,43 +10,56 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
-from speechlm_jax.audio.recordings import BAD
-from speechlm_jax.audio.wav import BadAudio
+from speechlm_jax.audio.recordings import BAD, CLIPS
 from speechlm_jax.errors import UserError
+from speechlm_jax.quickstart.models import Models
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
-from speechlm_jax.speech_tokenizer.reading import Reader
 from speechlm_jax.verbs.opening import open_run
-from speechlm_jax.verbs.recordings import Recording, find_recordings, read_recordings
+from speechlm_jax.verbs.recordings import Found, find_recordings, read_recordings
 
 CLIPS_PER_CALL = 64
 _log = logging.getLogger("speechlm.tokenize")
 
 
-def tokenize(audio: Sequence[Path], *, run: str | Path, out: str | Path) -> dict[str, Any]:
+def tokenize(
+    audio: Sequence[Path], *, run: str | Path, out: str | Path, audio_anywhere: bool = False
+) -> dict[str, Any]:
     """Turns recordings into codes with a run's speech tokenizer (paper section 2.1).
 
     Writes `codes.jsonl`, `bad.jsonl` (what was set aside, with its reason) and `stage.json`.
 
     Args:
-      audio: files, or folders with a manifest.jsonl (see `audio.recordings`).
+      audio: files and folders (see `verbs.recordings.find_recordings`).
       run: a quickstart run's folder.
       out: the codes folder.
+      audio_anywhere: whether a folder's recordings may lie outside of it.
 
     Raises:
       UserError: none of the recordings can be used, or the run has no tokenizer.
     """
     models, out = open_run(run), Path(out)
-    rows, bad = find_recordings(audio)
-    codes_rows = list(_encode(rows, bad, models.reader))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    found, bad = find_recordings(audio, audio_anywhere=audio_anywhere)
+    made = list(_encode(found, bad, models))
+    codes_rows = [row for _, row in made]
     if not codes_rows:
         raise UserError(_none_left(bad))
     for row in bad:
         _log.warning("set aside: %s", row["reason"])
+    without_text = sum("text" not in row for row in codes_rows)
+    if without_text:
+        _log.warning(
+            "%d of %d recordings have no text: speech alone, for tasks.speech; for tasks.asr and "
+            "tasks.tts write it to %s beside them (audio, text, speaker) or to clip.txt for "
+            "clip.flac, then tokenize again", without_text, len(codes_rows), CLIPS,
+        )  # fmt: skip
     identity = models.codes_identity
-    numbers = [artifacts.sha256_file(row["audio"]) for row in codes_rows]
+    numbers = [artifacts.sha256_file(path) for path, _ in made]
     counts = {
         "clips": len(codes_rows),
         "bad": len(bad),
+        "without_text": without_text,
         "codes": sum(len(row["codes"]) for row in codes_rows),
     }
     (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
@@ -59,6 +72,7 @@ def tokenize(audio: Sequence[Path], *, run: str | Path, out: str | Path) -> dict
     return {
         "codes": str(out / CODES),
         "clips": counts["clips"],
+        "without_text": without_text,
         "num_codes": counts["codes"],
         "seconds": counts["codes"] / identity["frame_rate_hz"],
         "tokenizer": identity["tokenizer"],
@@ -67,26 +81,21 @@ def tokenize(audio: Sequence[Path], *, run: str | Path, out: str | Path) -> dict
 
 
 def _encode(
-    rows: Sequence[dict[str, Any]], bad: list[dict[str, Any]], reader: Reader
-) -> Iterator[dict[str, Any]]:
-    with tqdm(total=len(rows), desc="tokenize", unit="clip", disable=None) as bar:
-        recordings = read_recordings(rows, bad)
+    found: Sequence[Found], bad: list[dict[str, Any]], models: Models
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files and their rows with codes; what is set aside goes to `bad`."""
+    with tqdm(total=len(found), desc="tokenize", unit="clip", disable=None) as bar:
+        recordings = read_recordings(found, bad)
         while group := list(islice(recordings, CLIPS_PER_CALL)):
-            yield from _encode_group(group, bad, reader)
+            mels = [recording.mel for recording in group]
+            codes_of = models.reader.mels_to_codes(mels)  # loaded when something can be read
+            for recording, codes in zip(group, codes_of, strict=True):
+                if len(codes):
+                    yield recording.path, {**recording.row, "codes": codes.tolist()}
+                else:
+                    reason = f"{recording.path}: is shorter than one code; drop its row"
+                    bad.append({**recording.row, "reason": reason})
             bar.update(len(group))
-
-
-def _encode_group(
-    group: Sequence[Recording], bad: list[dict[str, Any]], reader: Reader
-) -> Iterator[dict[str, Any]]:
-    for recording, codes in zip(
-        group, reader.mels_to_codes([recording.mel for recording in group]), strict=True
-    ):
-        if len(codes):
-            yield {**recording.row, "codes": codes.tolist()}
-        else:
-            error = BadAudio(f"{recording.row['audio']}: is shorter than one code; drop its row")
-            bad.append({**recording.row, "reason": str(error)})
 
 
 def _none_left(bad: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechlm_jax.audio.wav import BadAudio, level_db, read_wav, wav_to_file, write_wav
+from speechlm_jax.audio.wav import (
+    BadAudio,
+    level_db,
+    mix_channels,
+    read_wav,
+    wav_to_file,
+    write_wav,
+)
 from speechlm_jax.errors import UserError
 
 DATA = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -28,7 +35,7 @@ def middle(wav: np.ndarray) -> np.ndarray:
 def test_every_format_rate_and_channel_count_gives_the_same_tone(tmp_path, suffix, subtype, rate):
     path = tmp_path / f"tone.{suffix}"
     left = tone(rate)
-    # The mean of the channels is the tone itself.
+    # Their mean is the tone itself.
     soundfile.write(path, np.stack([1.5 * left, 0.5 * left], axis=1), rate, subtype=subtype)
     wav = read_wav(path, sample_rate=16_000)
     assert wav.dtype == np.float32 and wav.ndim == 1
@@ -100,17 +107,50 @@ def test_half_a_file_is_refused(tmp_path, suffix, subtype):
         read_wav(path)
 
 
-def test_a_stream_without_a_length_is_read_or_named(tmp_path):
-    data = bytearray(wav_to_file(tone(16_000)))
-    data[40:44] = b"\xff\xff\xff\xff"
-    (tmp_path / "clip.wav").write_bytes(data)
-    assert len(read_wav(tmp_path / "clip.wav")) == 16_000
-    data = bytearray(wav_to_file(tone(16_000), suffix=".flac"))
-    data[21] &= 0xF0  # STREAMINFO's 36 bits of total samples
-    data[22:26] = bytes(4)
-    (tmp_path / "clip.flac").write_bytes(data)
-    with pytest.raises(BadAudio, match="streamed without a length"):
-        read_wav(tmp_path / "clip.flac")
+def test_channels_are_averaged_unless_they_cancel_or_are_dead():
+    speech, noise = tone(16_000), tone(16_000, hz=900.0)
+    silence = np.zeros_like(speech)
+
+    def mixed(*channels: np.ndarray) -> np.ndarray:
+        return mix_channels(np.stack(channels, axis=1))
+
+    np.testing.assert_allclose(mixed(speech, noise), (speech + noise) / 2, atol=1e-6)
+    np.testing.assert_allclose(mixed(speech, 0.4 * speech), 0.7 * speech, atol=1e-6)
+    for gain in (-0.99, -0.95, -0.5):  # cancelled: the loudest
+        assert np.array_equal(mixed(speech, gain * speech), speech)
+        assert np.array_equal(mixed(gain * speech, speech, silence), speech)
+    for dead in ((speech, silence), (silence, silence, silence, speech)):
+        assert np.array_equal(mixed(*dead), speech)
+    assert np.array_equal(mixed(speech, -speech, speech, -speech), speech)
+    np.testing.assert_allclose(  # unrelated channels are no cancellation, however many
+        level_db(mixed(*np.random.default_rng(0).normal(0, 0.1, (8, 16_000)).astype(np.float32))),
+        -20 - 10 * np.log10(8),
+        atol=0.2,
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_silence_in_every_channel_is_said_to_be_that(tmp_path, channels):
+    soundfile.write(tmp_path / "clip.wav", np.zeros((16_000, channels)), 16_000)
+    with pytest.raises(BadAudio, match="silent .no channel above -70 dB."):
+        read_wav(tmp_path / "clip.wav")
+
+
+def test_16_bit_numbers_in_floats_are_refused_and_an_overshoot_is_clipped(tmp_path):
+    for gain, usable in ((2.5, True), (32_768, False)):
+        soundfile.write(tmp_path / "clip.wav", gain * tone(16_000), 16_000, subtype="FLOAT")
+        if usable:
+            assert read_wav(tmp_path / "clip.wav").max() == 1.0
+        else:
+            with pytest.raises(BadAudio, match="samples of 16384, where 1 is the largest"):
+                read_wav(tmp_path / "clip.wav")
+
+
+@pytest.mark.parametrize("rate", [1, 10_000_000])
+def test_a_rate_of_no_recording_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "clip.wav", tone(16_000), rate)
+    with pytest.raises(BadAudio, match=f"sample rate {rate} Hz is no speech recording's"):
+        read_wav(tmp_path / "clip.wav")
 
 
 def test_the_level_is_the_root_mean_square():

@@ -53,6 +53,9 @@ def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkey
     verb = mock.create_autospec(getattr(room, does), return_value={"done": 1})
     monkeypatch.setattr(room, does, verb)
     (tmp_path / "my_config.py").touch()
+    (tmp_path / "question.wav").write_bytes(b"looked at by the verb")
+    (tmp_path / "runs/quickstart/tokenizer").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/text.model").touch()
     monkeypatch.chdir(tmp_path)
     line = {"train": "speechlm train my_config.py a=1 --workdir w b=2"}.get(command)
     if line is None:

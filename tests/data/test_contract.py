@@ -130,11 +130,10 @@ def strings(*texts):
         [STEPS.tokenize, STEPS.append_eos],
         [STEPS.tokenize, STEPS.append_eos_after_trim],
         [STEPS.tokenize_and_append_eos],
-        [functools.partial(STEPS.tokenize, with_eos=True, copy_pretokenized=False)],
         [functools.partial(STEPS.rekey, key_map={"targets": "targets", "inputs": ""}),
          STEPS.tokenize, STEPS.append_eos],
     ],
-    ids=["append_eos", "after_trim", "tokenize_and_append", "with_eos", "empty_inputs"],
+    ids=["append_eos", "after_trim", "tokenize_and_append", "empty_inputs"],
 )  # fmt: skip
 def test_seqios_own_preprocessors_end_documents(tmp_path, steps):
     texts = ["a red cat", "anna has paris", "bob"]

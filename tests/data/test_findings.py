@@ -16,8 +16,8 @@ with warnings.catch_warnings():  # TensorFlow's own deprecations are not ours to
     from speechlm_jax.data.prepare import PrepareConfig, prepare
 
 from speechlm_jax import artifacts
-from speechlm_jax.data import mixture
-from speechlm_jax.data.findings import check_unknown
+from speechlm_jax.data import findings, mixture
+from speechlm_jax.data.findings import ENOUGH_TOKENS, check_unknown
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.verbs.prepare import prepare as prepare_verb
@@ -121,13 +121,28 @@ def test_a_task_that_is_half_done_is_refused_when_enough_is_seen(tmp_path):
             counts={"plain_tokens": plain, "unknown_tokens": unknown},
         )  # fmt: skip
 
+    task = {"t": tmp_path}
+    check_unknown(task, allow=False)
     finish("validation", 100, 90)
-    check_unknown("t", tmp_path)  # a handful may be anything
+    check_unknown(task, allow=False, least=ENOUGH_TOKENS)  # a handful may be anything
+    with pytest.raises(UserError, match=r"90 of 100 text ids \(90.0%\)"):
+        check_unknown(task, allow=False)
     finish("validation", 10_000, 2100)
     with pytest.raises(UserError, match=r"2100 of 10000 text ids \(21.0%\)"):
-        check_unknown("t", tmp_path)
+        check_unknown(task, allow=False, least=ENOUGH_TOKENS)
+    check_unknown(task, allow=True)
     finish("train", 10_000, 0)
-    check_unknown("t", tmp_path)
+    check_unknown(task, allow=False)
+
+
+def test_the_held_out_text_is_looked_at_before_the_rest_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "ENOUGH_TOKENS", 5)
+    (tmp_path / "a.txt").write_text("\n".join(f"zebra lion {i} bear" for i in range(64)))
+    name = new_name()
+    tasks.text(name, tmp_path / "a.txt")
+    with pytest.raises(UserError, match="unknown words"):
+        prepared(name, tmp_path / "rows")
+    assert [path.parent.name for path in tmp_path.rglob("stage.json")] == ["validation"]
 
 
 NOTHING = ["", "  ", "\u200b", "\u00a0", "\ufeff", "\0", "\t \u3164"]

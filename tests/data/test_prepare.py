@@ -1,5 +1,7 @@
 """Tasks from files, functions, codes, TFDS -> rows on disk (the file that imports TensorFlow)."""
 
+import itertools
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -186,6 +188,40 @@ def test_rows_are_the_same_after_an_interruption(run):
     a, b = mixture.open_shards(one)["again"], mixture.open_shards(two)["again"]
     assert a.fingerprint == b.fingerprint
     b.verify()
+
+
+def test_wherever_it_is_killed_the_next_run_leaves_what_an_undisturbed_one_does(
+    tmp_path, monkeypatch
+):
+    """Each file takes its place by os.replace: before each of them, the process ends once."""
+
+    class Killed(BaseException):
+        pass
+
+    def prepared(out, *, die_before=None) -> dict[str, bytes]:
+        calls = itertools.count()
+
+        def replace(source, target, really=os.replace):
+            if next(calls) == die_before:
+                raise Killed
+            really(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            prepare_here("killed", out)
+        return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    tasks.text_function("killed", lambda split: sentences(9, 5), splits=["train"])
+    undisturbed = prepared(tmp_path / "undisturbed")
+    for number in itertools.count():
+        out = tmp_path / f"killed_{number}"
+        try:
+            prepared(out, die_before=number)
+            break
+        except Killed:
+            assert not list(out.glob("*.mixture.json"))
+            assert prepared(out) == undisturbed
+    assert number >= 4
 
 
 def test_a_change_of_data_or_vocabulary_prepares_anew(run):

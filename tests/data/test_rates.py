@@ -76,15 +76,13 @@ def test_a_mixture_in_a_mixture_deals_its_rate_out_as_in_seqio():
     assert task_rates(new_mixture({inner.name: lambda mixture: 4.0})) == {a: 1.0, b: 3.0}
 
 
-BAD = [math.nan, math.inf, -0.5, "a lot", None, 10**400]
+BAD = [math.nan, math.inf, -0.5, "a lot", None, 10**5000]
 
 
-@pytest.mark.parametrize("rate", BAD, ids=str)
+@pytest.mark.parametrize("rate", BAD, ids=range(len(BAD)))
 def test_a_rate_that_is_no_share_is_refused_before_any_work(tmp_path, rate):
     good, bad, above = new_task(), new_task(), new_name()
     with pytest.raises(UserError, match=f"mixture m: the rate of {bad} is .*finite"):
-        to_rates("m", {good: 1, bad: rate})
-    with pytest.raises(UserError, match=f"the rate of {bad} is"):
         to_rates("m", {good: 1, bad: rate})
     inner = new_mixture({good: 1, bad: rate})
     by_function = new_mixture({good: 1, bad: lambda task: rate})
@@ -99,9 +97,9 @@ def test_our_own_registration_refuses_numbers_and_leaves_functions_for_later():
     good, bad = new_task(), new_task()
     with pytest.raises(UserError, match="is nan"):
         tasks.mixture(new_name(), {good: 1.0, bad: math.nan})
-    with pytest.raises(UserError, match="no rate is above 0"):
+    with pytest.raises(UserError, match="its rates sum to 0"):
         tasks.mixture(new_name(), {good: 0, bad: 0.0})
-    with pytest.raises(UserError, match="no rate is above 0"):
+    with pytest.raises(UserError, match="its rates sum to 0"):
         tasks.mixture(new_name(), {})
     tasks.mixture(new_name(), {good: 0, bad: lambda task: 1 / 0})
 
@@ -122,7 +120,7 @@ def test_a_function_that_fails_names_mixture_task_and_line(tmp_path):
 
 def test_all_rates_zero_and_a_task_that_is_in_no_registry(tmp_path):
     zero = new_mixture({new_task(): 0, new_task(): lambda task: 0.0})
-    with pytest.raises(UserError, match=f"mixture {zero.name}: no rate is above 0"):
+    with pytest.raises(UserError, match=f"mixture {zero.name}: its rates sum to 0"):
         prepared(zero.name, tmp_path)
     task = tasks.find(new_task())
     seqio.TaskRegistry.remove(task.name)
@@ -149,6 +147,11 @@ def test_names_that_are_no_names_of_files_are_refused(name):
     ):
         with pytest.raises(UserError, match="letters, digits"):
             register()
+
+
+def test_a_format_that_is_none_is_refused():
+    with pytest.raises(UserError, match="format 'spech' is none of text, speech"):
+        tasks.register.__wrapped__(new_name(), tasks.find(new_task()).source, "spech")
 
 
 def test_a_name_is_given_once_to_tasks_and_mixtures():

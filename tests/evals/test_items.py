@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import (
@@ -68,10 +69,31 @@ def test_paired_margin_is_narrower_than_the_arms_where_they_agree():
     first = make_items("q/interleaved", np.ones(40), facts=facts)
     second = make_items("q/baseline", np.ones(40), facts=facts)
     same = margin_from_items(first, second)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert same.value == 0 and -same.low == same.high == pytest.approx(1 - 0.025 ** (1 / 40))
     first, second = (make_items(name, easy, facts=facts) for name in ("a", "b"))
-    assert margin_from_items(first, second).high == 0
+    assert margin_from_items(first, second).high < 0.1
     assert figure_from_items(first).high > 0.55
+
+
+@pytest.mark.parametrize("right", [0, 1])
+@pytest.mark.parametrize("facts", [1, 2, 10, 80])
+def test_nothing_and_everything_have_the_interval_of_clopper_and_pearson(right, facts):
+    names = [
+        f"fact {i // 3}" for i in range(3 * facts)
+    ]  # three voices each: facts count, not items
+    figure = figure_from_items(make_items("f", [right] * len(names), facts=names))
+    low, high = (beta.ppf(0.025, facts, 1), 1) if right else (0, beta.ppf(0.975, 1, facts))
+    assert (figure.low, figure.high) == (pytest.approx(low), pytest.approx(high))
+    assert figure.count == 3 * facts
+
+
+def test_arms_that_are_always_apart_are_not_certain_to_be():
+    facts = [str(i) for i in range(20)]
+    first, second = make_items("a", [1] * 20, facts=facts), make_items("b", [0] * 20, facts=facts)
+    margin = margin_from_items(first, second)
+    assert (margin.value, margin.high) == (1, 1)
+    # at worst, the facts that were not drawn go the other way
+    assert margin.low == pytest.approx(2 * 0.025 ** (1 / 20) - 1)
 
 
 def test_margin_refuses_arms_that_were_asked_different_facts():
@@ -91,8 +113,8 @@ def test_nothing_to_count():
 
 def test_a_draw_without_denominator_is_left_out():
     items = [Item("f", "", "", "", "", "", 1.0, 2.0), Item("f", "", "", "", "", "", 0.0, 0.0)]
-    figure = figure_from_items(items)
-    assert (figure.low, figure.high) == (0.5, 0.5)
+    figure = figure_from_items([*items, *items, Item("f", "", "", "", "", "", 2.0, 2.0)])
+    assert figure.value == pytest.approx(2 / 3) and 0.5 <= figure.low < figure.high <= 1
 
 
 def test_many_items_stay_in_bounded_memory():

@@ -19,6 +19,7 @@ POD = {
         "restartPolicy": {"Never", "OnFailure"}, "serviceAccountName": str, "hostNetwork": bool,
         "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet"},
         "terminationGracePeriodSeconds": int,
+        "securityContext": {"runAsUser": int, "runAsGroup": int, "fsGroup": int},
         "nodeSelector": {"*": str}, "containers": [CONTAINER],
         "volumes": [{"name": str, "csi": {"driver": str, "volumeAttributes": {"*": str}}}],
     },

@@ -1,6 +1,7 @@
 """The manifests that launch/gke/submit applies: fields that JobSet knows, numbers that agree."""
 
 import copy
+import itertools
 import math
 import re
 import subprocess
@@ -63,6 +64,55 @@ def test_the_command_is_ours(manifest):
     (mount,) = container["volumeMounts"]
     assert words[words.index("--workdir") + 1].startswith(mount["mountPath"] + "/")
     assert mount["name"] in [volume["name"] for volume in pod["volumes"]]
+
+
+def test_the_mount_is_for_several_hosts_and_for_the_pods_user(manifest):
+    job, spec = job_of(manifest)
+    pod = spec["template"]["spec"]
+    (volume,) = pod["volumes"]
+    attributes = volume["csi"]["volumeAttributes"]
+    options = dict(option.partition("=")[::2] for option in attributes["mountOptions"].split(","))
+    # On a TPU's machine gcsfuse takes -1 (for ever) where nothing is said.
+    assert 0 <= int(options["metadata-cache-ttl-secs"]) <= 60
+    assert options["metadata-cache-negative-ttl-secs"] == "0"
+    assert int(options["rename-dir-limit"]) > 10_000  # files of a checkpoint
+    user = pod["securityContext"]
+    assert (int(options["uid"]), int(options["gid"])) == (user["runAsUser"], user["runAsGroup"])
+    dockerfile = (HERE.parents[1] / "launch/gke/Dockerfile").read_text(encoding="utf-8")
+    assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
+    # https://github.com/GoogleCloudPlatform/gcs-fuse-csi-driver/blob/5fcdc04/docs/authentication.md
+    assert attributes["hostNetworkPodKSA"] == ("true" if pod["hostNetwork"] else "false")
+
+
+# Each would end a line of YAML, a string or a placeholder if it went in as it is.
+HOSTILE = [
+    "x\n  privileged: true", "x\rprivileged", 'a"\n#', "{{image}}", "{{nothing}}", "a: b # c",
+    "\\x41", "'", "", "- [", "\t", "\x1b[31m", "\x7f", "&amp", "*", "§ é \U0001f600", "%{}|>",
+    "true", "~",
+]  # fmt: skip
+
+
+def test_a_command_is_in_the_manifest_word_for_word(cloud):
+    words = ["speechlm", "train", "c.py", "--workdir", "/bucket/a", *HOSTILE, "--hosts", "0"]
+    done = cloud.launch("gke/submit", "--dry-run", "--", *words)
+    (found,) = re.findall(r"<<'YAML'\n(.*?)\nYAML\n", done.stdout, re.S)
+    _, spec = job_of(yaml.safe_load(found))
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"] == words
+
+
+NAMES = "image namespace service_account region cluster project name topology bucket".split()
+NO_NAMES = ["x\nprivileged: true", "x y", "x: y", 'x"', "-x", "$(id)", "{{name}}"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [*itertools.zip_longest(NAMES, NO_NAMES, fillvalue="x\ty"), *(("image", x) for x in NO_NAMES)],
+)
+def test_a_setting_that_is_no_name_is_refused(cloud, setting, value):
+    done = cloud.launch("gke/submit", "--dry-run", f"{setting}={value}", "--", "speechlm", code=2)
+    (line,) = done.stderr.splitlines()
+    assert setting in line and not done.stdout
 
 
 # chip: its cores or chips a slice, what GKE calls it, topology, hosts, machine

@@ -123,3 +123,35 @@ def test_scripts_that_the_page_names_exist():
     text = (LAUNCH / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"launch/([\w/.]*\w)", text)) - {"settings", "gke/settings"}:
         assert (LAUNCH / name).exists(), name
+
+
+SETTINGS_FILE = """
+# a comment
+runtime = two words   # another
+results=back #3
+modules= my lab.py , other.py
+\tbucket=gs://a#b
+restarts=7\r
+"""
+
+
+def test_a_setting_keeps_its_blanks_and_its_hashes(tmp_path):
+    (tmp_path / "settings").write_text(SETTINGS_FILE, newline="")
+    script = """
+      . launch/lib/shell.sh; . launch/lib/settings.sh; . launch/lib/slice_settings.sh
+      read_settings "$1"; printf '<%s>' "$runtime" "$results" "$modules" "$bucket" "$restarts" """
+    done = subprocess.run(
+        ["bash", "-euc", script, "-", tmp_path / "settings"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "<two words><back><my lab.py , other.py><gs://a#b><7>"
+
+
+def test_modules_with_blanks_travel(cloud):
+    for name in ("my lab.py", "other.py"):
+        (cloud.tree / name).touch()
+    done = cloud.launch("slice", "--dry-run", "modules=my lab.py, other.py", "sync")
+    packed = next(line for line in done.stdout.splitlines() if line.startswith("tar "))
+    assert ["my lab.py", "-C"] == shlex.split(packed)[shlex.split(packed).index("my lab.py") :][:2]
+    missing = cloud.launch("slice", "--dry-run", "modules=my lab.py,no such.py", "sync", code=2)
+    assert missing.stderr == "launch: modules: there is no no such.py\n"

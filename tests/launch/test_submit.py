@@ -82,9 +82,12 @@ def test_what_runs_is_watched_again_and_not_touched(cloud):
         assert "speechlm: Active, 0 restarts: 1 x" in status.stderr
         assert status.stdout.count("Running") == 4
         assert submit(cloud, "logs", "--", "1").stdout in ("step 1\n", "step 2\n")
+        connected, asks = ("gcloud", "container", "clusters"), ("kubectl", "get", "pods")
+        before = len(cloud.calls(*connected))
         again = threads.submit(submit, cloud, *TRAIN)
-        asked = len(cloud.calls("kubectl", "get", "pods"))
-        cloud.wait_for(lambda: len(cloud.calls("kubectl", "get", "pods")) > asked + 4)
+        cloud.wait_for(lambda: len(cloud.calls(*connected)) > before)
+        asked = len(cloud.calls(*asks))
+        cloud.wait_for(lambda: len(cloud.calls(*asks)) > asked + 8)
         (cloud.folder / "release").touch()
     assert "runs already" in again.result().stderr and first.result()
     assert applied(cloud) == 1

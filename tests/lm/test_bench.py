@@ -93,7 +93,7 @@ def test_the_step_of_a_config_is_measured(tmp_path, capsys):
     assert found[0]["bench"] == found[1]["bench"] and found[0]["loss"] == found[1]["loss"]
     assert found[0]["tokens"] == 8 * 32 and found[0]["bench"]["num_microbatches"] == 2
     assert found[0]["model"]["vocab_size"] == 256
-    assert found[0]["model"]["transformer"]["remat"] == "none"
+    assert found[0]["model"]["transformer"]["execution"]["remat"] == "none"
     assert found[0]["loss"] > 10, "a z-loss of 0.5 weighs more than the loss itself"
 
 

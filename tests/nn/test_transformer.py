@@ -10,7 +10,13 @@ import pytest
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, visible, whole
 from speechlm_jax.nn.param import Functional
-from speechlm_jax.nn.transformer import Cache, Context, Transformer, TransformerConfig
+from speechlm_jax.nn.transformer import (
+    Cache,
+    Context,
+    ExecutionConfig,
+    Transformer,
+    TransformerConfig,
+)
 
 CONFIG = TransformerConfig(num_layers=2, embed=8, heads=2, kv_heads=1, head_dim=4, mlp=12)
 LENGTH = 8
@@ -131,22 +137,22 @@ def plain(value_and_grads):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "execution",
     [
-        {"remat": "full", "unroll": 2},
-        {"remat": "dots"},
-        {"remat": "full", "saved": ("block_input", "qkv"), "offloaded": ("mlp_hidden",)},
+        ExecutionConfig(remat="full", unroll=2),
+        ExecutionConfig(remat="dots"),
+        ExecutionConfig(remat="full", saved=("block_input", "qkv"), offloaded=("mlp_hidden",)),
     ],
     ids=str,
 )
-def test_remat_and_unroll_change_nothing(value_and_grads, plain, changes):
-    other = value_and_grads(**changes)
+def test_remat_and_unroll_change_nothing(value_and_grads, plain, execution):
+    other = value_and_grads(execution=execution)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other)
 
 
 def test_a_value_that_no_block_has_is_refused():
     with pytest.raises(UserError, match="'mlp' is none of block_input, qkv, attended, mlp_hidden"):
-        dataclasses.replace(CONFIG, remat="full", saved=("mlp",))
+        ExecutionConfig(remat="full", saved=("mlp",))
 
 
 @pytest.mark.parametrize("kernel", ["splash", "triton"])
@@ -156,7 +162,7 @@ def test_a_stack_is_the_same_with_every_kernel(params, kernel):
     layout = Layout(segments, jnp.array([[*range(60), *range(50), *range(18)]]))
     x = jnp.array(np.random.default_rng(0).normal(size=(1, 128, 8)), jnp.float32)
     one, other = (
-        functional(attention=name).bind(params)(x, layout)[:, :110]
+        functional(execution=ExecutionConfig(attention=name)).bind(params)(x, layout)[:, :110]
         for name in ("reference", kernel)
     )
     np.testing.assert_allclose(other, one, atol=1e-4)

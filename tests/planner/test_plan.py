@@ -17,7 +17,7 @@ from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.nn.attention import whole
 from speechlm_jax.nn.param import Functional
-from speechlm_jax.nn.transformer import Transformer, TransformerConfig
+from speechlm_jax.nn.transformer import ExecutionConfig, Transformer, TransformerConfig
 from speechlm_jax.planner.compile import _needed, compile_program, devices
 from speechlm_jax.planner.plan import FIELDS, make_step, plan_training, with_vocab
 from speechlm_jax.planner.roofline import recomputed
@@ -94,7 +94,13 @@ def counted(name):
     """FLOPs of the gradient of blocks that are mostly products, on a CPU; of what is made again."""
     batch, length, layers = 4, 16, 3
     stack = TransformerConfig(
-        layers, embed=256, heads=4, kv_heads=2, head_dim=64, mlp=1024, **REMATS[name]
+        layers,
+        embed=256,
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        mlp=1024,
+        execution=ExecutionConfig(**REMATS[name]),
     )
     model = Functional(lambda rngs: Transformer(stack, rngs=rngs))
     x, layout = jnp.ones((batch, length, 256)), whole(jnp.full(batch, length), length)
@@ -210,7 +216,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, plan):
     assert "fits: needs" in told and "all-gather" in told and "(projection)" in told
     more = {"length": 256, "vocab_size": 1024, "keep": tmp_path}
     assert asked == [(1, "v5e:2x2", more), (2, "2 x v5e:2x2", more)]
-    tried = [Tried(("train.mesh.tensor=1", 'model.transformer.saved=["qkv"]'), plan)]
+    tried = [Tried(("train.mesh.tensor=1", 'model.transformer.execution.saved=["qkv"]'), plan)]
     monkeypatch.setattr("speechlm_jax.cli.plan.searching.search", lambda *_, **__: tried)
     assert cli.main([*line, "--slices", "2", "--search", "z_loss=0.5"]) == EXIT_OK
     (best,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("best: ")]

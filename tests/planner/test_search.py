@@ -47,13 +47,15 @@ class Formula:
 
     def __call__(self, experiment):
         self.asked.append(experiment)
-        mesh, stack = experiment.train.mesh, experiment.model.transformer
+        mesh, execution = experiment.train.mesh, experiment.model.transformer.execution
         shards = SLICE.chips // (mesh.tensor * mesh.context)
         rows = experiment.data.batch_size / experiment.train.num_microbatches / shards
-        kept = KEPT[stack.remat] * (1.2 if stack.saved else 1) / (mesh.tensor * mesh.context)
+        kept = (
+            KEPT[execution.remat] * (1.2 if execution.saved else 1) / (mesh.tensor * mesh.context)
+        )
         share = self.base + self.row * rows * kept
         # slower than any floor, so that the order of ways matters
-        seconds = COST[stack.remat] * (0.95 if stack.saved else 1) + 0.01 * mesh.tensor
+        seconds = COST[execution.remat] * (0.95 if execution.saved else 1) + 0.01 * mesh.tensor
         size = int(share * SLICE.chip.hbm_bytes)
         compiled = Compiled(share <= 1, size, 0, 0, None, (), 0.0)
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
@@ -102,7 +104,7 @@ def test_what_cannot_be_better_is_not_compiled():
     )
     assert {one.overrides[:-1] for one in tried} == {first.overrides}
     assert len(said) == len(tried) + 1 and said[-1][0] == said[-1][1]
-    assert "model.transformer.remat=none" in said[0][2]
+    assert "model.transformer.execution.remat=none" in said[0][2]
 
 
 def test_nothing_fits():

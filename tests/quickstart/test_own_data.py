@@ -1,11 +1,13 @@
 """A user's own recordings and text: splits, documents, one vocabulary, and the whole chain."""
 
+import dataclasses
 import gzip
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
+import soundfile
 from own_clips import SENTENCES, SPEAKERS, make_own_folder
 
 from speechlm_jax import artifacts
@@ -113,6 +115,33 @@ def test_recordings_and_text_become_one_vocabulary(own_folder, tmp_path, caplog)
     before = (q.folders.features / "stage.json").stat().st_mtime_ns
     own_data.read_own(make_own(q.folders, speech, text, size="micro", seed=0))
     assert (q.folders.features / "stage.json").stat().st_mtime_ns == before
+
+
+def test_own_recordings_keep_to_their_folder_and_texts_have_words(tmp_path):
+    speech, away = tmp_path / "clips", tmp_path / "away.wav"
+    speech.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, (8, 8_000))
+    for number, wav in enumerate(noise):
+        soundfile.write(speech / f"{number}.wav", wav, 16_000)
+    soundfile.write(away, noise[0], 16_000)
+    (speech / "7.wav").write_bytes((speech / "7.wav").read_bytes()[:5_000])
+    rows = [{"audio": f"{i}.wav", "text": f"Word {i}.", "speaker": "Ann"} for i in range(8)]
+    rows[6]["text"] = "...!?"
+    rows += [{"audio": str(away), "text": "outside", "speaker": "Ann"}]
+    artifacts.write_jsonl(speech / "manifest.jsonl", rows)
+    (tmp_path / "text.txt").write_text("the sea was calm and nobody spoke " * 40)
+    folders = Folders(tmp_path / "run")
+    q = make_own(folders, speech, tmp_path / "text.txt", size="micro", seed=0)
+    own_data.read_own(q)
+    assert {row["audio"] for row in q.features.rows} == {f"{number}.wav" for number in range(6)}
+    assert all(q.audio_of(row).parent == speech for row in q.features.rows)
+    told = [row["reason"] for row in own_data.bad_recordings(q)]
+    assert len(told) == 3 and "--audio-anywhere" in told[0]
+    assert "6.wav: its text has no words" in told[1] and told[2].startswith("7.wav: is truncated")
+    for made in (q.folders.clips / "manifest.jsonl", q.folders.features / "clips.jsonl"):
+        assert str(tmp_path) not in made.read_text()
+    allowed = dataclasses.replace(q, audio_anywhere=True)
+    assert allowed.audio_of({"audio": "../away.wav"}).samefile(away)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import re
 import wave
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
 from speechlm_jax.quickstart.report import figures_from_json, write_report
 from speechlm_jax.quickstart.report_chain import NODES
-from speechlm_jax.quickstart.report_charts import thin
+from speechlm_jax.quickstart.report_charts import LABELS, line_chart, thin
 from speechlm_jax.quickstart.report_claims import CHANCE, CLAIMS, chance_of, judge
 from speechlm_jax.quickstart.report_inputs import (
+    DUEL,
     Audio,
     Claim,
     Examples,
@@ -28,6 +30,7 @@ from speechlm_jax.quickstart.report_inputs import (
 )
 from speechlm_jax.quickstart.report_page import duration
 
+TASKS = Path(__file__).resolve().parents[2] / "tasks/quickstart.py"
 VOID = {"meta", "img", "link", "br"}
 
 
@@ -36,11 +39,14 @@ class Structure(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.addresses, self.ids, self.text = [], [], [], ""
+        self.open, self.addresses, self.links, self.ids, self.text = [], [], [], [], ""
+        self.players = []
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
+        self.addresses += [attrs["src"]] if "src" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.players += [attrs] if tag == "audio" else []
         self.ids += [attrs["id"]] if "id" in attrs else []
         if tag not in VOID:
             self.open.append(tag)
@@ -136,6 +142,8 @@ def make_examples(folder):
         mel_pairs=(MelPair("a held-out clip", mel, mel * 0.8),),
         documents=(document, document),
         audio=(
+            Audio(DUEL, "asked by en-rp+f3", wav, "what is the city of anna"),
+            Audio(DUEL, "baseline: writes “oslo”, says", None),
             Audio("A dialogue", "Question, voice en-rp+f3", wav, "what is the city of anna"),
             Audio("A dialogue", "Reply, text-guided", wav, "it is paris"),
             Audio("Through the codes", "Original", wav),
@@ -154,9 +162,13 @@ def make_inputs(folder):
         provenance=Provenance(
             timing={"corpora": StepTime(71.0, 130.5), "tokenizer": StepTime(402.0, 790.0)},
             seeds={"world": 0},
-            versions={"jax": "0.10.2"},
+            versions={"speechlm_jax": "0.1.0", "jax": "0.10.2"},
             fingerprints={"lm/interleaved": "0123456789abcdef"},
+            command="speechlm quickstart --out 'my runs/a'",
+            commit="abc1234-dirty",
+            date="2026-11-28",
         ),
+        warning="Nothing here was learnt.",
         claims=CLAIMS,
         chance=CHANCE,
         trainings=(
@@ -195,7 +207,9 @@ def test_html_is_well_formed_and_loads_nothing(html, structure):
     assert len(structure.ids) == len(set(structure.ids))
     assert structure.addresses
     assert all(address.startswith("data:") for address in structure.addresses)
-    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    (paper,) = [link for link in structure.links if not link.startswith("#")]
+    assert paper == "https://arxiv.org/abs/2411.17607"
+    assert not re.search(r"https?://|@import|url\((?!#)", html.replace(f'href="{paper}"', ""))
     assert "<script" not in html
 
 
@@ -218,7 +232,14 @@ def test_every_part_is_there(structure):
         "0123456789abcdef",
         "+78 points",
         "7 min 53 s",
-        "q_asr (held out)",
+        "Language model: speech → its text, held out",
+        "speechlm_jax 0.1.0",
+        "arXiv 2411.17607",
+        "2026-11-28",
+        "commit abc1234-dirty",
+        "speechlm quickstart --out 'my runs/a'",
+        "Nothing here was learnt.",
+        "(says nothing)",
         "not measured",
         "Variants and controls",
         "-1.4 dB",
@@ -230,10 +251,33 @@ def test_every_part_is_there(structure):
 
 def test_audio_and_pictures_are_the_files(written, structure):
     kinds = [address.split(";")[0] for address in structure.addresses]
-    assert kinds.count("data:audio/wav") == 3
+    assert kinds.count("data:audio/wav") == 4
+    assert all(player["aria-label"] for player in structure.players)
     assert kinds.count("data:image/png") == 2
     audio = next(a for a in structure.addresses if "audio/wav" in a)
     assert base64.b64decode(audio.split(",")[1]) == (written / "run/answer.wav").read_bytes()
+
+
+def test_the_contents_lead_to_every_section_and_the_duel_comes_first(html, structure):
+    anchors = [link[1:] for link in structure.links if link.startswith("#")]
+    assert anchors == [name for name in structure.ids if not name.startswith("tip-")]
+    assert len(anchors) > 10
+    assert anchors.index("one-question-two-arms") == 1  # after the chain's picture
+
+
+def test_no_task_or_figure_goes_by_its_code_name(structure):
+    shown = structure.text.partition("Where this comes from")[0]
+    assert not re.search(r"\bq_\w+|held_out/", shown)
+    named = {*re.findall(r'"(q_\w+|quickstart_\w+)", \w+\)', TASKS.read_text(encoding="utf-8"))}
+    assert len(named) == 9 and named <= {*LABELS}
+
+
+def test_a_curve_of_one_point_is_seen():
+    one = line_chart("t", {"a": [(12.0, 6.5)]})
+    (points,) = re.findall(r'class="curve series0 dot" points="([^"]+)"', one)
+    first, second = points.split()
+    assert first == second and "nan" not in one  # a line of no length with round ends
+    assert " dot" not in line_chart("t", {"a": [(1.0, 6.5), (2.0, 6.0)]})
 
 
 def test_json_is_flat_complete_and_read_back(written):

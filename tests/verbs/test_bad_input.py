@@ -1,6 +1,7 @@
 """Bad input: one clear line that names it and what to do, exit code 2, and nothing is lost."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def test_bad_recordings_among_others_are_set_aside_and_named(run, tmp_path, caps
 
 def test_a_folder_without_a_manifest_and_one_without_a_good_row(run, tmp_path, capsys):
     to_out = ("--run", run, "--out", tmp_path / "out")
-    assert "has no manifest.jsonl" in refused(capsys, "tokenize", tmp_path, *to_out)
+    assert "has no manifest.jsonl and no recordings" in refused(
+        capsys, "tokenize", tmp_path, *to_out
+    )
     row = {"audio": "gone.wav", "text": "it is", "speaker": "Ann"}
     artifacts.write_jsonl(tmp_path / "manifest.jsonl", [row])
     assert "gone.wav" in refused(capsys, "tokenize", tmp_path, *to_out)
@@ -165,11 +168,71 @@ def test_text_that_is_not_there_or_holds_no_words(run, tmp_path, capsys):
         (("synthesize", "it is", "--voice", "Anne"), "did you mean 'Ann'?"),
         (("speak", "1 2 16"), "numbers from 0 to 15"),
         (("speak", "it is", "--out", "speech.aiff"), "written as .wav or .flac"),
+        (("speak", "it is", "--out", "."), "written as .wav or .flac"),
         (("speak", "gone.jsonl"), "gone.jsonl: no such file"),
+        (("speak", "9" * 5_000), "numbers from 0 to 15"),
     ],
 )
 def test_a_number_or_name_out_of_range(run, capsys, argv, expected):
     assert expected in refused(capsys, *argv, "--run", run)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([1.5], "whole numbers"),
+        ([True], "whole numbers"),
+        ("12", "whole numbers"),
+        (None, "whole numbers"),
+        ([10**30], "numbers from 0 to 15"),
+        ([], "at least one"),
+    ],
+)
+def test_codes_that_are_none(run, tmp_path, capsys, codes, expected):
+    rows = [{"id": "good", "codes": [1]}, {"id": "bad", "codes": codes}]
+    artifacts.write_jsonl(tmp_path / "codes.jsonl", rows)
+    line = refused(capsys, "speak", tmp_path / "codes.jsonl", "--run", run, "--out", tmp_path / "o")
+    assert "codes.jsonl: row 'bad'" in line and expected in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_out_that_is_a_file_is_refused_before_the_work(run, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    artifacts.write_jsonl(tmp_path / "codes.jsonl", [{"id": "a", "codes": [1]}])
+    for what, told in ((tmp_path, "give its codes.jsonl"), (tmp_path / "a.wav", "of another kind")):
+        good_wav(tmp_path / "a.wav")
+        assert told in refused(capsys, "speak", what, "--run", run, "--out", tmp_path / "o.wav")
+    for argv in (("speak", tmp_path / "codes.jsonl"), ("tokenize", good_wav(tmp_path / "a.wav"))):
+        assert "out: is a file" in refused(capsys, *argv, "--run", run, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("tokenize", "--help"),
+        ("speak", "--help"),
+        ("tokenize", "gone.wav"),
+        ("tokenize", ".", "--run", "nowhere"),
+        ("tokenize", "x" * 5_000),
+        ("speak", "it is", "--run", "nowhere"),
+        ("speak", "it is", "--run", "x" * 5_000),
+        ("speak", "x" * 5_000 + ".jsonl"),
+    ],
+)
+def test_help_and_wrong_paths_do_not_wait_for_jax(tmp_path, argv):
+    code = (
+        "import sys\n"
+        "from speechlm_jax.cli import main\n"
+        f"try: code = main.main({argv!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(configs.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == (EXIT_OK if "--help" in argv else EXIT_USAGE), done.stderr
 
 
 def test_an_unknown_config_field(run, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Each verb on a tiny run: what it writes, what it says, and that it is a function of its seed."""
 
 import json
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,15 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
 from speechlm_jax.verbs.interleave import interleave
-from speechlm_jax.verbs.speak import speak
+from speechlm_jax.verbs.speak import ids_to_file_names, speak
 from speechlm_jax.verbs.synthesize import synthesize
 from speechlm_jax.verbs.tokenize import tokenize
 
+NOISE = np.random.default_rng(0).normal(0, 0.1, 1_280).astype(np.float32)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -43,10 +47,9 @@ def test_tokenize_reads_every_format_and_sets_one_bad_row_aside(run, recordings,
 def test_a_recording_has_the_same_codes_alone_and_among_others(run, recordings, tmp_path):
     tokenize([recordings], run=run, out=tmp_path / "all")
     tokenize([recordings / "b.flac"], run=run, out=tmp_path / "one")
-    rows = artifacts.read_jsonl(tmp_path / "all/codes.jsonl")
-    together = {row["id"]: row["codes"] for row in rows}
+    together = {row["id"]: row for row in artifacts.read_jsonl(tmp_path / "all/codes.jsonl")}
     (alone,) = artifacts.read_jsonl(tmp_path / "one/codes.jsonl")
-    assert alone["codes"] == together["b.flac"] and "text" not in alone
+    assert alone == together["b.flac"]
 
 
 def test_synthesize_is_a_function_of_its_seed(run, tmp_path):
@@ -70,6 +73,49 @@ def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
     assert len(said["audio"]) == 4 and all(len(read_wav(path)) for path in said["audio"])
     said = speak("the city of anna is london", run=run, out=tmp_path / "t.flac", seed=1)
     assert said["voice"] in ("Ann", "Ben") and len(read_wav(tmp_path / "t.flac"))
+
+
+def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        verbs_speak, "codes_to_wavs", lambda models, codes, **_: [NOISE] * len(codes)
+    )
+    ids = ["a/b", "a-b", "a b", 7]
+    rows = [{"id": name, "codes": [1, 2]} for name in ids]
+    artifacts.write_jsonl(tmp_path / "codes.jsonl", rows)
+    said = speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
+    assert len(list((tmp_path / "audio").iterdir())) == len(ids)
+    assert all(Path(path).parent == tmp_path / "audio" for path in said["audio"])
+    assert Path(said["audio"][-1]).name == "7.wav"
+    artifacts.write_jsonl(
+        tmp_path / "codes.jsonl", [{"id": name, "codes": [1]} for name in (1, "1")]
+    )
+    with pytest.raises(UserError, match="id '1' stands in 2 rows"):
+        speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
+
+
+def test_file_names_are_distinct_on_every_file_system_and_readable():
+    marked = ids_to_file_names(["a/b"])[0]
+    ids = ["19-198-0000", "a/b", "a-b", "a b", marked, marked.upper(), "B", "b", "\u00df", "ss"]
+    ids += [
+        "..",
+        ".",
+        ".hid",
+        "",
+        "\ud800",
+        "-",
+        "\u2603",
+        "caf\u00e9",
+        "cafe\u0301",
+        "\u4e2d" * 300,
+    ]
+    ids += ["x" * 49 + tail for tail in ("1", "12", "13")]
+    names = ids_to_file_names(ids)
+    folded = {unicodedata.normalize("NFD", name.casefold()) for name in names}
+    assert len(folded) == len(ids)
+    assert names[0] == ids[0] and names[2] == "a-b" and names[1].startswith("a-b-")
+    assert all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names)
+    assert max(len(name.encode()) for name in names) < 230
+    assert names == ids_to_file_names(ids)
 
 
 def test_interleave_keeps_the_words_and_says_the_ratio(run, tmp_path):

@@ -1,0 +1,239 @@
+"""Opens a recording so that it is read to its end, or says why it cannot be.
+
+libsndfile believes headers: it passes over what a cut file lacks, and over what lies behind the
+length that a header gives. Here the containers themselves are walked: RIFF chunks (RF64: EBU Tech
+3306), Ogg pages (RFC 3533), FLAC frames (RFC 9639), MPEG audio (`audio.mp3`). Of other kinds,
+libsndfile's own log says whether a chunk is shorter than it claims.
+"""
+
+import dataclasses
+import io
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import soundfile
+
+from speechlm_jax.audio.mp3 import BrokenStream, id3_size, to_whole_stream
+
+Data = bytes | mmap.mmap
+STREAMED = 0x7FFF_F000  # lengths from here on say "not known" (sox; ffmpeg writes 0xFFFFFFFF)
+MP3_IN_WAV = 0x0055
+SLACK_SECONDS, SLACK_BYTES = 0.1, 4_096  # so much may lie behind the sound: tags, padding
+COPY, REWRITE = "copy it again", "write it again, e.g. with `ffmpeg -i OLD NEW.flac`"
+_SHORT = re.compile(r": (\d+) \(should be (\d+)\)")
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+
+
+def open_whole(path: str | Path, *, max_seconds: float | None = None) -> soundfile.SoundFile:
+    """A file of sound whose length is true; where its header's is not, the sound is in memory.
+
+    Raises:
+      BrokenStream: it is cut off, or holds more than a reader of its header finds, or (MPEG audio)
+        lasts longer than `max_seconds`.
+      soundfile.LibsndfileError, OSError: it cannot be read.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = id3_size(data[:10])
+        walk = {b"RIFF": _wav, b"RF64": _wav, b"OggS": _ogg, b"fLaC": _flac}.get(
+            data[start : start + 4]
+        )
+        mended = walk(data, start) if walk else None
+        opened = soundfile.SoundFile(str(path) if mended is None else io.BytesIO(mended))
+        if opened.format == "MP3":
+            opened.close()
+            mended = to_whole_stream(data, max_seconds=max_seconds)
+            return soundfile.SoundFile(io.BytesIO(mended))
+    if walk is None:
+        _check_log(opened.extra_info)
+    return opened
+
+
+def _check_log(log: str) -> None:
+    for claimed, found in _SHORT.findall(log):
+        if int(found) < int(claimed) < STREAMED:
+            raise BrokenStream(f"is truncated: holds {found} of {claimed} bytes; {COPY}")
+
+
+def _wav(data: Data, at: int) -> bytes | None:
+    """A wav file with its length written in, or the mp3 stream inside; None if it is fine."""
+    form, ds64 = b"", b""
+    for name, start, size in _chunks(data, at + 12):  # noqa: B007
+        if name == b"ds64":
+            ds64 = data[start : start + 16]
+        elif name == b"fmt ":
+            form = data[start : start + 16]
+        elif name == b"data":
+            break
+    else:
+        return None  # libsndfile knows what is wrong
+    rate = max(1, int.from_bytes(form[8:12], "little"))  # bytes a second
+    left = len(data) - start
+    if ds64:
+        size = int.from_bytes(ds64[8:16], "little")
+    is_zero = size == 0 and not _is_chunks(data, start)
+    if is_zero or (size >= STREAMED and not ds64):
+        size = left
+    if int.from_bytes(form[:2], "little") == MP3_IN_WAV:
+        return to_whole_stream(data[start : start + size])
+    if size > left:
+        raise BrokenStream(f"is truncated: holds {left / rate:.2f} of {size / rate:.2f} s; {COPY}")
+    if not _is_end(data, start + size, most=int(SLACK_SECONDS * rate)):
+        raise BrokenStream(
+            f"has a header for {size / rate:.2f} of its {left / rate:.2f} s; {REWRITE}"
+        )
+    return data[: start - 4] + size.to_bytes(4, "little") + data[start:] if is_zero else None
+
+
+def _chunks(data: Data, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and size of each chunk."""
+    while len(head := data[at : at + 8]) == 8:
+        size = int.from_bytes(head[4:], "little")
+        yield head[:4], at + 8, size
+        at += 8 + size + size % 2
+
+
+def _is_end(data: Data, end: int, *, most: int) -> bool:
+    """Whether no more sound lies behind the data chunk: chunks, a tag, or a few bytes."""
+    if len(data) - end <= most or data[end : end + 3] == b"ID3":
+        return True
+    return _is_chunks(data, end) or _is_chunks(data, end + end % 2)
+
+
+def _is_chunks(data: Data, at: int) -> bool:
+    """Whether whole chunks, none of them another file, reach from `at` to the end."""
+    end = at
+    for name, start, size in _chunks(data, at):
+        end = start + size
+        if not (name.isascii() and name.decode().isprintable()) or name in (b"RIFF", b"RF64"):
+            return False
+    return end <= len(data) < end + 8
+
+
+def _ogg(data: Data, at: int) -> None:
+    """Checks that the pages are those of one recording, all of them."""
+    pages = list(_ogg_pages(data, at))
+    if not pages or pages[-1].end > len(data) or not pages[-1].flags & 4:
+        raise BrokenStream(f"is truncated (the file ends too early); {COPY}")
+    begins = [bool(page.flags & 2) for page in pages]
+    # All streams of one recording begin before the first of them goes on (RFC 3533, 4).
+    if False in begins and True in begins[begins.index(False) :]:
+        ends = [page.seconds for page in pages if page.flags & 4]
+        raise BrokenStream(
+            f"holds {len(ends)} recordings in a chain; {ends[0]:.2f} of {sum(ends):.2f} s would be "
+            f"read; {REWRITE}"
+        )
+    last: dict[int, int] = {}  # by stream: the number of its last page
+    for page in pages:
+        if page.number != last.get(page.stream, page.number - 1) + 1:
+            raise BrokenStream(f"is damaged: pages of it are missing; {COPY}")
+        last[page.stream] = page.number
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page:
+    """An Ogg page: what its header says, and where it ends."""
+
+    flags: int
+    stream: int
+    number: int
+    seconds: float
+    end: int
+
+
+def _ogg_pages(data: Data, at: int) -> Iterator[_Page]:
+    rates: dict[int, int] = {}
+    while len(head := data[at : at + 27]) == 27 and head.startswith(b"OggS"):
+        sizes = data[at + 27 : at + 27 + head[26]]
+        body = at + 27 + len(sizes)
+        flags, stream = head[5], int.from_bytes(head[14:18], "little")
+        if flags & 2:  # positions of Opus are in 48 kHz (RFC 7845, 4)
+            packet = data[body : body + 16]
+            is_opus = packet.startswith(b"OpusHead")
+            rates[stream] = 48_000 if is_opus else int.from_bytes(packet[12:16], "little")
+        position = int.from_bytes(head[6:14], "little", signed=True)
+        seconds = position / max(1, rates.get(stream, 1))
+        at = body + sum(sizes)
+        yield _Page(flags, stream, int.from_bytes(head[18:22], "little"), seconds, at)
+
+
+def _flac(data: Data, at: int) -> bytes | None:
+    """A FLAC file with its length written in; None if the length is there and true."""
+    total = int.from_bytes(data[at + 21 : at + 26], "big") & 0xF_FFFF_FFFF
+    rate = max(1, int.from_bytes(data[at + 18 : at + 21], "big") >> 4)
+    found, left, largest = _flac_frames(data, at)
+    if _FLAC_START.search(data, at + 4):
+        raise BrokenStream(f"holds another recording behind {total / rate:.2f} s; {REWRITE}")
+    if found > total > 0:
+        raise BrokenStream(
+            f"has a header for {total / rate:.2f} of its {found / rate:.2f} s; {REWRITE}"
+        )
+    if found < total:
+        raise BrokenStream(
+            f"is truncated: holds {found / rate:.2f} of {total / rate:.2f} s; {COPY}"
+        )
+    if total:
+        return None
+    if left > largest:
+        raise BrokenStream(f"is damaged after {found / rate:.2f} s; {COPY}")
+    known = int.from_bytes(data[at + 21 : at + 26], "big") | found
+    return data[at : at + 21] + known.to_bytes(5, "big") + data[at + 26 :]
+
+
+def _flac_frames(data: Data, at: int) -> tuple[int, int, int]:
+    """Samples in all frames, the bytes from the last frame on, and how many it may have."""
+    samples, expected, start, block = 0, None, len(data), 0
+    for match in _FLAC_SYNC.finditer(data, _flac_blocks_end(data, at)):
+        head = data[match.start() : match.start() + 16].ljust(16, b"\0")
+        frame = _flac_header(head)
+        if frame is not None and expected in (None, frame[0]):
+            number, block = frame
+            start, samples = match.start(), samples + block
+            expected = number + (block if head[1] & 1 else 1)
+    channels = 1 + (int.from_bytes(data[at + 20 : at + 21], "big") >> 1 & 7)
+    return samples, len(data) - start, block * channels * 4 + SLACK_BYTES
+
+
+def _flac_blocks_end(data: Data, at: int) -> int:
+    """Where the frames begin: behind the blocks of metadata."""
+    at += 4
+    while len(head := data[at : at + 4]) == 4:
+        at += 4 + int.from_bytes(head[1:], "big")
+        if head[0] & 0x80:
+            break
+    return at
+
+
+def _flac_header(head: bytes) -> tuple[int, int] | None:
+    """Number and samples of the frame whose header this is; None if its checksum is wrong."""
+    code = head[2] >> 4
+    if code == 0 or head[3] & 1:
+        return None
+    # The number is coded as in UTF-8: as many bytes as there are leading ones.
+    ones = 8 - (head[4] ^ 0xFF).bit_length()
+    length = max(1, ones)
+    number = head[4] & (0xFF >> (ones + 1))
+    for byte in head[5 : 4 + length]:
+        number = number << 6 | byte & 0x3F
+    at = 4 + length
+    extra = {6: 1, 7: 2}.get(code, 0)
+    if extra:
+        block = 1 + int.from_bytes(head[at : at + extra], "big")
+    else:
+        block = (
+            192 if code == 1 else 576 << (code - 2) if 2 <= code <= 5 else 256 << max(0, code - 8)
+        )
+    at += extra + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    return (number, block) if at < len(head) and _crc8(head[:at]) == head[at] else None
+
+
+def _crc8(data: bytes) -> int:
+    """The checksum of a frame's header, with the polynomial x^8 + x^2 + x + 1."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x07 if crc & 0x80 else 0)) & 0xFF
+    return crc
