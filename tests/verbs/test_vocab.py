@@ -177,4 +177,4 @@ def test_from_text_of_ones_own_to_a_training(tmp_path, codes):
         assert done.returncode == 0, done.stderr
         if command.startswith("prepare"):
             task = json.loads(done.stdout)["tasks"]["mine"]
-            assert task["train"]["unknown_tokens"] == 0 and task["validation"]["documents"] == 6
+            assert task["train"]["unknown_tokens"] == 0 and task["validation"]["documents"] == 7
