@@ -65,6 +65,10 @@ class Rows:
     held_out: frozenset[int] = frozenset()
     by_id: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_ratio <= 1:
+            raise UserError(f"validation_ratio {self.validation_ratio}: must be from 0 to 1")
+
     def files(self) -> list[Path]:
         """The row files in order; UserError if a place has none."""
         if not self.are_folders:

@@ -20,6 +20,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.data.content import has_words, is_blank, row_to_text
 from speechlm_jax.data.sources import SPLITS, Rows, read_rows
 from speechlm_jax.data.user_code import user_code
 from speechlm_jax.errors import UserError
@@ -104,10 +105,20 @@ def _few(keys: list[int], number: int, named: int) -> frozenset[int]:
 
 
 def _rows(rows: Rows) -> Iterator[dict[str, Any]]:
+    """The rows that are taken, but for those that hold nothing."""
     for file in rows.files():
         for row in read_rows(file):
-            if rows.keep is None or rows.keep(row):
+            if (rows.keep is None or rows.keep(row)) and _holds_something(rows, row):
                 yield row
+
+
+def _holds_something(rows: Rows, row: Mapping[str, Any]) -> bool:
+    """Whether a document will be made of a row's text and codes, as `content` has it."""
+    text = row_to_text(row, rows.fields.get("text", "text"))
+    if "codes" in rows.fields:
+        is_pair = "text" in rows.fields
+        return bool(row.get(rows.fields["codes"])) and (has_words(text) or not is_pair)
+    return "text" not in rows.fields or not is_blank(text)
 
 
 def _with_theirs(rows: Rows, shared: frozenset[int], out: Path) -> Rows:

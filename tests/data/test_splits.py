@@ -61,6 +61,22 @@ def test_a_few_things_said_again_and_again_are_split_by_id(tmp_path):
     assert len(found["validation"]) == 2 * FEW
 
 
+def test_what_is_held_out_holds_something(tmp_path):
+    rows = [{"id": str(i), "text": f"text {i}" if i % 8 == 0 else " \u200b"} for i in range(128)]
+    found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
+    assert len([text for text in found["validation"] if text.strip(" \u200b")]) == 2
+    pairs = [{**row, "codes": [1] * (i % 16 == 0)} for i, row in enumerate(rows)]
+    made = task(tmp_path / "b.jsonl", pairs)
+    made = hold_out(dataclasses.replace(made, fields={"text": "text", "codes": "codes"}))
+    assert len(made.held_out) == 1
+
+
+def test_a_ratio_is_a_fraction(tmp_path):
+    for ratio in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="validation_ratio .*must be from 0 to 1"):
+            task(tmp_path / "a.jsonl", [], validation_ratio=ratio)
+
+
 def test_rows_that_name_their_split_keep_it_and_count(tmp_path):
     rows = [{"id": str(i), "text": f"text {i}", "split": SPLITS[i < 3]} for i in range(40)]
     found = texts(hold_out(task(tmp_path / "a.jsonl", rows)))
