@@ -149,9 +149,9 @@ from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
 
-def get_config():
+def config():
     return LanguageModelExperiment(
-        RowsData("rows/mine.mixture.json", batch_size=2),
+        RowsData("rows/mine.mixture.json", batch_size=4),
         LanguageModelConfig(0, TransformerConfig(1, 16, 2, 2, 8, 32)),
         TrainConfig(total_steps=2, optimizer=OptimizerConfig(peak=1e-3, warmup_steps=0)),
     )
