@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,43 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_new(folder: str | Path) -> None:
+    """UserError if a folder that is to be made holds something already."""
+    folder = Path(folder)
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another name") from None
+    if taken:
+        raise UserError(f"{folder}: is not empty; give a new folder")
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `path` only when the block ends well.
+
+    Until then it stands beside `path` as `.NAME.PID.tmp`, and is all that a killed process leaves.
+
+    Raises:
+      UserError: `path` holds something, before the block or after it.
+    """
+    path = Path(path)
+    require_new(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        require_new(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -211,12 +249,16 @@ def read_manifest(folder: str | Path) -> Manifest:
 def is_current(
     folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0
 ) -> bool:
-    """Whether `folder` holds this stage's finished output of these inputs and this config."""
+    """Whether `folder` holds this stage's finished output of these inputs and this config.
+
+    Dataclasses in `config` are compared as this version reads what an older one wrote.
+    """
     if not (Path(folder) / MANIFEST).is_file():
         return False
     found = read_manifest(folder)
     made_from = (kind, inputs, configs.to_json(config), seed)
-    return (found.kind, found.inputs, found.config, found.seed) == made_from
+    theirs = configs.upgraded(found.config, config)
+    return (found.kind, found.inputs, theirs, found.seed) == made_from
 
 
 def verify(folder: str | Path) -> list[str]:

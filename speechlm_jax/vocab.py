@@ -5,7 +5,6 @@ the text vocabulary's own ids, unchanged | specials | spare | voices | speech co
 """
 
 import dataclasses
-import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -57,14 +56,9 @@ class Vocab:
     pad_to_multiple: int = 128
 
     def __post_init__(self) -> None:
-        least = {"text_size": 1, "codebook_size": 1, "num_spare": 0, "pad_to_multiple": 1}
-        for name, number in least.items():
-            if not number <= getattr(self, name) <= MAX_IDS:
-                raise UserError(
-                    f"vocabulary: {name} {getattr(self, name)}: must be {number} or more"
-                )
-        if not 0 < self.frame_rate_hz < math.inf:
-            raise UserError(f"vocabulary: frame_rate_hz {self.frame_rate_hz}: must be above 0")
+        configs.at_least(self, 0, "text_size", "codebook_size", "num_spare")
+        configs.at_least(self, 1, "pad_to_multiple")
+        configs.above_0(self, "frame_rate_hz")
         if self.size > MAX_IDS:
             raise UserError(f"vocabulary: {self.size} ids; there can be {MAX_IDS}")
         for name, id_ in self.mapped:

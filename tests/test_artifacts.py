@@ -78,6 +78,46 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
     assert list(artifacts.read_jsonl(path)) == [{"new": 2}]
 
 
+def test_a_new_folder_is_there_when_it_is_whole(tmp_path):
+    with artifacts.new_folder(tmp_path / "deep/made") as folder:
+        artifacts.write_json(folder / "inner/a.json", {"a": 1})
+        assert not (tmp_path / "deep/made").exists()
+    assert artifacts.read_json(tmp_path / "deep/made/inner/a.json") == {"a": 1}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["made"]
+    (tmp_path / "empty").mkdir()
+    with artifacts.new_folder(tmp_path / "empty") as folder:
+        (folder / "a").touch()
+    assert (tmp_path / "empty/a").is_file()
+
+
+def test_a_new_folder_that_fails_is_not_there_and_nothing_is_written_over(tmp_path):
+    with pytest.raises(ZeroDivisionError), artifacts.new_folder(tmp_path / "made") as folder:
+        (folder / "a").touch()
+        _ = 1 / 0
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        with artifacts.new_folder(tmp_path / "made") as folder:
+            (tmp_path / "made").mkdir()
+            (tmp_path / "made/theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "theirs"]
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        artifacts.require_new(tmp_path / "made/theirs")
+
+
+def test_a_new_folder_that_is_killed_is_not_there(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from speechlm_jax import artifacts\n"
+        "with artifacts.new_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'config.json').write_text('{}')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "made")], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "made").exists()
+    with artifacts.new_folder(tmp_path / "made") as folder:
+        (folder / "config.json").touch()
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

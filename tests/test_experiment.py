@@ -12,11 +12,17 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
 from speechlm_jax.data.clips import BucketConfig
-from speechlm_jax.data.mixture import PreparedMixture, PreparedTask, read_vocab, write_mixture
+from speechlm_jax.data.mixture import (
+    PreparedMixture,
+    PreparedTask,
+    open_shards,
+    read_vocab,
+    write_mixture,
+)
 from speechlm_jax.data.packing import Row
 from speechlm_jax.data.rows import RowFile, write_row_manifest, write_rows
 from speechlm_jax.errors import UserError
-from speechlm_jax.experiment import runs, training
+from speechlm_jax.experiment import runs, stages, training
 from speechlm_jax.experiment.configs import (
     PLACES,
     ClipsData,
@@ -36,6 +42,7 @@ from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.checkpoints import Weights
 from speechlm_jax.train.same_run import decisive
+from speechlm_jax.train.stage import EvalState, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 
 VOCAB = Vocab(12, 4, 12.5, "text", "tokenizer", num_spare=4, pad_to_multiple=8)
@@ -66,6 +73,11 @@ def test_where_rows_are_read_from_is_no_part_of_a_run():
     for other in (dataclasses.replace(LM, data=rows), moved):
         assert other != LM and essence(other) == essence(LM)
         assert decisive(configs.to_json(other), PLACES) == decisive(configs.to_json(LM), PLACES)
+
+
+def test_what_is_measured_while_training_is_no_part_of_a_run():
+    other = dataclasses.replace(LM, eval_rows=7)
+    assert other != LM and essence(other) == essence(LM)
 
 
 @pytest.mark.parametrize("size", [FULL, MICRO], ids=["full", "micro"])
@@ -187,6 +199,31 @@ def test_held_out_rows_of_a_bucket_keep_to_the_experiments_cache(
     asked = [request for request in pail.requests if request[1] is not None]
     assert len(asked) == 7 + 10 + 2  # rows, and a file's tail
     assert threading.active_count() == threads and not list(cache.glob("*/rows-*"))
+
+
+def stage_of(loss):
+    return Stage("lm", lambda key: ({}, {}), None, loss or (lambda *_: None), lambda rows: iter(()))
+
+
+@pytest.mark.parametrize(("most", "rows"), [(10, (7, 10)), (0, (7, 20)), (1024, (7, 20))])
+def test_held_out_loss_reads_as_many_rows_as_the_config_says(prepared, most, rows):
+    def loss(params, variables, batch, key):
+        mask = batch["loss_mask"]
+        return LossOutput((mask * (1.0 + batch["task"][:, None])).sum(), mask.sum(), variables)
+
+    given = dataclasses.replace(LM, eval_rows=most)
+    shards = open_shards(prepared, split="validation")
+    evaluation = stages._held_out(given, stage_of(loss), shards, ["a", "b"])
+    figures = evaluation.run(EvalState(1, {}, {}))
+    for number, (task, expected) in enumerate(zip("ab", rows, strict=True), 1):
+        assert figures[task] == number  # the mean over counted ids, padding left out
+        assert figures[f"{task}/rows"] == expected and figures[f"{task}/tokens"] == 5 * expected
+
+
+@pytest.mark.parametrize("wrong", ["eval_rows=-1", "eval_every_steps=0"])
+def test_an_evaluation_that_cannot_be_is_one_line(wrong):
+    with pytest.raises(UserError, match=wrong.partition("=")[0]):
+        configs.override(LM, [wrong])
 
 
 def test_a_vocabulary_is_read_without_rows(prepared, pail, tmp_path):

@@ -44,7 +44,7 @@ def write_features(
     """
     folder = Path(folder)
     clips = read_clips(clips_folder, recordings=recordings, audio_anywhere=audio_anywhere)
-    config = {"mel": configs.to_json(mel), "max_seconds": float(max_seconds)}
+    config = {"mel": mel, "max_seconds": float(max_seconds)}
     inputs = {"clips": clips.fingerprint}
     if artifacts.is_current(folder, FEATURES_KIND, inputs=inputs, config=config):
         _clear(folder)
@@ -55,7 +55,7 @@ def write_features(
     arguments = {
         "requests": str((folder / REQUESTS).resolve()),
         "recordings": str(clips.recordings.resolve()),
-        **config,
+        **configs.to_json(config),
     }
     parts = run_shards(
         ShardTask("speechlm_jax.bulk.features:write_part", arguments),

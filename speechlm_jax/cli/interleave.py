@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import interleave
 
 DETAILS = """\
@@ -44,13 +45,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes documents.jsonl and prints its counts and the ratio that came out."""
-    return options.show(
-        interleave.interleave(
-            args.file,
-            run=args.run_folder,
-            out=args.out,
-            span_corruption_ratio=args.span_corruption_ratio,
-            mean_span_length=args.mean_span_length,
-            seed=args.seed,
+    with FolderLock(args.out):
+        return options.show(
+            interleave.interleave(
+                args.file,
+                run=args.run_folder,
+                out=args.out,
+                span_corruption_ratio=args.span_corruption_ratio,
+                mean_span_length=args.mean_span_length,
+                seed=args.seed,
+            )
         )
-    )

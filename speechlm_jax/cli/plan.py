@@ -22,9 +22,10 @@ from speechlm_jax.planner.plan import plan_training, with_vocab
 from speechlm_jax.planner.slices import CHIPS, GIB, Slices, parse_accelerator, parse_topology
 
 DETAILS = f"""\
-Compiles the very step that `speechlm train` would run with the real TPU compiler, on this machine
-and without a TPU. Memory is the compiler's word; seconds, tokens a second and days are bounds: what
-the slice could do at best, not measurements. Exit code 0 if it fits, {EXIT_DOES_NOT_FIT} if not."""
+Compiles the very step and evaluation that `speechlm train` would run with the real TPU compiler, on
+this machine and without a TPU. Memory is the compiler's word; seconds, tokens a second and days are
+bounds: what the slice could do at best, not measurements. Exit code 0 if it fits,
+{EXIT_DOES_NOT_FIT} if not."""
 EXAMPLE = """\
 speechlm plan configs/lm_9b_paper.py --topology v5p:4x4x4
 speechlm plan configs/lm_1b5.py data.batch_size=128 --accelerator v5litepod-32 --json
@@ -153,9 +154,12 @@ def _searched(tried: list[searching.Tried], given: list[str]) -> dict[str, Any]:
     """The best plan, how to ask for it, and what else was compiled."""
     best = searching.best(tried)
     start = {"fits": False} if best is None else best.plan.to_json()
+    found = () if best is None else best.overrides
+    fields = {assignment.partition("=")[0] for assignment in found}
+    kept = [x for x in given if x.partition("=")[0].strip() not in fields]
     return {
         **start,
-        "overrides": None if best is None else [*given, *best.overrides],
+        "overrides": None if best is None else [*kept, *found],
         "tried": [one.to_json() for one in tried],
     }
 
@@ -182,6 +186,8 @@ def _tell_training(plan: dict[str, Any]) -> str:
         f"{plan['slices']}, {plan['chips']} chips, {plan['parameters'] / 1e9:.2f}B parameters, "
         f"{plan['tokens_per_chip']} tokens a chip and step",
         *_tell_step(plan),
+        f"of that, a step needs {plan['step_hbm_bytes'] / GIB:.1f} GiB and an evaluation "
+        f"{plan['evaluation_hbm_bytes'] / GIB:.1f} GiB",
     ]
     if plan.get("days_bound") is not None:
         lines += [f"the config's budget takes at least {plan['days_bound']:.1f} days"]

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import prepare
 
 DETAILS = """\
@@ -32,13 +33,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares what is not yet prepared and prints the counts."""
-    return options.show(
-        prepare.prepare(
-            args.mixture,
-            run=args.run_folder,
-            out=args.out,
-            length=args.length,
-            seed=args.seed,
-            allow_unknown=args.allow_unknown,
+    with FolderLock(args.out):
+        return options.show(
+            prepare.prepare(
+                args.mixture,
+                run=args.run_folder,
+                out=args.out,
+                length=args.length,
+                seed=args.seed,
+                allow_unknown=args.allow_unknown,
+            )
         )
-    )

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.verbs import synthesize
 
 DETAILS = "Case and punctuation are dropped. `speechlm speak` turns the codes into audio."
@@ -34,13 +35,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes codes.jsonl and prints what it holds."""
-    return options.show(
-        synthesize.synthesize(
-            args.text,
-            run=args.run_folder,
-            out=args.out,
-            voice=args.voice,
-            temperature=args.temperature,
-            seed=args.seed,
+    with FolderLock(args.out):
+        return options.show(
+            synthesize.synthesize(
+                args.text,
+                run=args.run_folder,
+                out=args.out,
+                voice=args.voice,
+                temperature=args.temperature,
+                seed=args.seed,
+            )
         )
-    )

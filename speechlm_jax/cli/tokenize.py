@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.cli import options
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.quickstart.folders import find_run
 from speechlm_jax.verbs.recordings import check_places
 
@@ -36,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     audio = [Path(name) for name in args.audio]
     check_places(audio)
     find_run(args.run_folder)
-    return options.show(
-        tokenize.tokenize(
-            audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
+    with FolderLock(args.out):
+        return options.show(
+            tokenize.tokenize(
+                audio, run=args.run_folder, out=args.out, audio_anywhere=args.audio_anywhere
+            )
         )
-    )

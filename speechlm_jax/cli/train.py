@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import bucket, shipped
+from speechlm_jax import artifacts, bucket, shipped
 from speechlm_jax.cli import options
 from speechlm_jax.data.bucket_rows import DISK_GB
 from speechlm_jax.errors import EXIT_OK
@@ -75,8 +75,13 @@ def run(args: argparse.Namespace) -> int:
     workdir = args.workdir or Path("runs") / config.stem
     joined = cluster.join(
         ClusterConfig(
-            args.hosts, args.host, args.coordinator, args.start_seconds, args.heartbeat_seconds
-        )
+            args.hosts,
+            args.host,
+            args.coordinator,
+            args.start_seconds,
+            args.heartbeat_seconds,
+            run=f"{artifacts.sha256_file(config)} {workdir.name}",
+        )  # fmt: skip
     )
     with joined:
         training.train(config, overrides=overrides, workdir=workdir)

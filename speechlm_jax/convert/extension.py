@@ -20,14 +20,14 @@ from speechlm_jax.errors import UserError
 
 VOCABULARY = ("embedding", "head/kernel")  # parameters with a row for each id
 NOISE = 0.1
-CHUNK = 4096  # rows read at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Extended:
     """A folder as if its vocabulary had `size` rows; old rows are unchanged.
 
-    A new row depends on (seed, tensor, row) and the old rows alone, whoever reads it.
+    A new row depends on (seed, tensor, row) and the old rows alone, whoever reads it, and is stored
+    as they are: a model that nobody trained is exported bit for bit as it came in.
     """
 
     folder: Folder
@@ -57,11 +57,10 @@ class Extended:
             return self.folder.read(name, *where)
         columns = where[1] if len(where) > 1 else slice(None)
         drawn = [self._row(name, row)[columns] for row in range(max(first, old), last)]
-        new = np.asarray(drawn, np.float32)
+        new = np.asarray(drawn).astype(self.folder.read(name, slice(1)).dtype)
         if first >= old:
             return new
-        kept = self.folder.read(name, slice(first, old), columns)
-        return np.concatenate([kept.astype(np.float32), new])
+        return np.concatenate([self.folder.read(name, slice(first, old), columns), new])
 
     @cached_property
     def _longer(self) -> Mapping[str, int]:
@@ -80,8 +79,8 @@ class Extended:
         """Mean and standard deviation of each column over the old rows."""
         rows, columns = self.folder.shapes[name]
         total, squares = np.zeros(columns), np.zeros(columns)
-        for first in range(0, rows, CHUNK):
-            part = self.folder.read(name, slice(first, min(first + CHUNK, rows))).astype(np.float64)
+        for stored in self.folder.chunks(name):
+            part = stored.astype(np.float64)
             total += part.sum(axis=0)
             squares += np.square(part).sum(axis=0)
         mean = total / rows

@@ -1,4 +1,4 @@
-"""Model families of Hugging Face: their config fields, and which tensor holds what.
+"""Model families of Hugging Face: which of our models they have, and which tensor holds what.
 
 GLM-4 (as released with remote code, and as `GlmForCausalLM`), GLM-4-0414, Llama 3, Qwen2 and Qwen3
 are our one transformer with different switches. Where they rotate neighbouring dimensions of a head
@@ -12,12 +12,12 @@ from typing import Any
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import LanguageModelConfig
-from speechlm_jax.nn.rotary import LongContext
 from speechlm_jax.nn.transformer import TransformerConfig
 
 BLOCKS = "transformer/blocks/"
 QKV = ("q", "k", "v")
 LAYER = "{layer}"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tensor:
       ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers.
       transposed: a matrix [out, in]; ours are [in, out].
       neighbours: which of `ours` rotate neighbouring dimensions against each other there.
-      absent: the file may lack it, because it is the same as another tensor.
+      absent: the file may lack it: it is the same as another tensor, or follows from config.json.
     """
 
     name: str
@@ -41,58 +41,87 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's names.
+    """A family's names, and which of our models it has.
 
     Attributes:
       model_type: in config.json.
       architecture: class of `transformers` that reads it.
-      switches: what tells its models from those of other families, as fields of TransformerConfig.
+      qkv_bias: what its models may have.
+      qk_norm, post_norms: what they all have, or none.
+      is_interleaved: whether neighbouring dimensions rotate against each other; then it may be a
+        part of the head that does.
+      defaults: what a config.json that lacks a field means, where it is not what all families mean.
     """
 
     model_type: str
     architecture: str
-    switches: Mapping[str, Any]
+    qkv_bias: tuple[bool, ...] = (False,)
+    qk_norm: bool = False
+    post_norms: bool = False
+    is_interleaved: bool = False
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def tensors(self, config: LanguageModelConfig) -> tuple[Tensor, ...]:
         """Every tensor of a model."""
         if self.model_type == "chatglm":
             return tuple(_chatglm(config))
-        return tuple(_transformers(config, interleaved=self.model_type in ("glm", "glm4")))
+        return tuple(_transformers(config, interleaved=self.is_interleaved))
+
+    def has(self, stack: TransformerConfig) -> bool:
+        """Whether a model of this family computes what a stack does."""
+        switches = (stack.qk_norm, stack.post_norms) == (self.qk_norm, self.post_norms)
+        part = self.is_interleaved or stack.rope_fraction == 1.0
+        return switches and part and stack.qkv_bias in self.qkv_bias
 
 
-PLAIN = {
-    "qkv_bias": False, "qk_norm": False, "post_norms": False, "rope_fraction": 1.0,
+GLM: dict[str, Any] = {
+    "qkv_bias": (False, True),
+    "is_interleaved": True,
+    "defaults": {
+        "attention_bias": True, "head_dim": 128, "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-07,
+    },
 }  # fmt: skip
-GLM = {**PLAIN, "rope_fraction": 0.5, "qkv_bias": True}
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llama", "LlamaForCausalLM", PLAIN),
-        Family("qwen2", "Qwen2ForCausalLM", {**PLAIN, "qkv_bias": True}),
-        Family("qwen3", "Qwen3ForCausalLM", {**PLAIN, "qk_norm": True}),
-        Family("glm", "GlmForCausalLM", GLM),
-        Family("glm4", "Glm4ForCausalLM", {**GLM, "post_norms": True}),
-        Family("chatglm", "ChatGLMModel", GLM),
+        Family("llama", "LlamaForCausalLM"),
+        Family("qwen2", "Qwen2ForCausalLM", (True,), defaults={"num_key_value_heads": 32}),
+        Family(
+            "qwen3", "Qwen3ForCausalLM", qk_norm=True,
+            defaults={"num_key_value_heads": 32, "head_dim": 128},
+        ),
+        Family("glm", "GlmForCausalLM", **GLM),
+        Family("glm4", "Glm4ForCausalLM", post_norms=True, **GLM),
+        Family("chatglm", "ChatGLMModel", **GLM),
     )
-}
+}  # fmt: skip
 EXPORTED = ("llama", "qwen2", "qwen3", "glm", "glm4")
 
 
 def family_of(config: LanguageModelConfig) -> Family:
-    """The family as which a model can be written; UserError if no family has its switches."""
+    """The family as which a model can be written; UserError if no family computes what it does."""
     stack = config.transformer
-    switches = {name: getattr(stack, name) for name in PLAIN}
+    if stack.block != 1 or stack.rope_theta is None or stack.cross_attention:
+        raise UserError(
+            f"model.transformer: block={stack.block}, rope_theta={stack.rope_theta}, "
+            f"cross_attention={stack.cross_attention}: Hugging Face families are causal, with "
+            "rotary positions, over one sequence"
+        )
     for name in EXPORTED:
-        if FAMILIES[name].switches == switches:
+        if FAMILIES[name].has(stack):
             return FAMILIES[name]
-    raise UserError(f"model.transformer: no Hugging Face family has all of {switches}")
+    switches = ("qkv_bias", "qk_norm", "post_norms", "rope_fraction")
+    said = ", ".join(f"{name}={getattr(stack, name)}" for name in switches)
+    raise UserError(f"model.transformer: no Hugging Face family has all of {said}")
 
 
 def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator[Tensor]:
     """Names of `transformers`; those with interleaved rotation also fuse gate and up."""
     stack = config.transformer
-    yield Tensor("model.embed_tokens.weight", ("embedding",), transposed=False)
+    yield Tensor(EMBEDDING, ("embedding",), transposed=False)
     layer = f"model.layers.{LAYER}."
+    yield Tensor(f"{layer}self_attn.rotary_emb.inv_freq", (), absent=True)  # of old versions
     for part in QKV:
         ours, turned = f"{BLOCKS}attention/{part}/", interleaved and part != "v"
         for kind in ("kernel", "bias") if stack.qkv_bias else ("kernel",):
@@ -117,9 +146,9 @@ def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator
         yield Tensor(f"{layer}{theirs}.weight", (f"{BLOCKS}{ours}/scale",), transposed=False)
     yield Tensor("model.norm.weight", ("norm/scale",), transposed=False)
     if config.tied:
-        yield Tensor("lm_head.weight", (), absent=True)
+        yield Tensor(HEAD, (), absent=True)
     else:
-        yield Tensor("lm_head.weight", ("head/kernel",))
+        yield Tensor(HEAD, ("head/kernel",))
 
 
 def _chatglm(config: LanguageModelConfig) -> Iterator[Tensor]:
@@ -141,144 +170,3 @@ def _chatglm(config: LanguageModelConfig) -> Iterator[Tensor]:
         yield Tensor(f"{layer}{theirs}.weight", (f"{BLOCKS}{ours}/scale",), transposed=False)
     yield Tensor("transformer.encoder.final_layernorm.weight", ("norm/scale",), transposed=False)
     yield Tensor("transformer.output_layer.weight", ("head/kernel",))
-
-
-def config_from_json(data: Mapping[str, Any], where: str) -> tuple[Family, LanguageModelConfig]:
-    """Family and config from the data of a config.json.
-
-    Raises:
-      UserError: it is of another family, or has a feature that our transformer lacks.
-    """
-    family = FAMILIES.get(str(data.get("model_type")))
-    if family is None:
-        raise UserError(
-            f"{where}: model_type {data.get('model_type')!r} is none of {', '.join(FAMILIES)}"
-        )
-    try:
-        made = _from_chatglm(data) if family.model_type == "chatglm" else _from_fields(family, data)
-    except KeyError as error:
-        raise UserError(f"{where}: has no field {error.args[0]}") from None
-    _refuse_other_features(data, where)
-    return family, made
-
-
-def _from_fields(family: Family, data: Mapping[str, Any]) -> LanguageModelConfig:
-    rope = {**data, **(data.get("rope_scaling") or {}), **(data.get("rope_parameters") or {})}
-    heads, embed = data["num_attention_heads"], data["hidden_size"]
-    switches = dict(family.switches)
-    if family.model_type in ("glm", "glm4"):
-        switches["qkv_bias"] = data.get("attention_bias", False)
-    stack = TransformerConfig(
-        num_layers=data["num_hidden_layers"],
-        embed=embed,
-        heads=heads,
-        kv_heads=data.get("num_key_value_heads") or heads,
-        head_dim=data.get("head_dim") or embed // heads,
-        mlp=data["intermediate_size"],
-        rope_theta=float(rope.get("rope_theta", 10_000.0)),
-        long_context=_long_context(rope),
-        norm_eps=float(data["rms_norm_eps"]),
-        **{**switches, "rope_fraction": _fraction(family, rope)},
-    )
-    tied = bool(data.get("tie_word_embeddings", False))
-    return LanguageModelConfig(data["vocab_size"], stack, tied=tied, scale_embeddings=False)
-
-
-def _fraction(family: Family, rope: Mapping[str, Any]) -> float:
-    return float(rope.get("partial_rotary_factor") or family.switches["rope_fraction"])
-
-
-def _from_chatglm(data: Mapping[str, Any]) -> LanguageModelConfig:
-    heads = data["num_attention_heads"]
-    stack = TransformerConfig(
-        num_layers=data["num_layers"],
-        embed=data["hidden_size"],
-        heads=heads,
-        kv_heads=data["multi_query_group_num"] if data.get("multi_query_attention") else heads,
-        head_dim=data["kv_channels"],
-        mlp=data["ffn_hidden_size"],
-        rope_theta=10_000.0 * float(data.get("rope_ratio", 1)),
-        norm_eps=float(data["layernorm_epsilon"]),
-        **{**GLM, "qkv_bias": bool(data.get("add_qkv_bias", False))},
-    )
-    return LanguageModelConfig(
-        data["padded_vocab_size"], stack, tied=bool(data.get("tie_word_embeddings", False)),
-        scale_embeddings=False,
-    )  # fmt: skip
-
-
-def _long_context(rope: Mapping[str, Any]) -> LongContext | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise UserError(f"rope_type {kind!r}: only default and llama3 are known")
-    return LongContext(
-        factor=float(rope["factor"]),
-        low_freq=float(rope["low_freq_factor"]),
-        high_freq=float(rope["high_freq_factor"]),
-        length=int(rope["original_max_position_embeddings"]),
-    )
-
-
-# Fields of a config.json that our transformer has one value of (or, None, any of them).
-ONLY = {
-    "hidden_act": ("silu",),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False,),
-    "add_bias_linear": (False,),
-    "rmsnorm": (True,),
-    "post_layer_norm": (True,),
-    "apply_residual_connection_post_layernorm": (False,),
-    "quantization_config": (None,),
-}
-
-
-def _refuse_other_features(data: Mapping[str, Any], where: str) -> None:
-    for name, known in ONLY.items():
-        if name in data and data[name] not in known:
-            raise UserError(f"{where}: {name} is {data[name]!r}; only {known[0]!r} is known")
-    if data.get("model_type") == "llama" and data.get("attention_bias"):
-        raise UserError(f"{where}: attention_bias is True; a Llama with biases is not known")
-
-
-def config_to_json(config: LanguageModelConfig, *, dtype: str, length: int) -> dict[str, Any]:
-    """The config.json that `transformers` reads a model of this config by.
-
-    Args:
-      dtype: of the stored weights.
-      length: longest context that the model is trained for.
-    """
-    family, stack = family_of(config), config.transformer
-    rope: dict[str, Any] = {"rope_theta": stack.rope_theta, "rope_type": "default"}
-    if stack.rope_fraction != 1.0:
-        rope["partial_rotary_factor"] = stack.rope_fraction
-    if stack.long_context is not None:
-        far = stack.long_context
-        rope |= {
-            "rope_type": "llama3", "factor": far.factor, "low_freq_factor": far.low_freq,
-            "high_freq_factor": far.high_freq, "original_max_position_embeddings": far.length,
-        }  # fmt: skip
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": stack.embed,
-        "intermediate_size": stack.mlp,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": stack.heads,
-        "num_key_value_heads": stack.kv_heads,
-        "head_dim": stack.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": length,
-        "rms_norm_eps": stack.norm_eps,
-        "rope_theta": stack.rope_theta,
-        "rope_parameters": rope,
-        "attention_bias": stack.qkv_bias,
-        "tie_word_embeddings": config.tied and not config.scale_embeddings,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "dtype": dtype,
-        "use_cache": True,
-    }

@@ -15,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from speechlm_jax import artifacts
+from speechlm_jax.convert.folder_files import has, inside, listed, read_object, shown
 from speechlm_jax.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+READ = ("F64", "F32", "F16", "BF16")  # what weights may be stored as; nothing is quantised
+CHUNK = 4096  # rows of a matrix read at a time
 SHARD_BYTES = 5 * 10**9  # as `transformers` writes them
 
 
@@ -33,36 +36,62 @@ class Folder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The data of config.json; UserError if there is none."""
-        file = self.path / CONFIG
-        if not file.is_file():
+        if not has(self.path, CONFIG):
             raise UserError(f"{self.path}: has no {CONFIG}; give a Hugging Face model folder")
-        return artifacts.read_json(file)
+        return read_object(self.path, CONFIG)
 
     @cached_property
     def file_of(self) -> dict[str, str]:
-        """The file that each tensor lies in.
+        """The file that each tensor lies in; of a file and an index, the file, as `transformers`.
 
         Raises:
-          UserError: there are no safetensors files, or one that the index names is missing.
+          UserError: there are no safetensors files, the index is none, or names a file that is
+            missing or not in the folder.
         """
-        if (self.path / INDEX).is_file():
-            found = dict(artifacts.read_json(self.path / INDEX)["weight_map"])
-            missing = sorted({name for name in found.values() if not (self.path / name).is_file()})
-            if missing:
-                raise UserError(f"{self.path}: {', '.join(missing)}: in {INDEX}, but not there")
-            return found
-        if not (self.path / SINGLE).is_file():
+        if has(self.path, SINGLE):
+            found = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        elif has(self.path, INDEX):
+            found = self._read_index()
+        else:
             raise UserError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
-        return {name: SINGLE for name in self._open(SINGLE).keys()}
+        for name in found:
+            if not name.isprintable():
+                raise UserError(f"{self.path}: {shown(name)}: is no name of a tensor")
+        return found
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return {name: tuple(self._slice(name).get_shape()) for name in self.file_of}
+        """The shape of every tensor; UserError if one holds no floating-point numbers."""
+        found = {}
+        for name in self.file_of:
+            part = self._slice(name)
+            if part.get_dtype() not in READ:
+                raise UserError(
+                    f"{self.path}: {name} is stored as {part.get_dtype()}; give weights in one of "
+                    f"{', '.join(READ)}"
+                )
+            found[name] = tuple(part.get_shape())
+        return found
 
     def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
         """A part of a tensor; axes that `where` does not name are read whole."""
         return self._slice(name)[where or (slice(None),)]
+
+    def chunks(self, name: str) -> Iterator[Shaped[ndarray, "rows columns"]]:
+        """A matrix, some of its rows at a time."""
+        rows = self.shapes[name][0]
+        for first in range(0, rows, CHUNK):
+            yield self.read(name, slice(first, min(first + CHUNK, rows)))
+
+    def _read_index(self) -> dict[str, str]:
+        found = read_object(self.path, INDEX).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise UserError(f"{self.path / INDEX}: has no weight_map of tensors and their files")
+        files = sorted(set(found.values()))
+        missing = [name for name in files if not inside(self.path, name).is_file()]
+        if missing:
+            raise UserError(f"{self.path}: {listed(missing)}: in {INDEX}, but not there")
+        return found
 
     @cached_property
     def _files(self) -> dict[str, Any]:
@@ -71,10 +100,11 @@ class Folder:
     def _open(self, file: str) -> Any:
         if file not in self._files:
             try:
-                self._files[file] = safe_open(self.path / file, framework="np")
-            except SafetensorError as error:
+                self._files[file] = safe_open(inside(self.path, file), framework="np")
+            except (SafetensorError, OSError) as error:
                 raise UserError(
-                    f"{self.path / file}: is not a whole safetensors file ({error}); copy it again"
+                    f"{self.path / file}: is not a whole safetensors file ({shown(error)}); copy "
+                    "it again"
                 ) from None
         return self._files[file]
 

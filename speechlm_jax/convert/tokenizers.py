@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import artifacts
+from tokenizers import Tokenizer
+
+from speechlm_jax.convert.folder_files import has, inside, read_object, shown
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import SPECIALS, Vocab
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TIKTOKEN = "tokenizer.model"
+CODE = "<|audio_{}|>"
+LONGEST_PIECE = 1024  # bytes; released ranks have 128 at most
 # How GLM-4 (as cl100k_base) splits text before pieces are merged.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -28,19 +32,55 @@ def read_tokenizer(folder: str | Path) -> bytes:
     """The text vocabulary of a released model, as the bytes of a tokenizer.json.
 
     Raises:
-      UserError: the folder has neither tokenizer.json nor tiktoken ranks.
+      UserError: the folder has neither tokenizer.json nor tiktoken ranks, or they are broken.
     """
     folder = Path(folder)
-    if (folder / FILE).is_file():
-        return (folder / FILE).read_bytes()
-    if not (folder / TIKTOKEN).is_file():
+    if has(folder, FILE):
+        model = inside(folder, FILE).read_bytes()
+        _open(model, str(folder / FILE))
+        return model
+    if not has(folder, TIKTOKEN):
         raise UserError(f"{folder}: has neither {FILE} nor {TIKTOKEN} (tiktoken ranks)")
-    specials: dict[str, int] = {}
-    if (folder / CONFIG).is_file():
-        added = artifacts.read_json(folder / CONFIG).get("added_tokens_decoder", {})
-        specials = {entry["content"]: int(id_) for id_, entry in added.items()}
-    ranks = read_ranks(folder / TIKTOKEN)
-    return json.dumps(ranks_to_json(ranks, specials), ensure_ascii=False).encode()
+    specials = _tiktoken_specials(folder) if has(folder, CONFIG) else {}
+    ranks = read_ranks(inside(folder, TIKTOKEN))
+    model = json.dumps(ranks_to_json(ranks, specials), ensure_ascii=False).encode()
+    _open(model, str(folder / TIKTOKEN))
+    return model
+
+
+def token_ids(model: bytes) -> dict[str, int]:
+    """The id of every token, as a tokenizer.json says it.
+
+    The library that reads the file gives other ids to what follows a gap; `extend_tokenizer` fills
+    gaps, and checks.
+    """
+    data = json.loads(model)
+    pieces = data["model"]["vocab"]
+    if not isinstance(pieces, dict):  # a Unigram model's, with their scores
+        pieces = {piece: id_ for id_, (piece, _) in enumerate(pieces)}
+    return pieces | {token["content"]: token["id"] for token in data.get("added_tokens", [])}
+
+
+def _open(model: bytes, where: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(model.decode())
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # nothing narrower; a panic of its Rust code is no Exception
+        raise UserError(f"{where}: is no text vocabulary ({shown(error)})") from None
+
+
+def _tiktoken_specials(folder: Path) -> dict[str, int]:
+    added = read_object(folder, CONFIG).get("added_tokens_decoder", {})
+    try:
+        found = {entry["content"]: int(id_) for id_, entry in added.items()}
+        if all(isinstance(content, str) for content in found):
+            return found
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise UserError(
+        f"{folder / CONFIG}: added_tokens_decoder is no object of ids and tokens with a content"
+    )
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -48,9 +88,14 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         pairs = [line.split() for line in lines if line]
-        return {base64.b64decode(piece, validate=True): int(rank) for piece, rank in pairs}
+        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in pairs}
     except ValueError:
         raise UserError(f"{path}: holds no tiktoken ranks (a piece in base64, its rank)") from None
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise UserError(f"{path}: holds no tiktoken ranks: a byte has none")
+    if max(map(len, ranks)) > LONGEST_PIECE:
+        raise UserError(f"{path}: has a piece of more than {LONGEST_PIECE} bytes")
+    return ranks
 
 
 def ranks_to_json(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> dict[str, Any]:
@@ -89,43 +134,38 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
     """A tokenizer.json with a token for every id of a joint vocabulary.
 
     Ids between the text vocabulary's and the specials are `<|unused_N|>`; codes are `<|audio_N|>`,
-    as GLM-4-Voice calls them. Tokens that the vocabulary has already stay.
+    as GLM-4-Voice calls them. Tokens that the vocabulary has already stay; a special whose name one
+    of them has, though it is another id, gets its id behind its name.
+
+    Raises:
+      UserError: a code's or a voice's name is taken, or ids do not follow each other.
     """
-    data = json.loads(model)
-    taken = {**data["model"]["vocab"], **{t["content"]: t["id"] for t in data["added_tokens"]}}
+    data, taken = json.loads(model), token_ids(model)
     used = set(taken.values())
     names = {id_: f"<|{name}|>" for name, id_ in vocab.special_ids.items() if name in SPECIALS}
-    names |= {
-        vocab.speech_offset + code: f"<|audio_{code}|>" for code in range(vocab.codebook_size)
-    }
+    names = {id_: f"{name[:-2]}_{id_}|>" if name in taken else name for id_, name in names.items()}
+    names |= {vocab.speech_offset + code: CODE.format(code) for code in range(vocab.codebook_size)}
     names |= {vocab.voice_offset + i: f"<|voice_{name}|>" for i, name in enumerate(vocab.voices)}
     new = {names.get(id_, f"<|unused_{id_}|>"): id_ for id_ in range(vocab.size) if id_ not in used}
     for name in new.keys() & taken.keys():
         raise UserError(f"text vocabulary: has a token {name} of its own, with id {taken[name]}")
     # in order, or the library that reads them numbers them anew
-    data["added_tokens"] = sorted(data["added_tokens"] + _added(new), key=lambda t: t["id"])
-    return json.dumps(data, ensure_ascii=False).encode()
+    added = data.get("added_tokens", []) + _added(new)
+    data["added_tokens"] = sorted(added, key=lambda token: token["id"])
+    extended = json.dumps(data, ensure_ascii=False).encode()
+    read = _open(extended, "text vocabulary").get_vocab(with_added_tokens=True)
+    for name, id_ in {**taken, **new}.items():
+        if read.get(name) != id_:
+            raise UserError(
+                f"text vocabulary: token {shown(name)} has id {id_}, and is read as "
+                f"{read.get(name)}; give a tokenizer.json whose ids have no gaps and are not shared"
+            )
+    return extended
 
 
 def token_of(model: bytes, id_: int) -> str:
     """The token of a tokenizer.json that has this id."""
-    data = json.loads(model)
-    tokens = {token["id"]: token["content"] for token in data["added_tokens"]}
-    return {**{i: content for content, i in data["model"]["vocab"].items()}, **tokens}[id_]
-
-
-def write_tokenizer(folder: str | Path, model: bytes, *, length: int, eos: str | None) -> None:
-    """Writes a text vocabulary beside a model so that `transformers.AutoTokenizer` opens it."""
-    artifacts.write_bytes(Path(folder) / FILE, model)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": length,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": eos,
-        "pad_token": eos,  # or `transformers` adds tokens of its own for these two
-        "unk_token": eos,
-    }
-    artifacts.write_json(Path(folder) / CONFIG, config)
+    return {found: token for token, found in token_ids(model).items()}[id_]
 
 
 def _added(tokens: Mapping[str, int]) -> list[dict[str, Any]]:

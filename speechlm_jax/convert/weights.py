@@ -17,14 +17,9 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from speechlm_jax.arrays import Int, PyTree, Shaped, ndarray
 from speechlm_jax.convert.extension import Extended
-from speechlm_jax.convert.families import (
-    LAYER,
-    Family,
-    Tensor,
-    config_from_json,
-    config_to_json,
-    family_of,
-)
+from speechlm_jax.convert.families import EMBEDDING, HEAD, LAYER, Family, Tensor, family_of
+from speechlm_jax.convert.folder_files import listed
+from speechlm_jax.convert.model_config import config_from_json, config_to_json
 from speechlm_jax.convert.safetensors_folder import (
     CONFIG,
     SHARD_BYTES,
@@ -36,8 +31,6 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
-
-MOST_NAMED = 8  # tensors in an error
 
 # What parameters are read from: a folder, or one whose vocabulary was extended.
 Source: TypeAlias = Folder | Extended
@@ -72,8 +65,23 @@ class Place:
 
 
 def read_config(folder: Folder) -> tuple[Family, LanguageModelConfig]:
-    """Family and config of the model in a folder."""
-    return config_from_json(folder.config, str(folder.path / CONFIG))
+    """Family and config of the model in a folder.
+
+    Raises:
+      UserError: config.json is not of a model of ours, or tensors do not fit it (all are listed).
+    """
+    where = str(folder.path / CONFIG)
+    family, config = config_from_json(folder.config, where)
+    if config.transformer.num_layers > len(folder.shapes):
+        raise UserError(
+            f"{where}: says {config.transformer.num_layers} layers; the folder has "
+            f"{len(folder.shapes)} tensors in all"
+        )
+    shapes = functional(config).shapes
+    _check(folder.shapes, family.tensors(config), config, shapes, str(folder.path))
+    if config.tied:
+        _check_tied(folder, where)
+    return family, config
 
 
 def read_params(
@@ -219,6 +227,18 @@ def _foreign(
             yield tensor, layer, name, (rows, *parts[0][1:]) if parts else ()
 
 
+def _check_tied(folder: Folder, where: str) -> None:
+    """UserError if there is an output layer that is not the embedding: then none is tied."""
+    if HEAD not in folder.shapes:
+        return
+    both = zip(folder.chunks(EMBEDDING), folder.chunks(HEAD), strict=False)
+    same = folder.shapes[HEAD] == folder.shapes[EMBEDDING]
+    if not same or not all(np.array_equal(one, other) for one, other in both):
+        raise UserError(
+            f"{where}: tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}; set it to false"
+        )
+
+
 def _check(
     found: Mapping[str, tuple[int, ...]],
     tensors: tuple[Tensor, ...],
@@ -226,9 +246,9 @@ def _check(
     shapes: PyTree,
     where: str,
 ) -> None:
-    listed = list(_foreign(tensors, config, shapes))
-    wanted = {name: shape for tensor, _, name, shape in listed if tensor.ours}
-    optional = {name for tensor, _, name, _ in listed if tensor.absent}
+    every = list(_foreign(tensors, config, shapes))
+    wanted = {name: shape for tensor, _, name, shape in every if tensor.ours}
+    optional = {name for tensor, _, name, _ in every if tensor.absent}
     problems = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": sorted(found.keys() - wanted.keys() - optional),
@@ -238,11 +258,6 @@ def _check(
             if name in found and found[name] != shape
         ],
     }
-    said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    said = [f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names]
     if said:
         raise UserError(f"{where}: tensors do not fit config.json: " + "; ".join(said))
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

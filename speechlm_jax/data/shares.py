@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from speechlm_jax import config as configs
 from speechlm_jax.data.plan import MixturePlan, Phase, TaskRows
 from speechlm_jax.errors import UserError
 
@@ -43,6 +44,9 @@ class PhaseSpec:
     shares: dict[str, Share]
     tokens: int | None = None
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "tokens", "rows", most=10**18)
 
 
 def fraction(amount: float | int) -> Share:

@@ -12,6 +12,7 @@ from typing import SupportsIndex
 import grain
 import numpy as np
 
+from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.plan import MixturePlan, PlanRows
 from speechlm_jax.data.rows import RowShards
 from speechlm_jax.errors import UserError
@@ -74,19 +75,37 @@ def read_batches(
     batch_size: int,
     task: int = 0,
     most_rows: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
     prefetch: int = 0,
 ) -> Iterator[Batch]:
     """The rows of one task once, in order: held-out data. The last batch is filled with padding.
 
+    Of a batch, host p takes the p-th of `process_count` equal parts, so that all hosts get the same
+    number of batches; a part of the last one may be padding alone.
+
     Args:
       shards: the task's rows.
-      batch_size: rows of a batch.
+      batch_size: rows of a batch, over all hosts.
       task: number that `task` has in the batches.
-      most_rows: the first so many; all by default.
+      most_rows: so many of them, evenly spread over all; all by default.
+      process_index: this host.
+      process_count: all hosts.
       prefetch: batches read ahead by a thread; 0 reads in the caller's.
+
+    Raises:
+      UserError: the batch does not divide by the hosts.
     """
+    if batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} does not divide by the {process_count} hosts")
     size = len(shards) if most_rows is None else min(most_rows, len(shards))
-    return _iterate(_FirstBatches(shards, task=task, batch_size=batch_size, size=size), prefetch)
+    numbers = np.arange(size) * len(shards) // max(size, 1)
+    part = batch_size // process_count
+    batches = [
+        numbers[start : start + part]
+        for start in range(process_index * part, size + process_index * part, batch_size)
+    ]
+    return _iterate(_RowBatches(shards, batches, task=task, rows=part), prefetch)
 
 
 def empty_row(length: int) -> dict[str, np.ndarray]:
@@ -135,27 +154,27 @@ class _PlanBatches:
         return self._whence(self._planned(number))
 
 
-class _FirstBatches:
-    """A Grain source of the batches of one task's first `size` rows, in their order."""
+class _RowBatches:
+    """A Grain source of batches of one task's rows, by their numbers, filled up to `rows`."""
 
-    def __init__(self, shards: RowShards, *, task: int, batch_size: int, size: int):
-        self._shards, self._task, self._batch_size, self._size = shards, task, batch_size, size
-        self._look_ahead = _LookAhead(self._places, [shards], rows=batch_size, size=len(self))
+    def __init__(
+        self, shards: RowShards, numbers: Sequence[Int[ndarray, " rows"]], *, task: int, rows: int
+    ):
+        self._shards, self._numbers, self._task, self._rows = shards, numbers, task, rows
+        self._look_ahead = _LookAhead(self._places, [shards], rows=rows, size=len(self))
 
     def __len__(self) -> int:
-        return -(-self._size // self._batch_size)
+        return len(self._numbers)
 
     def __getitem__(self, number: SupportsIndex) -> Batch:
         places = list(self._places(operator.index(number)))
         self._look_ahead(operator.index(number), places)
         rows = [shards[index] for shards, index in places]
-        rows += [empty_row(self._shards.length)] * (self._batch_size - len(rows))
-        return _stack(rows) | {"task": np.full(self._batch_size, self._task, np.int32)}
+        rows += [empty_row(self._shards.length)] * (self._rows - len(rows))
+        return _stack(rows) | {"task": np.full(self._rows, self._task, np.int32)}
 
     def _places(self, number: int) -> Iterator[Place]:
-        start = number * self._batch_size
-        here = range(start, min(start + self._batch_size, self._size))
-        return ((self._shards, index) for index in here)
+        return ((self._shards, int(index)) for index in self._numbers[number])
 
 
 class _LookAhead:
@@ -201,7 +220,7 @@ def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in FIELDS}
 
 
-def _iterate(source: _PlanBatches | _FirstBatches, prefetch: int) -> Iterator[Batch]:
+def _iterate(source: _PlanBatches | _RowBatches, prefetch: int) -> Iterator[Batch]:
     if not len(source):
         return iter(())
     # One thread at most: more of them fight over the interpreter and cost four times the time.

@@ -11,11 +11,13 @@ from speechlm_jax.data.stream import read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
     LanguageModelExperiment,
+    ModelKind,
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
     experiment_from_json,
 )
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -34,7 +36,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
     `dataclasses.replace` changes what may differ there: execution, dtype, adapters.
     """
-    return _as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
+    return as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
 
 
 def load_reader(
@@ -47,7 +49,11 @@ def load_reader(
 
 
 def load_inference(
-    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None, batch_size: int = 64
+    run: str | Path,
+    *,
+    kind: ModelKind | None = None,
+    vocab: Vocab | None = None,
+    batch_size: int = 64,
 ) -> tuple[Inference, LanguageModelExperiment]:
     """A trained language or text-to-token model, from its run or one of its checkpoints.
 
@@ -112,8 +118,6 @@ def save_language_model(
     Raises:
       UserError: the folder holds a run already.
     """
-    if checkpoint_folder.latest_good(workdir) is not None:
-        raise UserError(f"{workdir}: holds a run already; give a new folder")
     experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
     data = configs.to_json(experiment)
     meta = checkpoint_folder.Meta(
@@ -125,9 +129,12 @@ def save_language_model(
         fingerprint=configs.fingerprint(data),
         timing={},
     )
-    writer = checkpoints.CheckpointWriter(workdir)
-    writer.save(TrainState(0, params, {}, {}), meta)
-    writer.close()
+    with FolderLock(workdir) as lock:
+        if checkpoint_folder.latest_good(workdir) is not None:
+            raise UserError(f"{workdir}: holds a run already; give a new folder")
+        writer = checkpoints.CheckpointWriter(workdir, confirm=lock.confirm)
+        writer.save(TrainState(0, params, {}, {}), meta)
+        writer.close()
 
 
 def weights_fingerprint(weights: checkpoints.Weights) -> str:
@@ -136,16 +143,17 @@ def weights_fingerprint(weights: checkpoints.Weights) -> str:
     return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
 
 
-def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
-    weights = checkpoints.load_params(run)
-    return weights, _as_trained(run, weights.meta, cls)
-
-
-def _as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
+def as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
+    """The experiment, of this class, that a checkpoint was trained as; UserError if another."""
     experiment = experiment_from_json(meta.config, str(run))
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
     return experiment
+
+
+def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
+    weights = checkpoints.load_params(run)
+    return weights, as_trained(run, weights.meta, cls)
 
 
 def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:

@@ -1,18 +1,22 @@
 """Experiment -> (the experiment with every field resolved, the stage that the loop trains)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
+from speechlm_jax.data.rows import RowShards
 from speechlm_jax.data.shares import PhaseSpec, make_plan, rates_to_shares
 from speechlm_jax.data.stream import make_batches, read_batches
 from speechlm_jax.errors import UserError
@@ -29,8 +33,8 @@ from speechlm_jax.speech_decoder import stage as decoder_stage
 from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token import stage as text_to_token_stage
-from speechlm_jax.train.held_out import held_out
-from speechlm_jax.train.stage import Stage
+from speechlm_jax.train.held_out import HeldOutRows, held_out
+from speechlm_jax.train.stage import Evaluation, Stage
 
 
 def _hosts(given: Experiment) -> dict[str, int]:
@@ -102,7 +106,8 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
         clip_batches(clips, collate, **_hosts(given)),
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
-    return resolved, stage
+    described = {"features": _described(features), "text": {"ids": text.size}}
+    return resolved, dataclasses.replace(stage, described=described)
 
 
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
@@ -122,32 +127,57 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
     identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
     names = [task.name for task in tasks]
     if given.kind == "text_to_token":
-        stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
+        stage = text_to_token_stage.make_stage(
+            model, vocab, batches, identity=identity, z_loss=given.z_loss
+        )
     else:
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss
         )
-    held_out_shards = open_shards(data.mixture, split="validation", fetcher=fetcher)
-    for rows in held_out_shards.values():
-        rows.batches_ahead(data.batch_size)  # a cache that is too small is said at the start
-    unseen = {
-        name: lambda rows=rows, name=name: read_batches(
-            rows, batch_size=data.batch_size, task=names.index(name)
-        )
-        for name, rows in held_out_shards.items()
-    }
+    unseen = open_shards(data.mixture, split="validation", fetcher=fetcher)
     if unseen:
-        evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
-        stage = dataclasses.replace(stage, evals=evals)
-    stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
+        stage = dataclasses.replace(stage, evals=(_held_out(given, stage, unseen, names),))
+    stage = dataclasses.replace(
+        stage,
+        progress=lambda rows: _progress(plan, rows),
+        described={"plan": plan.described, "vocabulary": vocab.to_json()},
+    )
     resolved = dataclasses.replace(given.train, total_steps=total_steps)
     return dataclasses.replace(given, model=model, train=resolved), stage
+
+
+def _held_out(
+    given: LanguageModelExperiment,
+    stage: Stage,
+    shards: Mapping[str, RowShards],
+    names: Sequence[str],
+) -> Evaluation:
+    """Held-out loss by task; `names` are the tasks by their number in a batch.
+
+    Raises:
+      UserError: the cache of rows in a bucket is too small.
+    """
+    batch_size, hosts, tasks = given.data.batch_size, _hosts(given), {}
+    part = batch_size // hosts["process_count"]
+    for name, rows in shards.items():
+        rows.batches_ahead(part)  # a cache that is too small is said at the start
+        most = min(given.eval_rows or len(rows), len(rows))
+        read = partial(
+            read_batches, rows, batch_size=batch_size, task=names.index(name), most_rows=most,
+            prefetch=2, **hosts,
+        )  # fmt: skip
+        tasks[name] = HeldOutRows(most, read)
+    return held_out(
+        stage.loss, tasks, every_steps=given.eval_every_steps, mesh=make_mesh(given.train.mesh),
+        num_microbatches=given.train.num_microbatches,
+    )  # fmt: skip
 
 
 def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[MixturePlan, int]:
     """The rows of a run in order, and its number of steps."""
     data, steps = given.data, given.train.total_steps
     if not data.phases:
+        at_least(given.train, 1, "total_steps")
         shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
         phase = PhaseSpec("train", dict(shares), rows=steps * data.batch_size)
         return make_plan(tasks, [phase], seed=data.seed), steps
@@ -209,4 +239,11 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
         clip_batches(clips, collate, **_hosts(given)),
         identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
     )
+    stage = dataclasses.replace(stage, described={"features": _described(features)})
     return dataclasses.replace(given, model=model), stage
+
+
+def _described(features: Features) -> dict[str, Any]:
+    """What a fingerprint of features stands for, but for the frames themselves."""
+    made = features.manifest
+    return {"inputs": made.inputs, "config": made.config, "counts": made.counts}

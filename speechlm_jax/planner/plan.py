@@ -33,7 +33,8 @@ class Plan:
       length: ids a row.
       rows: of a batch, over all chips.
       row_shards: into how many parts the mesh splits rows.
-      compiled: what the compiler says.
+      compiled: what the compiler says of the step.
+      evaluation: what it says of a batch of held-out loss, beside the whole state.
       parts: bytes on each chip, by what they hold.
       work: model FLOPs of a batch whose rows are one document each.
       flops: over all chips, recomputation included.
@@ -47,6 +48,7 @@ class Plan:
     num_microbatches: int
     parameters: int
     compiled: Compiled
+    evaluation: Compiled
     parts: dict[str, int]
     work: Work
     flops: float
@@ -55,13 +57,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every chip has room for it."""
-        return self.compiled.fits
+        """Whether every chip has room for a step, and for an evaluation."""
+        return self.compiled.fits and self.evaluation.fits
+
+    @property
+    def hbm_bytes(self) -> int:
+        """That each chip needs for the larger of the two."""
+        return max(self.compiled.hbm_bytes, self.evaluation.hbm_bytes)
 
     @property
     def hbm_share(self) -> float:
         """Of a chip's memory that it needs; above 1 where it does not fit."""
-        return self.compiled.hbm_bytes / self.slices.chip.hbm_bytes
+        return self.hbm_bytes / self.slices.chip.hbm_bytes
 
     @property
     def microbatch_rows(self) -> int:
@@ -86,6 +93,11 @@ class Plan:
         tokens = self.rows * self.length
         return {
             **answer(self.slices, self.compiled, self.parts, self.bounds),
+            "fits": self.fits,
+            "hbm_bytes": self.hbm_bytes,
+            "hbm_share": round(self.hbm_share, 4),
+            "step_hbm_bytes": self.compiled.hbm_bytes,
+            "evaluation_hbm_bytes": self.evaluation.hbm_bytes,
             "parameters": self.parameters,
             "length": self.length,
             "rows": self.rows,
@@ -108,7 +120,7 @@ def plan_training(
     vocab_size: int,
     keep: Path | None = None,
 ) -> Plan:
-    """Compiles the step that `speechlm train` would run on these slices.
+    """Compiles the step and the evaluation that `speechlm train` would run on these slices.
 
     Args:
       length: ids a row, as the rows were prepared with.
@@ -126,8 +138,9 @@ def plan_training(
     batch = {name: jax.ShapeDtypeStruct((rows, length), kind) for name, kind in FIELDS.items()}
     batch["task"] = jax.ShapeDtypeStruct((rows,), np.int32)
     parts = _parts(program, batch)
-    compiled = compile_program(
-        program.lower(batch), slices, argument_bytes=sum(parts.values()), keep=keep
+    compiled, evaluation = (
+        compile_program(lowered, slices, argument_bytes=sum(parts.values()), keep=keep)
+        for lowered in (program.lower(batch), program.lower_evaluation(batch))
     )
     parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
     work = program.stage.work
@@ -143,8 +156,8 @@ def plan_training(
     )  # fmt: skip
     budget = sum(phase.tokens or 0 for phase in experiment.data.phases)
     return Plan(
-        slices, length, rows, row_shards(program.mesh), microbatches, parameters, compiled, parts,
-        work, flops, found, budget,
+        slices, length, rows, row_shards(program.mesh), microbatches, parameters, compiled,
+        evaluation, parts, work, flops, found, budget,
     )  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def read_curves(workdir: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in artifacts.read_jsonl(Path(workdir) / "metrics.jsonl"):
         for name, value in row.items():
-            if name == "loss" or name.startswith("held_out/"):
+            if re.fullmatch("loss|held_out/[^/]+", name):
                 curves[name].append((float(row["step"]), float(value)))
     return dict(curves)
 

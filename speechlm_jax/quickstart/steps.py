@@ -1,14 +1,13 @@
 """The quickstart's steps in order; each is skipped when its output is already there."""
 
-import fcntl
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from speechlm_jax.errors import UserError
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.quickstart import (
     clock,
     evaluate,
@@ -85,8 +84,7 @@ def quickstart(
     else:
         own = None
         _refuse(folders.own, "your own recordings")
-    run.mkdir(parents=True, exist_ok=True)
-    with _locked(run):
+    with FolderLock(run):
         if own is not None:
             _take_steps(own, OWN_STEPS)
             own_results.write(own, command=command)
@@ -118,16 +116,3 @@ def _refuse(mark: Path, other: str) -> None:
     """Two kinds of run in one folder would undo each other's steps."""
     if mark.is_file():
         raise UserError(f"{mark.parent}: holds a run on {other}; give another --out")
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Two processes in one run folder would harm each other; the second is refused."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run}: another quickstart is running in it; wait, or give another --out"
-            ) from None
-        yield

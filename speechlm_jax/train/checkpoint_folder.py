@@ -4,7 +4,8 @@
     checkpoints/00001500/meta.json                         step, rows seen, identity, config, timing
     checkpoints/00001500/checksums.json                    SHA-256 of every file; written last
 
-A folder without checksums.json was not finished. What is in the items, checkpoints.py knows.
+A folder without checksums.json was not finished, or is being deleted: the file is written last and
+deleted first. What is in the items, checkpoints.py knows.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from speechlm_jax import artifacts
+from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -40,6 +42,7 @@ class Meta:
       config: the resolved config as JSON data.
       fingerprint: of what decides the result in that config.
       timing: wall_seconds and cpu_seconds of the run so far, over its restarts.
+      described: what identities stand for (`Stage.described`); older checkpoints have none.
     """
 
     stage: str
@@ -49,6 +52,7 @@ class Meta:
     config: Any
     fingerprint: str
     timing: dict[str, float]
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +75,12 @@ class Keep:
         for step in steps(folder)[: -max(1, self.last)]:
             path = step_folder(folder, step)
             if self.every_hours:
-                now = read_meta(path).timing.get("wall_seconds", 0.0) / 3600
-                if now - hours >= self.every_hours:
+                now = _hours(path)
+                if now is not None and now - hours >= self.every_hours:
                     hours = now
                     continue
             if not (self.every_steps and step % self.every_steps == 0):
-                shutil.rmtree(path)
+                delete(path)
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -91,7 +95,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(
         int(path.name)
         for path in folder.iterdir()
-        if re.fullmatch(r"\d{8,}", path.name) and (path / CHECKSUMS).is_file()
+        if re.fullmatch(r"[0-9]{8}|[1-9][0-9]{8,}", path.name) and (path / CHECKSUMS).is_file()
     )
 
 
@@ -123,9 +127,11 @@ def read_meta(folder: str | Path) -> Meta:
     path = Path(folder) / META
     data = artifacts.read_json(path)
     try:
-        return Meta(**data)
-    except TypeError:
-        raise UserError(f"{path}: was written by another version; train again") from None
+        return configs.from_json(Meta, data if isinstance(data, dict) else {})
+    except UserError as error:
+        raise UserError(
+            f"{path}: is not of this version ({error}); take another checkpoint, or train again"
+        ) from None
 
 
 def newest_meta(path: str | Path) -> Meta:
@@ -159,11 +165,17 @@ def seal(folder: Path, meta: Meta) -> None:
     artifacts.write_json(folder / CHECKSUMS, _hash_files(folder))
 
 
+def delete(folder: Path) -> None:
+    """Deletes a checkpoint so that a kill at any moment leaves an unfinished one, or none."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what an interrupted save left behind."""
+    """Deletes what an interrupted save or deletion left behind."""
     for path in folder.iterdir():
         if path.is_dir() and not (path / CHECKSUMS).is_file() and not _is_damaged(path):
-            _log.warning("%s: an interrupted save, removed", path)
+            _log.warning("%s: an interrupted save or deletion, removed", path)
             shutil.rmtree(path)
 
 
@@ -174,6 +186,15 @@ def set_aside(folder: Path, *, after: int) -> None:
         target = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
+
+
+def _hours(folder: Path) -> float | None:
+    """Hours that the run had taken; None where a checkpoint does not say (it is damaged)."""
+    try:
+        seconds = read_meta(folder).timing.get("wall_seconds", 0.0)
+    except UserError:
+        return None
+    return seconds / 3600
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
@@ -194,10 +215,13 @@ def _damage(folder: Path) -> str | None:
     if not isinstance(digests, dict) or META not in digests:
         return f"{CHECKSUMS} names no files"
     for name, digest in digests.items():
-        if not (folder / name).is_file():
+        try:
+            if artifacts.sha256_file(folder / name) != digest:
+                return f"{name} has changed"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if artifacts.sha256_file(folder / name) != digest:
-            return f"{name} has changed"
+        except (OSError, ValueError) as error:  # of the disk, or of the name
+            return f"{name} cannot be read: {error}"
     return None
 
 

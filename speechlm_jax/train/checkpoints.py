@@ -4,7 +4,7 @@ checkpoint_folder.py has their layout. Nothing else in the project knows of Orba
 """
 
 import dataclasses
-import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from speechlm_jax.train.checkpoint_folder import (
     FOLDER,
     Keep,
     Meta,
+    delete,
     find,
     read_meta,
     remove_unfinished,
@@ -52,10 +53,20 @@ class CheckpointWriter:
     follow in a background thread. An error there is raised by the next `save`, `check` or `close`.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: Keep = KEEP):
-        """Removes what an interrupted save left behind."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep: Keep = KEEP,
+        confirm: Callable[[], None] = lambda: None,
+    ):
+        """Removes what an interrupted save left behind.
+
+        Args:
+          confirm: called before anything is written or deleted; raises where it must not be.
+        """
         self.folder = (Path(workdir) / FOLDER).resolve()
-        self._keep = keep
+        self._keep, self._confirm = keep, confirm
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if jax.process_index() == 0:
@@ -66,9 +77,10 @@ class CheckpointWriter:
     def save(self, state: TrainState, meta: Meta) -> None:
         """Starts to save a state; waits first for the save before it."""
         self.wait()
+        self._confirm()  # before the barrier: no host writes what one may not
         folder = step_folder(self.folder, meta.step)
         if jax.process_index() == 0 and folder.exists():
-            shutil.rmtree(folder)
+            delete(folder)
         _barrier("checkpoint_folder_free")
         trees = (state.params, state.variables, state.opt_state, state.extras)
         items = {name: _to_saved(tree) for name, tree in zip(ITEMS, trees, strict=True)}
@@ -123,6 +135,7 @@ class CheckpointWriter:
     def _finish(self, response: Any, folder: Path, meta: Meta) -> None:
         response.result()
         if jax.process_index() == 0:
+            self._confirm()  # writing may have taken long
             seal(folder, meta)
             self._keep.prune(self.folder)
 

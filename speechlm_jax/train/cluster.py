@@ -35,6 +35,7 @@ class ClusterConfig:
       coordinator: address of host 0, with a port.
       start_seconds: how long hosts wait for each other at the start.
       heartbeat_seconds: after which a host that is not heard of is dead, and the others end.
+      run: names the run, the same on all hosts: hosts of another run get no seat in this one.
     """
 
     hosts: int = 1
@@ -42,11 +43,14 @@ class ClusterConfig:
     coordinator: str = f"localhost:{PORT}"
     start_seconds: int = 1800
     heartbeat_seconds: int = 100
+    run: str = ""
 
     def __post_init__(self) -> None:
         if self.hosts < 0 or not 0 <= self.host < max(self.hosts, 1):
             raise UserError(f"host {self.host} of {self.hosts}: hosts are counted from 0")
-        if ":" not in self.coordinator:
+        port = self.coordinator.rpartition(":")[2]
+        is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
+        if ":" not in self.coordinator or not is_port:
             raise UserError(f"coordinator {self.coordinator}: give HOST:PORT, e.g. 10.0.0.2:{PORT}")
 
 
@@ -74,7 +78,13 @@ def join(config: ClusterConfig) -> Iterator[None]:
             "num_processes": config.hosts,
             "process_id": config.host,
         }
-        peers = meet(config.host, config.hosts, config.coordinator, seconds=config.start_seconds)
+        peers = meet(
+            config.host,
+            config.hosts,
+            config.coordinator,
+            seconds=config.start_seconds,
+            run=config.run,
+        )
         for connection in peers.values():
             keep_alive(connection, config.heartbeat_seconds)
     sentinel = Sentinel(config.host, config.hosts, peers)

@@ -3,7 +3,10 @@
 import importlib
 import json
 import logging
+import math
 import os
+import re
+import secrets
 import socket
 import time
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from speechlm_jax.errors import UserError
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb_id"
 
 _log = logging.getLogger("speechlm.train")
 
@@ -27,20 +31,30 @@ _log = logging.getLogger("speechlm.train")
 class ScalarLog:
     """Writes each line of figures to metrics.jsonl and to an event file; on the first host only."""
 
-    def __init__(self, workdir: str | Path, *, after_step: int = 0, wandb_project: str = ""):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        after_step: int = 0,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         """Opens the logs of a run; lines of steps after `after_step` are dropped.
 
         A run that goes on from an older checkpoint repeats those steps.
 
+        Args:
+          config: of the run, for Weights & Biases.
+
         Raises:
-          UserError: `wandb_project` is given and Weights & Biases is not installed.
+          UserError: `wandb_project` is given and Weights & Biases is not installed, or refuses.
         """
         self._metrics = self._events = self._wandb = None
         if jax.process_index() != 0:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
+        self._wandb = _open_wandb(wandb_project, workdir, config) if wandb_project else None
         drop_lines_after(workdir / METRICS, after_step)
         self._metrics = open(workdir / METRICS, "a", encoding="utf-8")
         self._events = _EventFile(workdir / TENSORBOARD, first_step=after_step + 1)
@@ -65,16 +79,36 @@ class ScalarLog:
             self._wandb.finish()
 
 
-def _open_wandb(project: str, workdir: Path) -> Any:
-    """A run of Weights & Biases that goes on when the run does: its id is the folder's name."""
+def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
+    """A run of Weights & Biases that goes on when the run does; its name is the folder's."""
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise UserError(
             "wandb_project: wandb is not installed; `pip install 'speechlm_jax[wandb]'`"
         ) from None
-    name = workdir.resolve().name
-    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(workdir))
+    try:
+        return wandb.init(
+            project=project,
+            id=_wandb_id(workdir / WANDB_ID),
+            name=workdir.resolve().name,
+            resume="allow",
+            config=dict(config or {}),
+            allow_val_change=True,  # what may change when a run goes on
+            dir=str(workdir),
+        )
+    except wandb.Error as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"wandb_project={project}: {reason}") from None
+
+
+def _wandb_id(path: Path) -> str:
+    """Drawn at random when the run starts, and kept: other runs have folders of this name too."""
+    known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if not re.fullmatch(r"[0-9a-f]{16}", known):
+        known = secrets.token_hex(8)
+        artifacts.write_bytes(path, f"{known}\n".encode())
+    return known
 
 
 class _EventFile:
@@ -105,16 +139,29 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+    kept = "".join(f"{line}\n" for line in text.splitlines() if _figures(line)["step"] <= step)
     if kept != text:
         artifacts.write_bytes(path, kept.encode())
 
 
-def _step_of(line: str) -> int | float:
+def logged_at(workdir: str | Path, step: int) -> set[str]:
+    """Names of the figures that a run has logged at a step; broken lines have none."""
+    path = Path(workdir) / METRICS
+    if not path.is_file():
+        return set()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name for line in map(_figures, lines) if line["step"] == step for name in line}
+
+
+def _figures(line: str) -> dict[str, Any]:
+    """A line's figures and step; a step without end where it is no such line."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        figures = json.loads(line)
+    except (ValueError, RecursionError):
+        figures = None
+    if isinstance(figures, dict) and isinstance(figures.get("step"), int):
+        return figures
+    return {"step": math.inf}
 
 
 def console_line(

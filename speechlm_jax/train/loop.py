@@ -1,9 +1,14 @@
-"""The one training loop. Its order is a contract: restore, step, log, evaluate, save.
+"""The one training loop. Its order is a contract: restore, step, log, save, evaluate.
 
+A save comes before an evaluation, so that whatever ends the run there costs no steps. An evaluation
+that a stop or a loss has cut short is made up for at the next start.
+
+workdir/.owner.json      the process that trains here (see folder_lock.py), while it does
 workdir/config.json      the resolved config
 workdir/checkpoints/     see checkpoints.py
 workdir/metrics.jsonl    one JSON object a line, each with its "step"
 workdir/tensorboard/     the same figures as event files
+workdir/wandb_id         names the run at Weights & Biases, if it logs there
 """
 
 import dataclasses
@@ -19,10 +24,12 @@ from jax.sharding import Mesh
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import Stopped, UserError
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.sharding import MeshConfig, make_mesh, row_part, row_shards, to_global
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.checkpoint_folder import Keep, Meta
 from speechlm_jax.train.checkpoints import CheckpointWriter
+from speechlm_jax.train.evaluations import Evaluations
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
@@ -30,9 +37,9 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
-from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
+from speechlm_jax.train.same_run import OPERATIONAL, check_same_run, decisive
 from speechlm_jax.train.signals import StopSignal
-from speechlm_jax.train.stage import EvalState, Stage
+from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, Work
@@ -80,6 +87,16 @@ class TrainConfig:
     wandb_project: str = ""
     hang_seconds: float = 1800.0
 
+    def __post_init__(self) -> None:
+        steps = ("num_microbatches", "log_every_steps", "save_every_steps", "keep_last")
+        configs.at_least(self, 1, *steps, "max_skipped_steps")
+        configs.at_least(self, 0, "total_steps", "keep_every_steps", "keep_every_hours")
+        configs.at_least(self, 0, "hang_seconds")
+        configs.at_least(self, 0, "seed", most=2**32 - 1)
+        first, last = self.profile_steps
+        if not (first == last == 0 or 1 <= first <= last):
+            raise UserError(f"profile_steps: {first}, {last}; give the first and the last step")
+
 
 def fit(
     stage: Stage,
@@ -102,9 +119,10 @@ def fit(
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the state is saved.
-      UserError: the workdir holds another run, batches ran out, or a batch does not divide.
+      UserError: the workdir holds another run, or another process trains in it, batches ran out,
+        or a batch does not divide.
     """
-    _check(config)
+    configs.at_least(config, 1, "total_steps")
     resolved = config if resolved is None else resolved
     return _Run(stage, config, Path(workdir), resolved, operational).fit()
 
@@ -121,9 +139,10 @@ class _Run:
         operational: Mapping[str, frozenset[str]],
     ):
         self.stage, self.config, self.workdir = stage, config, workdir
-        self.resolved = resolved if isinstance(resolved, dict) else configs.to_json(resolved)
-        self.operational = operational
-        self.fingerprint = configs.fingerprint(decisive(self.resolved, operational))
+        self.resolved, self.operational = resolved, operational
+        self.fingerprint = configs.fingerprint(
+            decisive(configs.to_json(resolved, whole=False), operational)
+        )
         self.mesh: Mesh = make_mesh(config.mesh)
         self.program = make_program(
             stage,
@@ -134,6 +153,7 @@ class _Run:
             state=config.state,
         )
         self.row_parts = row_part(self.mesh).count
+        self.lock = FolderLock(workdir, mine=jax.process_index() == 0)
         self.watchdog = Watchdog(config.hang_seconds, end=jax.process_count() > 1)
         self.rows_seen = 0
         self.timing = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
@@ -141,15 +161,23 @@ class _Run:
         self.started = (time.perf_counter(), time.process_time())
 
     def fit(self) -> TrainState:
-        with jax.set_mesh(self.mesh), StopSignal() as stop, self.watchdog:
+        with self.lock, jax.set_mesh(self.mesh), StopSignal() as stop, self.watchdog:
             began = time.perf_counter()
             state, step = self.restore()
             self.goodput = Goodput(self.timing)
             self.goodput.add("start", time.perf_counter() - began)
-            if step >= self.config.total_steps:
+            evaluations = Evaluations(
+                self.stage,
+                self.workdir,
+                total_steps=self.config.total_steps,
+                alive=self.watchdog.alive,
+                goodput=self.goodput,
+            )
+            missed = evaluations.missed(step)
+            if step >= self.config.total_steps and not missed:
                 return state
             if jax.process_index() == 0:
-                artifacts.write_json(self.workdir / CONFIG, self.resolved)
+                artifacts.write_json(self.workdir / CONFIG, configs.to_json(self.resolved))
             writer = CheckpointWriter(
                 self.workdir,
                 keep=Keep(
@@ -157,11 +185,19 @@ class _Run:
                     self.config.keep_every_steps,
                     self.config.keep_every_hours,
                 ),
+                confirm=self.lock.confirm,
             )
-            log = ScalarLog(self.workdir, after_step=step, wandb_project=self.config.wandb_project)
+            log = ScalarLog(
+                self.workdir,
+                after_step=step,
+                wandb_project=self.config.wandb_project,
+                config=self.resolved,
+            )
             try:
                 writer.set_aside_after(step)
-                state = self.loop(state, step, writer, log, stop)
+                evaluations.run(missed, state, step, log)
+                if step < self.config.total_steps:
+                    state = self.loop(state, step, writer, log, stop, evaluations)
             finally:
                 log.close()
                 writer.close()
@@ -174,7 +210,7 @@ class _Run:
         folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
-            self._check_same_run(folder, meta)
+            check_same_run(folder, meta, self.stage, self.resolved, self.operational)
             self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
             info(
                 "%s: going on from step %d of %d",
@@ -204,8 +240,9 @@ class _Run:
         writer: CheckpointWriter,
         log: ScalarLog,
         stop: StopSignal,
+        evaluations: Evaluations,
     ) -> TrainState:
-        """Do not change the order: what is saved at a step has been logged and evaluated."""
+        """Do not change the order: what is saved has been logged; what is evaluated, saved."""
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
@@ -227,6 +264,7 @@ class _Run:
                 interval.add(metrics, rows, self._work(batch))
                 interval.lap()
                 self.watchdog.alive()
+                self.lock.check()
                 last = step == config.total_steps
                 stopping = stop.should_stop(step)
                 if step % config.log_every_steps == 0 or last:
@@ -235,7 +273,6 @@ class _Run:
                     if self.stage.progress is not None:
                         figures |= self.stage.progress(self.rows_seen)
                     log.write(step, figures | self.goodput.shares())
-                interval.leave_out(self._evaluate(state, step, log))
                 if step % config.save_every_steps == 0 or last or stopping:
                     with self.goodput.of("checkpoint"):
                         writer.save(state, self._meta(step))
@@ -246,6 +283,7 @@ class _Run:
                     raise Stopped(
                         f"{self.stage.name}: saved at step {step} of {config.total_steps}"
                     )
+                interval.leave_out(evaluations.run(evaluations.due(step), state, step, log))
         return state
 
     def _step(self, state: TrainState, batch: Any, key: Any, before: Any) -> Any:
@@ -282,20 +320,6 @@ class _Run:
             )
         return batch
 
-    def _evaluate(self, state: TrainState, step: int, log: ScalarLog) -> float:
-        """Runs what is due and returns the seconds that it took."""
-        began = time.perf_counter()
-        for evaluation in self.stage.evals:
-            if step % evaluation.every_steps == 0 or step == self.config.total_steps:
-                figures = evaluation.run(EvalState(step, state.averaged, state.variables))
-                log.write(step, {f"{evaluation.name}/{key}": x for key, x in figures.items()})
-                shown = "  ".join(f"{key} {float(x):.4g}" for key, x in figures.items())
-                info("%s %d  %s: %s", self.stage.name, step, evaluation.name, shown)
-                self.watchdog.alive()
-        seconds = time.perf_counter() - began
-        self.goodput.add("evaluate", seconds)
-        return seconds
-
     def _meta(self, step: int) -> Meta:
         wall, cpu = self.started
         return Meta(
@@ -303,7 +327,8 @@ class _Run:
             step=step,
             rows_seen=self.rows_seen,
             identity=dict(self.stage.identity),
-            config=self.resolved,
+            described=dict(self.stage.described),
+            config=configs.to_json(self.resolved),
             fingerprint=self.fingerprint,
             timing={
                 **self.goodput.seconds,
@@ -311,25 +336,6 @@ class _Run:
                 "cpu_seconds": self.timing["cpu_seconds"] + time.process_time() - cpu,
             },
         )
-
-    def _check_same_run(self, folder: Path, meta: Meta) -> None:
-        """A run is resumed as what it was, or not at all."""
-        mine = {"stage": self.stage.name, **self.stage.identity}
-        theirs = {"stage": meta.stage, **meta.identity}
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                raise UserError(
-                    f"{folder}: was trained with {name} {theirs.get(name)}, this run has "
-                    f"{mine.get(name)}; use another workdir"
-                )
-        if meta.fingerprint != self.fingerprint:
-            difference = first_difference(
-                decisive(meta.config, self.operational), decisive(self.resolved, self.operational)
-            )
-            raise UserError(
-                f"{folder}: was trained with {difference}; use another workdir (init_from takes "
-                f"the weights along)"
-            )
 
     def _check_carried(self, meta: Meta) -> None:
         for name in CARRIED_IDENTITY:
@@ -342,15 +348,3 @@ class _Run:
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(batch.values())))
-
-
-def _check(config: TrainConfig) -> None:
-    for name in (
-        "total_steps",
-        "num_microbatches",
-        "log_every_steps",
-        "save_every_steps",
-        "keep_last",
-    ):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")

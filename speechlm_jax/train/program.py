@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.sharding import batch_sharding
+from speechlm_jax.train.held_out import make_loss_sums
 from speechlm_jax.train.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, StateLayout, TrainState, init_state, make_layout
@@ -24,6 +25,7 @@ class Program:
     optimizer: Optimizer
     layout: StateLayout
     step: TrainStep
+    num_microbatches: int = 1
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step, drawn from a seed, each device its own part."""
@@ -31,16 +33,30 @@ class Program:
 
     def lower(self, batch: Mapping[str, Any]) -> Any:
         """Traces the step for a batch of all hosts with these shapes; computes nothing."""
-        rows = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh))
-            for name, x in batch.items()
-        }
         key = jax.eval_shape(lambda: jax.random.key(0))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
         step: Any = self.step
         with jax.set_mesh(self.mesh):
-            return step.lower(self.layout.abstract, rows, key)
+            return step.lower(self.layout.abstract, self._placed(batch), key)
+
+    def lower_evaluation(self, batch: Mapping[str, Any]) -> Any:
+        """Traces a batch of held-out loss, beside the whole state, as `lower` does the step."""
+        sums = make_loss_sums(self.stage.loss, num_microbatches=self.num_microbatches)
+
+        def evaluate(state: TrainState, rows: Mapping[str, Any]) -> Any:
+            return sums(state.averaged, state.variables, rows)
+
+        with jax.set_mesh(self.mesh):
+            # what it does not read lies on the devices all the same
+            jitted = jax.jit(evaluate, keep_unused=True)
+            return jitted.lower(self.layout.abstract, self._placed(batch))
+
+    def _placed(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh))
+            for name, x in batch.items()
+        }
 
 
 def make_program(
@@ -61,4 +77,4 @@ def make_program(
     made = make_optimizer(optimizer, total_steps=total_steps, axes=axes)
     layout = make_layout(stage, made, mesh=mesh, config=state)
     step = make_train_step(stage, made, layout, num_microbatches=num_microbatches)
-    return Program(stage, mesh, made, layout, step)
+    return Program(stage, mesh, made, layout, step, num_microbatches)

@@ -3,10 +3,17 @@
 JAX's own start ends the process without saying who is missing. So the hosts meet first, on the
 coordinator's port, which JAX takes over afterwards: host 0 listens, the others say their number and
 wait for its answer, one line each way. The connections stay open for the sentinels (sentinel.py).
+
+Each line carries the run's token, which all hosts make from what they were given. It keeps out
+whatever finds the port by chance: scanners, health checks, hosts of another run. It is no secret on
+the wire, and JAX asks nobody who he is: only the hosts of a run should reach the port.
 """
 
 import contextlib
+import hashlib
 import json
+import os
+import selectors
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -14,32 +21,42 @@ from collections.abc import Mapping, Sequence
 from speechlm_jax.errors import UserError
 
 RETRY_SECONDS = 0.2
-STRANGER_SECONDS = 5.0  # whoever connects and says nothing holds nobody up for longer
+STRANGER_SECONDS = 5.0  # for whoever connects to say who it is
+MOST_STRANGERS = 64  # at a time; beyond, those that came first go
+SEATED_SECONDS = 30.0  # after which a host that came and was lost is missed
 LINE_BYTES = 4096
+SECRET = "SPEECHLM_CLUSTER_SECRET"  # of the environment; makes the token hard to guess
 
 
-def meet(host: int, hosts: int, coordinator: str, *, seconds: float) -> dict[int, socket.socket]:
+def run_token(run: str, hosts: int) -> str:
+    """What the hosts of a run know it by, whatever their number and the coordinator's name."""
+    known = json.dumps([run, hosts, os.environ.get(SECRET, "")])
+    return hashlib.sha256(known.encode()).hexdigest()[:32]
+
+
+def meet(
+    host: int, hosts: int, coordinator: str, *, seconds: float, run: str = ""
+) -> dict[int, socket.socket]:
     """Returns once all hosts have come: open connections by host, to all others or to host 0.
+
+    Args:
+      run: names the run; the same on all hosts.
 
     Raises:
       UserError: not all came within `seconds`; every host that did names those that are missing.
     """
     name, _, port = coordinator.rpartition(":")
-    deadline = time.monotonic() + seconds
+    deadline, token = time.monotonic() + seconds, run_token(run, hosts)
     with contextlib.ExitStack() as stack:
         if host == 0:
-            peers = _wait_for_all(int(port), hosts, deadline)
+            peers = _wait_for_all(int(port), hosts, token, deadline)
             missing = sorted(set(range(1, hosts)) - peers.keys())
-            _answer(peers, missing)
+            _answer(peers, {"run": token, "missing": missing})
         else:
-            peers, missing = _report(host, name, int(port), deadline)
+            peer, missing = _report(host, hosts, (name, int(port)), token, deadline, seconds)
+            peers = {0: peer}
         for connection in peers.values():
             stack.enter_context(connection)
-        if not peers and host:
-            raise UserError(
-                f"host {host} of {hosts}: could not reach {coordinator} for {seconds:.0f} s; is "
-                "host 0 up, and its port open?"
-            )
         if missing:
             listed = ", ".join(map(str, missing))
             raise UserError(
@@ -62,44 +79,146 @@ def keep_alive(connection: socket.socket, seconds: float) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _wait_for_all(port: int, hosts: int, deadline: float) -> dict[int, socket.socket]:
+class _Reception:
+    """Host 0's side of the meeting: nobody waits for whoever says nothing.
+
+    Attributes:
+      came: connections of the hosts that are there, by their number.
+    """
+
+    def __init__(self, hosts: int, token: str, selector: selectors.BaseSelector):
+        self.came: dict[int, socket.socket] = {}
+        self._hosts, self._token, self._selector = hosts, token, selector
+        self._strangers: dict[socket.socket, tuple[bytes, float]] = {}  # what they said; until when
+
+    def let_in(self, connection: socket.socket) -> None:
+        """A new connection, which has a while to say who it is."""
+        keep_alive(connection, SEATED_SECONDS)
+        connection.setblocking(False)
+        self._strangers[connection] = (b"", time.monotonic() + STRANGER_SECONDS)
+        self._selector.register(connection, selectors.EVENT_READ)
+        if len(self._strangers) > MOST_STRANGERS:
+            self._turn_away(next(iter(self._strangers)))
+
+    def hear(self, connection: socket.socket) -> None:
+        """A connection that has something to say, or has closed."""
+        try:
+            part = connection.recv(LINE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            part = b""
+        said, until = self._strangers.get(connection, (b"", 0.0))
+        said += part
+        if not part or connection not in self._strangers or len(said) > LINE_BYTES:
+            self._turn_away(connection)  # closed, or speaks out of turn
+        elif said.endswith(b"\n"):
+            self._seat(connection, said)
+        else:
+            self._strangers[connection] = (said, until)
+
+    def turn_away_silent(self) -> None:
+        """Closes the connections that have had their time."""
+        now = time.monotonic()
+        for connection in [c for c, (_, until) in self._strangers.items() if until < now]:
+            self._turn_away(connection)
+
+    def turn_away_strangers(self) -> None:
+        """Closes all connections but those of hosts."""
+        for connection in [*self._strangers]:
+            self._turn_away(connection)
+
+    def _seat(self, connection: socket.socket, line: bytes) -> None:
+        try:
+            message = parse(line)
+            host = number_of_host(message.get("host"), self._hosts)
+        except ValueError:
+            return self._turn_away(connection)
+        if message.get("run") != self._token:
+            self._turn_away(connection, "host 0 is of another run")
+        elif host == 0 or host in self.came:
+            self._turn_away(connection, f"there is a host {host} already")
+        else:
+            del self._strangers[connection]
+            self.came[host] = connection
+
+    def _turn_away(self, connection: socket.socket, why: str = "") -> None:
+        with contextlib.suppress(OSError):
+            if why:
+                send(connection, {"run": self._token, "refused": why})
+        self._selector.unregister(connection)
+        connection.close()
+        self._strangers.pop(connection, None)
+        self.came = {host: one for host, one in self.came.items() if one is not connection}
+
+
+def _wait_for_all(port: int, hosts: int, token: str, deadline: float) -> dict[int, socket.socket]:
     """Host 0: whoever comes until all have, or until the deadline."""
-    came: dict[int, socket.socket] = {}
-    with socket.create_server(("", port), backlog=hosts) as listener:
-        while len(came) < hosts - 1 and time.monotonic() < deadline:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(OSError):
-                connection = listener.accept()[0]
-                connection.settimeout(STRANGER_SECONDS)
-                try:
-                    came[int(receive(connection)["host"])] = connection
-                except (OSError, ValueError, KeyError):  # a stranger, or a broken line
-                    connection.close()
-    return came
+    try:
+        listener = socket.create_server(("", port), backlog=max(hosts, MOST_STRANGERS))
+    except OSError as error:
+        raise UserError(
+            f"host 0 of {hosts}: cannot listen on port {port} ({error.strerror}); is another run "
+            "on it? --coordinator takes another port"
+        ) from None
+    with listener, selectors.DefaultSelector() as selector:
+        listener.setblocking(False)
+        selector.register(listener, selectors.EVENT_READ)
+        reception = _Reception(hosts, token, selector)
+        while len(reception.came) < hosts - 1 and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(min(left, RETRY_SECONDS)):
+                if key.fileobj is not listener:
+                    reception.hear(key.fileobj)  # pyright: ignore[reportArgumentType]
+                    continue
+                with contextlib.suppress(OSError):  # gone again
+                    reception.let_in(listener.accept()[0])
+            reception.turn_away_silent()
+        reception.turn_away_strangers()
+    for connection in reception.came.values():
+        connection.settimeout(STRANGER_SECONDS)
+    return reception.came
 
 
-def _answer(peers: Mapping[int, socket.socket], missing: Sequence[int]) -> None:
+def _answer(peers: Mapping[int, socket.socket], message: Mapping[str, object]) -> None:
     for connection in peers.values():
         with contextlib.suppress(OSError):
-            send(connection, {"missing": missing})
+            send(connection, message)
 
 
 def _report(
-    host: int, name: str, port: int, deadline: float
-) -> tuple[dict[int, socket.socket], Sequence[int]]:
-    """Another host: the connection to host 0 (none if it was never heard), and who is missing."""
-    while time.monotonic() < deadline:
-        left = max(0.01, deadline - time.monotonic())
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, ValueError, KeyError):
-            connection = stack.enter_context(socket.create_connection((name, port), timeout=left))
-            send(connection, {"host": host})
+    host: int,
+    hosts: int,
+    address: tuple[str, int],
+    token: str,
+    deadline: float,
+    seconds: float,
+) -> tuple[socket.socket, Sequence[int]]:
+    """Another host: the connection to host 0, and who is missing; UserError if it never came."""
+    why = "is host 0 up, and its port open?"
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, ValueError):
+            connection = stack.enter_context(socket.create_connection(address, timeout=left))
+            send(connection, {"host": host, "run": token})
             # host 0 answers at its own deadline, which may be later than this one's
-            connection.settimeout(left + RETRY_SECONDS + STRANGER_SECONDS)
-            missing = receive(connection)["missing"]
-            stack.pop_all()
-            return {0: connection}, missing
+            answer = receive(connection, seconds=left + RETRY_SECONDS + STRANGER_SECONDS)
+            if "refused" in answer:
+                why = f"it says: {str(answer['refused'])[:100]}; {_SAME}"
+            elif answer.get("run") == token:
+                missing = [number_of_host(one, hosts) for one in _listed(answer.get("missing"))]
+                stack.pop_all()
+                return connection, missing
         time.sleep(RETRY_SECONDS)
-    return {}, ()
+    raise UserError(
+        f"host {host} of {hosts}: could not reach {address[0]}:{address[1]} for {seconds:.0f} s; "
+        f"{why}"
+    )
+
+
+def number_of_host(value: object, hosts: int) -> int:
+    """What another host gave as the number of one of `hosts`; ValueError if it is none."""
+    if type(value) is not int or not 0 <= value < hosts:
+        raise ValueError("no host's number")
+    return value
 
 
 def send(connection: socket.socket, message: Mapping[str, object]) -> None:
@@ -107,16 +226,38 @@ def send(connection: socket.socket, message: Mapping[str, object]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def receive(connection: socket.socket) -> dict:
-    """Reads one line of JSON.
+def receive(connection: socket.socket, *, seconds: float) -> dict:
+    """Reads one line of JSON, and nothing after it.
 
     Raises:
-      ValueError: the other side closed before its end, or it is none.
+      ValueError: it is none, or the other side closed before its end.
+      OSError: the connection broke, or the line had not ended after so many seconds.
     """
-    data = b""
+    data, deadline = b"", time.monotonic() + seconds
     while not data.endswith(b"\n"):
-        part = connection.recv(LINE_BYTES)
-        if not part or len(data) > LINE_BYTES:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        seen = connection.recv(LINE_BYTES, socket.MSG_PEEK)
+        if not seen or len(data) > LINE_BYTES or time.monotonic() > deadline:
             raise ValueError("no line")
-        data += part
-    return json.loads(data)
+        data += connection.recv(seen.find(b"\n") + 1 or len(seen))
+    return parse(data)
+
+
+def parse(line: bytes) -> dict:
+    """A line that anybody may have sent, as a JSON object; ValueError if it is none."""
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        message = None
+    if not isinstance(message, dict):
+        raise ValueError("no JSON object")
+    return message
+
+
+def _listed(value: object) -> Sequence[object]:
+    if not isinstance(value, list):
+        raise ValueError("no list")
+    return value
+
+
+_SAME = "start all hosts with the same config, --workdir and --hosts, each with its own --host"

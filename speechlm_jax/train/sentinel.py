@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from speechlm_jax.train.rendezvous import receive, send
+from speechlm_jax.train.rendezvous import number_of_host, receive, send
 
 TICK_SECONDS = 0.5
 VERDICT_SECONDS = 5.0  # host 0 may have heard of an earlier fault
 ECHO_SECONDS = 1.0  # an error may be but the echo of a death that is reported a moment later
 DIED = "died"
+MOST_SAID = 500  # characters of an error that are passed on
 MODULE = "speechlm_jax.train.sentinel"
 
 
@@ -80,15 +81,15 @@ def main(arguments: Sequence[str]) -> None:
         int(peer): socket.socket(fileno=int(descriptor))
         for peer, descriptor in (text.split(":") for text in arguments[2:])
     }
-    fault = _first_fault(host, trainer, peers)
+    fault = _first_fault(host, hosts, trainer, peers)
     if fault is None:
         _tell(peers, {"ended": True})
         return
     if host == 0 and fault.why != DIED:
-        fault = _death(peers) or fault
+        fault = _death(peers, hosts) or fault
     _tell(peers, dataclasses.asdict(fault))
     if host != 0 and fault.host == host:
-        fault = _verdict(peers) or fault
+        fault = _verdict(peers, hosts) or fault
     if fault.host != host and os.getppid() == trainer:
         os.kill(trainer, signal.SIGKILL)
     while os.read(0, 1):  # its last words come before ours
@@ -97,7 +98,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"speechlm: error: {_told(fault, host, hosts)}", file=sys.stderr, flush=True)
 
 
-def _first_fault(host: int, trainer: int, peers: dict[int, socket.socket]) -> Fault | None:
+def _first_fault(
+    host: int, hosts: int, trainer: int, peers: dict[int, socket.socket]
+) -> Fault | None:
     """Waits for a fault, or for the trainer to end well (None); peers that have are left out."""
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ, host)
@@ -111,22 +114,22 @@ def _first_fault(host: int, trainer: int, peers: dict[int, socket.socket]) -> Fa
                 if key.data == host:
                     message = _from_trainer()
                     return None if "ended" in message else Fault(host, message["failed"])
-                message = _from_peer(peers[key.data], key.data)
-                if "ended" not in message:
-                    return Fault(**message)
+                fault = _from_peer(peers[key.data], key.data, hosts)
+                if fault is not None:
+                    return fault
                 selector.unregister(key.fileobj)
                 del peers[key.data]
 
 
-def _death(peers: Mapping[int, socket.socket]) -> Fault | None:
+def _death(peers: Mapping[int, socket.socket], hosts: int) -> Fault | None:
     """A host that died about when another failed."""
     deadline = time.monotonic() + ECHO_SECONDS
     lines = {line: peer for peer, line in peers.items()}
     while lines and time.monotonic() < deadline:
         for line in select.select(lines, (), (), deadline - time.monotonic())[0]:
-            message = _from_peer(line, lines.pop(line))
-            if message.get("why") == DIED:
-                return Fault(**message)
+            fault = _from_peer(line, lines.pop(line), hosts)
+            if fault is not None and fault.why == DIED:
+                return fault
     return None
 
 
@@ -135,11 +138,16 @@ def _from_trainer() -> dict:
     return json.loads(line) if line.endswith("\n") else {"failed": DIED}
 
 
-def _from_peer(line: socket.socket, peer: int) -> dict:
+def _from_peer(line: socket.socket, peer: int, hosts: int) -> Fault | None:
+    """What another sentinel says: a fault, or that all is well (None); nonsense is its death."""
     try:
-        return receive(line)
-    except (OSError, ValueError):
-        return dataclasses.asdict(Fault(peer, DIED))
+        message = receive(line, seconds=VERDICT_SECONDS)
+        if "ended" in message:
+            return None
+        why = str(message["why"])[:MOST_SAID].partition("\n")[0]
+        return Fault(number_of_host(message.get("host"), hosts), why)
+    except (OSError, ValueError, KeyError):
+        return Fault(peer, DIED)
 
 
 def _tell(peers: Mapping[int, socket.socket], message: dict) -> None:
@@ -148,13 +156,9 @@ def _tell(peers: Mapping[int, socket.socket], message: dict) -> None:
             send(line, message)
 
 
-def _verdict(peers: Mapping[int, socket.socket]) -> Fault | None:
+def _verdict(peers: Mapping[int, socket.socket], hosts: int) -> Fault | None:
     """What host 0 heard of first; this host may only have followed."""
-    if 0 not in peers:
-        return None
-    peers[0].settimeout(VERDICT_SECONDS)
-    message = _from_peer(peers[0], 0)
-    return None if "ended" in message else Fault(**message)
+    return _from_peer(peers[0], 0, hosts) if 0 in peers else None
 
 
 def _told(fault: Fault, host: int, hosts: int) -> str:

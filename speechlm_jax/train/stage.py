@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,11 +33,17 @@ class LossOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvalState:
-    """What an evaluation may read: the finished updates, parameters and variables."""
+    """What an evaluation may read: the finished updates, parameters and variables.
+
+    Attributes:
+      alive: to be called whenever a part of it has ended (a batch): without a sign of life for
+        `hang_seconds` a run of several hosts ends.
+    """
 
     step: int
     params: PyTree
     variables: PyTree
+    alive: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Evaluation:
 
     Attributes:
       name: prefix of its figures in the logs.
-      every_steps: how often it runs; it also runs after the last step.
-      run: returns figures by name.
+      every_steps: how often it runs; it also runs after the last step. Where a run was stopped or
+        lost before it had logged its figures, the next start runs it.
+      run: returns figures by name; all hosts call it at the same steps.
     """
 
     name: str
@@ -72,6 +79,8 @@ class Stage:
       work: what a batch of this host costs; None where nobody counts.
       identity: fingerprints that a checkpoint must carry to be resumed, by name ("vocabulary",
         "tokenizer", "plan", ...).
+      described: JSON data that those fingerprints stand for, by the same names, where there is
+        some: a refusal to resume says what of it differs.
     """
 
     name: str
@@ -83,3 +92,4 @@ class Stage:
     progress: Callable[[int], dict[str, float]] | None = None
     work: Measure | None = None
     identity: dict[str, str] = dataclasses.field(default_factory=dict)
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)

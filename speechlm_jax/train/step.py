@@ -132,7 +132,7 @@ def _accumulate(
 
     if count == 1:
         return one(state.variables, batch, 0)
-    parts = {name: _split(rows, count) for name, rows in batch.items()}
+    parts = {name: split_rows(rows, count) for name, rows in batch.items()}
     first = {name: rows[0] for name, rows in parts.items()}
     shapes = jax.eval_shape(lambda: one(state.variables, first, 0))[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -148,7 +148,7 @@ def _accumulate(
     return carry
 
 
-def _split(rows: Array, count: int) -> Array:
+def split_rows(rows: Array, count: int) -> Array:
     """[batch, ...] to [count, batch / count, ...]; every device keeps its rows.
 
     Micro batch i takes rows i, i + count, ...: consecutive rows lie on one device, so a split into

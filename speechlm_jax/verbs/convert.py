@@ -10,16 +10,23 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax.convert import tokenizers, weights
+from speechlm_jax.convert.companions import Companions, read_companions
 from speechlm_jax.convert.extension import Extended
+from speechlm_jax.convert.families import family_of
+from speechlm_jax.convert.folder_files import read_object
+from speechlm_jax.convert.joint_vocab import joint_vocab
 from speechlm_jax.convert.safetensors_folder import CONFIG, Folder
-from speechlm_jax.convert.speech_ids import spoken_vocab
 from speechlm_jax.errors import UserError
-from speechlm_jax.experiment.runs import load_language_model, save_language_model
+from speechlm_jax.experiment.configs import LanguageModelExperiment
+from speechlm_jax.experiment.runs import as_trained, load_language_model, save_language_model
 from speechlm_jax.nn.inference import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
+from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.verbs.opening import BASE_TEXT, BASE_VOCAB, open_codes, open_vocab
 from speechlm_jax.vocab import Vocab
+
+RELEASED = "released"  # folder in a base: what lay beside the weights that it was made from
 
 _log = logging.getLogger("speechlm.convert")
 
@@ -40,7 +47,10 @@ def convert(
     already (GLM-4-Voice), and weights are read onto all devices of this machine. `out` then serves
     as `init_from`, and as `--run` of `prepare`.
 
-    Into a folder: `transformers` opens it unchanged, its tokenizer has every id.
+    Into a folder: `transformers` opens it unchanged, its tokenizer has every id; the chat template
+    and the generation config of the base that `run` is come along.
+
+    Whatever can be refused is refused before weights are read, and `out` appears when it is whole.
 
     Args:
       source: either.
@@ -53,30 +63,36 @@ def convert(
       UserError: `source` is neither, tensors do not fit, or `out` holds something.
     """
     source, out = Path(source), Path(out)
-    if (source / CONFIG).is_file() and "model_type" in artifacts.read_json(source / CONFIG):
+    artifacts.require_new(out)
+    if _is_released(source):
         return _into_run(source, out, run, seed=seed)
     return _into_folder(source, out, run, dtype=dtype, length=length)
+
+
+def _is_released(source: Path) -> bool:
+    """Whether a folder holds a Hugging Face model; a run's config.json names its class."""
+    if (source / CONFIG).is_file():
+        return "class" not in read_object(source, CONFIG)
+    return source.is_dir() and any(source.glob("*.safetensors"))
 
 
 def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[str, Any]:
     folder = Folder(source)
     family, config = weights.read_config(folder)
     text, codes = TextTokenizer(tokenizers.read_tokenizer(source)), open_codes(run)
-    vocab = spoken_vocab(text, codes, size=config.vocab_size) or Vocab(
-        text_size=max(config.vocab_size, text.size),
-        codebook_size=codes["codebook_size"],
-        frame_rate_hz=codes["frame_rate_hz"],
-        text_fingerprint=text.fingerprint,
-        tokenizer_fingerprint=codes["tokenizer"],
-    )
+    tokens = tokenizers.token_ids(text.model)
+    companions = read_companions(source, tokens, size=config.vocab_size)
+    vocab = joint_vocab(text, codes, size=config.vocab_size, eos=companions.eos)
     config = dataclasses.replace(config, vocab_size=vocab.size)
     longer = Extended(folder, family.tensors(config), vocab.size, seed=seed)
     model = functional(config)
     shardings = param_shardings(model.shapes, model.axes, mesh=make_mesh(MeshConfig()))
     params = weights.read_params(longer, family, config, where=str(source), shardings=shardings)
-    save_language_model(out, config, params, vocab)
-    artifacts.write_bytes(out / BASE_TEXT, text.model)
-    artifacts.write_json(out / BASE_VOCAB, vocab.to_json())
+    with artifacts.new_folder(out) as made:
+        save_language_model(made, config, params, vocab)
+        artifacts.write_bytes(made / BASE_TEXT, text.model)
+        artifacts.write_json(made / BASE_VOCAB, vocab.to_json())
+        companions.write(made / RELEASED)
     return {
         "run": str(out),
         "family": family.model_type,
@@ -89,24 +105,42 @@ def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[st
 def _into_folder(
     source: Path, out: Path, run: str | Path, *, dtype: str, length: int
 ) -> dict[str, Any]:
+    meta = checkpoint_folder.newest_meta(source)
+    family_of(as_trained(source, meta, LanguageModelExperiment).model)
     vocab, text = open_vocab(run)
-    found, experiment = load_language_model(source)
-    theirs = found.meta.identity.get("vocabulary")
+    theirs = meta.identity.get("vocabulary")
     if theirs != vocab.fingerprint:
         raise UserError(
             f"{source}: was trained with vocabulary {theirs}, {run} has {vocab.fingerprint}; give "
             "--run the folder that its rows were prepared with"
         )
+    beside = _tokenizer_files(Path(run) / RELEASED, text, vocab, length=length)
+    found, experiment = load_language_model(source)
     ends = {"bos_token_id": vocab["bos"], "eos_token_id": vocab["eos"]}
-    writing = weights.write_params(
-        out, experiment.model, found.params, length=length, dtype=dtype, extra=ends
-    )
-    written = list(tqdm(writing, desc="export", unit="file"))
-    if text.is_json:
-        extended = tokenizers.extend_tokenizer(text.model, vocab)
-        eos = tokenizers.token_of(extended, vocab["eos"])
-        tokenizers.write_tokenizer(out, extended, length=length, eos=eos)
-        written += [tokenizers.FILE, tokenizers.CONFIG]
-    else:
-        _log.warning("%s: a SentencePiece vocabulary is not written beside the model", run)
+    with artifacts.new_folder(out) as made:
+        writing = weights.write_params(
+            made, experiment.model, found.params, length=length, dtype=dtype, extra=ends
+        )
+        written = list(tqdm(writing, desc="export", unit="file"))
+        if beside is None:
+            _log.warning("%s: a SentencePiece vocabulary is not written beside the model", run)
+        else:
+            extended, companions = beside
+            artifacts.write_bytes(made / tokenizers.FILE, extended)
+            written += [tokenizers.FILE, *companions.write(made)]
     return {"folder": str(out), "files": written, "step": found.meta.step}
+
+
+def _tokenizer_files(
+    released: Path, text: TextTokenizer, vocab: Vocab, *, length: int
+) -> tuple[bytes, Companions] | None:
+    """The extended tokenizer.json and what lies beside it; None of a SentencePiece vocabulary."""
+    if not text.is_json:
+        return None
+    extended = tokenizers.extend_tokenizer(text.model, vocab)
+    companions = Companions()
+    if released.is_dir():
+        tokens = tokenizers.token_ids(text.model)
+        companions = read_companions(released, tokens, size=vocab.text_size)
+    eos = (tokenizers.token_of(extended, vocab["eos"]), vocab["eos"])
+    return extended, companions.of_export(length=length, eos=eos)

@@ -1,8 +1,10 @@
-"""Tiny random models of every family, as `transformers` writes them."""
+"""Tiny random models of every family, as `transformers` writes them, and what lies beside them."""
 
 import json
 
 import pytest
+import tokenizers
+from safetensors.torch import save_file
 
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
@@ -48,16 +50,9 @@ def released(request, tmp_path_factory):
     return model, folder
 
 
-@pytest.fixture(scope="session")
-def glm(tmp_path_factory):
-    """(GlmForCausalLM, the same weights in a folder as GLM-4's remote code names them)."""
-    from safetensors.torch import save_file
-
-    config = transformers.GlmConfig(**SIZES, attention_bias=True)
-    torch.manual_seed(1)
-    model = transformers.GlmForCausalLM(config).eval()
-    stir(model)
-    state = model.state_dict()
+def save_as_chatglm(model, folder):
+    """Saves a GlmForCausalLM as GLM-4's remote code names its tensors and fields."""
+    state, config = model.state_dict(), model.config
     named = {
         "transformer.embedding.word_embeddings.weight": state["model.embed_tokens.weight"],
         "transformer.rotary_pos_emb.inv_freq": torch.ones(2),
@@ -71,21 +66,71 @@ def glm(tmp_path_factory):
         "input_layernorm.weight": "input_layernorm.weight",
         "post_attention_layernorm.weight": "post_attention_layernorm.weight",
     }
-    for layer in range(3):
+    for layer in range(config.num_hidden_layers):
         ours, theirs = f"transformer.encoder.layers.{layer}.", f"model.layers.{layer}."
         named |= {ours + name: state[theirs + other] for name, other in same.items()}
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
             parts = [state[f"{theirs}self_attn.{part}_proj.{kind}"] for part in "qkv"]
             named[f"{ours}self_attention.query_key_value.{kind}"] = torch.cat(parts)
-    folder = tmp_path_factory.mktemp("glm-4-voice")
+    folder.mkdir(exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in named.items()}, folder / "model.safetensors")
     data = {
-        "model_type": "chatglm", "num_layers": 3, "hidden_size": 24, "ffn_hidden_size": 20,
-        "num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2,
-        "kv_channels": 8, "layernorm_epsilon": 1.5625e-07, "padded_vocab_size": 40,
-        "rope_ratio": 1, "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True,
+        "model_type": "chatglm", "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size, "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "multi_query_attention": config.num_key_value_heads != config.num_attention_heads,
+        "multi_query_group_num": config.num_key_value_heads, "kv_channels": config.head_dim,
+        "layernorm_epsilon": config.rms_norm_eps, "padded_vocab_size": config.vocab_size,
+        "rope_ratio": config.rope_parameters["rope_theta"] / 10_000,
+        "add_qkv_bias": config.attention_bias, "add_bias_linear": False, "rmsnorm": True,
         "post_layer_norm": True, "apply_residual_connection_post_layernorm": False,
-        "tie_word_embeddings": False, "seq_length": 64,
+        "original_rope": True, "tie_word_embeddings": False, "seq_length": 64,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def glm(tmp_path_factory):
+    """(GlmForCausalLM, the same weights in a folder as GLM-4's remote code names them)."""
+    config = transformers.GlmConfig(**SIZES, attention_bias=True)
+    torch.manual_seed(1)
+    model = transformers.GlmForCausalLM(config).eval()
+    stir(model)
+    folder = tmp_path_factory.mktemp("glm-4-voice")
+    save_as_chatglm(model, folder)
     return model, folder
+
+
+SPECIALS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(tmp_path_factory):
+    """A folder with all that stands beside a model's weights: 256 bytes, merges, specials."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet)
+    made.train_from_iterator(["the cat of anna is in london", "what is it"], trainer)
+    made.add_special_tokens(list(SPECIALS))
+    made.save(str(folder / "tokenizer.json"))
+    ids = made.get_vocab()
+    config = {
+        "tokenizer_class": "ChatGLM4Tokenizer", "auto_map": {"AutoTokenizer": ["x.Y", None]},
+        "bos_token": "<sop>", "eos_token": "<|user|>", "pad_token": "<|endoftext|>",
+        "additional_special_tokens": ["[gMASK]", "<|system|>"], "padding_side": "left",
+        "chat_template": TEMPLATE, "add_bos_token": False,
+    }  # fmt: skip
+    generation = {
+        "eos_token_id": [ids["<|endoftext|>"], ids["<|user|>"]], "temperature": 0.7, "top_p": 0.8,
+        "pad_token_id": ids["<|endoftext|>"], "do_sample": True, "transformers_version": "4.44.0",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder

@@ -5,7 +5,7 @@ import pytest
 
 from speechlm_jax.convert.extension import Extended
 from speechlm_jax.convert.safetensors_folder import Folder
-from speechlm_jax.convert.weights import read_config
+from speechlm_jax.convert.weights import read_config, read_params, write_params
 from speechlm_jax.errors import UserError
 
 NEW = 40 + 4000
@@ -51,3 +51,15 @@ def test_other_tensors_are_the_folders_and_no_row_is_lost(longer):
     np.testing.assert_array_equal(source.read(name), folder.read(name))
     with pytest.raises(UserError, match="has 40 ids, more than 39"):
         _ = Extended(folder, source.tensors, 39).shapes
+
+
+def test_new_rows_are_stored_as_the_old_ones_are(released, tmp_path):
+    """So that a bfloat16 model that nobody trained is exported bit for bit."""
+    folder = Folder(released[1])
+    family, config = read_config(folder)
+    params = read_params(folder, family, config, where="")
+    list(write_params(tmp_path / "short", config, params, length=64, dtype="bfloat16"))
+    stored = Folder(tmp_path / "short")
+    longer = Extended(stored, family.tensors(config), 60)
+    for name in vocabulary_tensors(stored):
+        assert longer.read(name).dtype == longer.read(name, slice(50, 52)).dtype == "bfloat16"

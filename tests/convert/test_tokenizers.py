@@ -5,13 +5,8 @@ import json
 
 import pytest
 
-from speechlm_jax.convert.speech_ids import spoken_vocab
-from speechlm_jax.convert.tokenizers import (
-    SPLIT,
-    extend_tokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from speechlm_jax.convert.companions import Companions
+from speechlm_jax.convert.tokenizers import SPLIT, extend_tokenizer, read_tokenizer, token_of
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import SPECIALS, Vocab
@@ -88,9 +83,17 @@ def vocab(text):
     return Vocab(320, 16, 12.5, text.fingerprint, "t", mapped=mapped, voices=("ann",), num_spare=4)
 
 
+def opened(folder, text, vocab):
+    """The extended tokenizer as `transformers` opens it."""
+    extended = extend_tokenizer(text.model, vocab)
+    (folder / "tokenizer.json").write_bytes(extended)
+    eos = (token_of(extended, vocab["eos"]), vocab["eos"])
+    Companions().of_export(length=64, eos=eos).write(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
 def test_transformers_reads_every_id_of_the_joint_vocabulary(text, vocab, tmp_path):
-    write_tokenizer(tmp_path, extend_tokenizer(text.model, vocab), length=64, eos="<|eos|>")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs = opened(tmp_path, text, vocab)
     assert len(theirs) == vocab.size
     assert theirs.convert_tokens_to_ids("<|audio_7|>") == vocab.speech_offset + 7
     assert theirs.convert_tokens_to_ids("<|voice_ann|>") == vocab.voice_offset
@@ -106,8 +109,8 @@ def test_transformers_reads_every_id_of_the_joint_vocabulary(text, vocab, tmp_pa
 
 def test_a_token_of_the_same_name_is_refused(text, vocab):
     data = json.loads(text.model)
-    data["added_tokens"][0]["content"] = "<|asr|>"
-    with pytest.raises(UserError, match=r"has a token <\|asr\|> of its own, with id 300"):
+    data["added_tokens"][0]["content"] = "<|audio_3|>"
+    with pytest.raises(UserError, match=r"has a token <\|audio_3\|> of its own, with id 300"):
         extend_tokenizer(json.dumps(data).encode(), vocab)
 
 
@@ -119,43 +122,67 @@ def test_what_holds_no_vocabulary_is_named(tmp_path):
         read_tokenizer(tmp_path)
 
 
-CODES = {"tokenizer": "glm", "frame_rate_hz": 12.5, "codebook_size": 3}
-
-
-def speaking(text, codes, **more):
-    data = json.loads(text.model)
-    tokens = {f"<|audio_{i}|>": id_ for i, id_ in enumerate(codes)} | more
-    data["added_tokens"] += [
-        {**data["added_tokens"][0], "content": name, "id": id_} for name, id_ in tokens.items()
-    ]
-    return TextTokenizer(json.dumps(data).encode())
-
-
-def test_a_model_that_speaks_keeps_its_ids(text, tmp_path):
-    assert spoken_vocab(text, CODES, size=400) is None, "it has no codes"
-    spoken = speaking(text, [320, 321, 322])
-    vocab = spoken_vocab(spoken, CODES, size=330)
-    assert vocab.size == 330 and vocab.speech_offset == 320 and vocab.codebook_size == 3
-    assert vocab["eos"] == 300 and vocab["user"] == 301 and vocab["begin_of_speech"] == 302
-    others = [vocab[name] for name in SPECIALS if vocab[name] > 302]
-    assert sorted(others) == list(range(303, 303 + 6)), "what it lacks lies in the gap"
-    write_tokenizer(tmp_path, extend_tokenizer(spoken.model, vocab), length=64, eos="<|endoftext|>")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert len(theirs) == 330
-    assert theirs("<|audio_2|><|asr|><|user|>").input_ids == [322, vocab["asr"], 301]
+PLAIN = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+ADDED = {
+    "id": 1, "content": "x", "single_word": False, "lstrip": False, "rstrip": False,
+    "normalized": False, "special": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "codes, more, told",
+    "data",
     [
-        ([320, 321], {}, "has 2 codes from id 320 on; --run has a codebook of 3"),
-        ([320, 322, 323], {}, "--run has a codebook of 3"),
-        ([305, 306, 307], {}, "are all taken"),
-        ([320, 321, 322], {"<|more|>": 323}, "are all taken"),
-        ([328, 329, 330], {}, "are all taken"),
+        b"",
+        b"\xff",
+        b"{",
+        b"[]",
+        b"[" * 100_000,
+        {},
+        {**PLAIN, "model": {"type": "BPE", "merges": []}},
+        {**PLAIN, "model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+        {**PLAIN, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
+        {**PLAIN, "added_tokens": None},
+        {**PLAIN, "added_tokens": ["x"]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": "1"}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": -1}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "id": 2**40}]},
+        {**PLAIN, "added_tokens": [{**ADDED, "content": 3}]},
+        {**PLAIN, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     ],
-    ids=str,
+    ids=range(16),
 )
-def test_codes_that_do_not_fit_are_refused(text, codes, more, told):
+def test_a_broken_tokenizer_json_is_named(tmp_path, data):
+    """The last one is a panic of the library's Rust code."""
+    data = data if isinstance(data, bytes) else json.dumps({"version": "1.0", **data}).encode()
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(UserError, match="tokenizer.json: is no text vocabulary") as told:
+        read_tokenizer(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "added", [[], {"x": {"content": "a"}}, {"300": {}}, {"300": {"content": 3}}, {"300": "a"}],
+    ids=str,
+)  # fmt: skip
+def test_broken_added_tokens_of_tiktoken_are_named(glm_folder, tmp_path, added):
+    (tmp_path / "tokenizer.model").write_bytes((glm_folder / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(UserError, match="added_tokens_decoder is no object of ids and tokens"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (["YQ== 0"], "a byte has none"),
+        ([f"{base64.b64encode(bytes([b])).decode()} {b}" for b in range(256)]
+         + [f"{base64.b64encode(b'a' * 2_000).decode()} 256"], "more than 1024 bytes"),
+        (["YQ== " + "9" * 5_000], "holds no tiktoken ranks"),
+        (["YQ=="], "holds no tiktoken ranks"),
+    ],
+    ids=range(4),
+)  # fmt: skip
+def test_broken_ranks_are_named(tmp_path, lines, told):
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines))
     with pytest.raises(UserError, match=told):
-        spoken_vocab(speaking(text, codes, **more), CODES, size=330)
+        read_tokenizer(tmp_path)

@@ -111,6 +111,31 @@ def test_held_out_rows_come_once_with_padding_at_the_end(shards):
     assert not batches[-1]["loss_mask"][2:].any() and not batches[-1]["segments"][2:].any()
 
 
+def test_a_part_of_the_held_out_rows_is_spread_over_all_of_them(shards):
+    """...and the same ones each time: 12 rows are numbered from 20."""
+    for most, expected in {12: range(20, 32), 4: [20, 23, 26, 29], 5: [20, 22, 24, 27, 29]}.items():
+        batches = list(read_batches(shards["b"], batch_size=5, most_rows=most))
+        assert joined(batches)[:most].tolist() == list(expected)
+        assert not any(b["segments"].any() for b in batches[-(-most // 5) :])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 3, 8, 9, 12])
+def test_hosts_share_held_out_rows_and_get_as_many_batches(shards, hosts, most):
+    given = {"batch_size": 8, "most_rows": most}
+    whole = list(read_batches(shards["b"], **given))
+    parts = [
+        list(read_batches(shards["b"], process_index=i, process_count=hosts, **given))
+        for i in range(hosts)
+    ]
+    assert {len(batches) for batches in parts} == {len(whole)} == {-(-most // 8)}
+    for batch, *of_hosts in zip(whole, *parts, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([b[name] for b in of_hosts]), batch[name])
+    with pytest.raises(UserError, match="does not divide by the 3 hosts"):
+        read_batches(shards["b"], process_count=3, **given)
+
+
 def test_wrong_shards_are_refused(plan, shards):
     with pytest.raises(UserError, match="task b: in the plan"):
         make_batches(plan, {"a": shards["a"]}, batch_size=4)

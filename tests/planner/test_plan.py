@@ -48,6 +48,17 @@ def test_a_tiny_model_fits(plan):
     assert 0 < found["hbm_bytes"] < found["capacity_bytes"] == SLICE.chip.hbm_bytes
 
 
+def test_an_evaluation_has_to_fit_beside_the_whole_state(plan):
+    """The optimizer's state lies there too, though no evaluation reads it."""
+    found, held = plan.to_json(), plan.parts["weights"] + plan.parts["optimizer"]
+    assert held < found["evaluation_hbm_bytes"] <= found["step_hbm_bytes"] == found["hbm_bytes"]
+    assert plan.evaluation.temporary_bytes < plan.compiled.temporary_bytes
+    larger = dataclasses.replace(plan.evaluation, fits=False, hbm_bytes=2**40)
+    too_large = dataclasses.replace(plan, evaluation=larger).to_json()
+    assert not too_large["fits"] and too_large["hbm_bytes"] == 2**40
+    assert too_large["hbm_share"] > 1 and too_large["step_hbm_bytes"] == found["hbm_bytes"]
+
+
 def test_kernels_are_of_the_target():
     program = make_step(with_vocab(EXPERIMENT, 1024), SLICE)
     batch = {name: jax.ShapeDtypeStruct((8, 256), kind) for name, kind in FIELDS.items()}
@@ -218,7 +229,10 @@ def test_the_command(tmp_path, capsys, monkeypatch, plan):
     assert asked == [(1, "v5e:2x2", more), (2, "2 x v5e:2x2", more)]
     tried = [Tried(("train.mesh.tensor=1", 'model.transformer.execution.saved=["qkv"]'), plan)]
     monkeypatch.setattr("speechlm_jax.cli.plan.searching.search", lambda *_, **__: tried)
-    assert cli.main([*line, "--slices", "2", "--search", "z_loss=0.5"]) == EXIT_OK
+    assert (
+        cli.main([*line, "--slices", "2", "--search", "z_loss=0.5", "train.mesh.tensor=4"])
+        == EXIT_OK
+    )
     (best,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("best: ")]
     overrides = shlex.split(best)[1:]
     assert overrides == ["train.mesh.replica=2", "z_loss=0.5", *tried[0].overrides]

@@ -61,7 +61,7 @@ class Formula:
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
         return Plan(
             SLICE, LENGTH, experiment.data.batch_size, shards, experiment.train.num_microbatches,
-            1, compiled, {}, Work(), 0.0, bounds, 0,
+            1, compiled, compiled, {}, Work(), 0.0, bounds, 0,
         )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The quickstart as a command: refusals, and what a second run and `kill -9` leave as it is."""
 
 import contextlib
-import fcntl
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from speechlm_jax import artifacts
 from speechlm_jax.errors import EXIT_OK, UserError
+from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.quickstart.steps import STEPS, quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +25,8 @@ def test_speech_and_text_belong_together(tmp_path):
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path):
-    with open(tmp_path / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another quickstart is running in it"):
-            quickstart(tmp_path, size="micro")
+    with FolderLock(tmp_path), pytest.raises(UserError, match="this folder is in use"):
+        quickstart(tmp_path, size="micro")
 
 
 def start(out, **options):
@@ -53,7 +51,7 @@ def figures(out):
 
 def kept(out):
     """What every file of a run holds, and when those of its costly steps were written."""
-    rewritten = {"timing", ".lock", "report.json", "report.html"}
+    rewritten = {"timing", "report.json", "report.html"}
     cheap = {"world.json", "text.model", "sources.json", "prepared"}
     files = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
     return {

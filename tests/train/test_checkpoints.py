@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
+import json
 import logging
+import os
 import resource
 
 import jax
@@ -71,13 +74,25 @@ def spoil_checksums(folder):
     (folder / "checksums.json").write_text("{")
 
 
+def put_a_folder_in_its_place(folder):
+    path = biggest(folder / "params")
+    path.unlink()
+    path.mkdir()
+
+
+def name_no_file(folder):
+    checksums = json.loads((folder / "checksums.json").read_text())
+    (folder / "checksums.json").write_text(json.dumps({**checksums, "a" * 5000: "", "\0": ""}))
+
+
 def spoil_meta(folder):
     (folder / "meta.json").write_text((folder / "meta.json").read_text().replace("8", "9"))
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [flip_a_bit, truncate, lose_a_file, spoil_checksums, spoil_meta],
+    [flip_a_bit, truncate, lose_a_file, put_a_folder_in_its_place, spoil_checksums, name_no_file]
+    + [spoil_meta],
     ids=lambda f: f.__name__,
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog):
@@ -97,6 +112,13 @@ def test_a_save_cut_short_is_not_trusted_and_is_removed(tmp_path):
     assert checkpoint_folder.latest_good(tmp_path) == whole
     CheckpointWriter(tmp_path).close()
     assert not cut.exists() and whole.exists()
+
+
+@pytest.mark.parametrize("name", ["000000003", "\u0660" * 8, "00000003.damaged", "notes"])
+def test_folders_of_other_names_are_no_checkpoints(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "checksums.json").write_text("{}")
+    assert checkpoint_folder.steps(tmp_path) == []
 
 
 def test_later_steps_are_set_aside_so_that_they_count_for_nothing(tmp_path):
@@ -213,3 +235,88 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
         writer.wait()
     writer.close()
     assert checkpoint_folder.latest_good(tmp_path) is None
+
+
+class Killed(BaseException):
+    """What nobody catches, as `kill -9` is."""
+
+
+CHANGES = ("unlink", "rmdir", "rename", "replace")
+
+
+def kill_after(number, act):
+    """Runs `act` until it has removed or renamed so many files and folders; whether it ended."""
+    left = itertools.count(number, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, real in [(name, getattr(os, name)) for name in CHANGES]:
+
+            def dies(*args, real=real, **kwargs):
+                real(*args, **kwargs)
+                if next(left) == 1:
+                    raise Killed
+
+            patch.setattr(os, name, dies)
+        try:
+            act()
+        except Killed:
+            return False
+    return True
+
+
+def put(folder, step):
+    """A checkpoint of two small files, made as a save makes one."""
+    path = checkpoint_folder.step_folder(folder, step)
+    (path / "params").mkdir(parents=True)
+    (path / "params/data").write_text(str(step))
+    checkpoint_folder.seal(path, meta(step, 3600.0 * step))
+    return path
+
+
+def three(folder):
+    """A good checkpoint, 8, between an old one and a later one that does not count any more."""
+    for step in (3, 8, 9):
+        put(folder, step)
+    (folder / "00000009.damaged/params").mkdir(parents=True)
+    (folder / "00000009.damaged/params/data").write_text("of an earlier time")
+
+
+KEEP_BY_CLOCK = Keep(last=1, every_hours=4.0)
+ACTS = {
+    "prune": lambda folder: KEEP_BY_CLOCK.prune(folder),
+    "set aside": lambda folder: checkpoint_folder.set_aside(folder, after=8),
+    "save": lambda folder: put(folder, 10),
+    "delete": lambda folder: checkpoint_folder.delete(folder / "00000009"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_after_a_kill_at_any_moment_the_next_start_goes_on(tmp_path, act):
+    kills = 0
+    for number in itertools.count(1):
+        folder = tmp_path / str(number) / "checkpoints"
+        three(folder)
+        ended = kill_after(number, lambda folder=folder: ACTS[act](folder))
+        good = checkpoint_folder.latest_good(folder.parent)
+        assert good is not None and good.name in ("00000008", "00000009", "00000010")
+        checkpoint_folder.remove_unfinished(folder)
+        step = checkpoint_folder.read_meta(good).step
+        checkpoint_folder.set_aside(folder, after=step)
+        newest = put(folder, step + 1)
+        KEEP_BY_CLOCK.prune(folder)
+        assert checkpoint_folder.latest_good(folder.parent) == newest
+        found = checkpoint_folder.steps(folder)
+        assert found == [n for n in found if checkpoint_folder.find(folder / f"{n:08d}")]
+        if ended:
+            break
+        kills += 1
+    assert kills > 1
+
+
+@pytest.mark.parametrize("left", ["{}", "[]", "5", '{"stage": 1}', "no JSON", None])
+def test_a_checkpoint_that_says_nothing_of_itself_stops_no_later_save(tmp_path, left):
+    """What a version that deleted in any order may have left."""
+    three(tmp_path)
+    path = tmp_path / "00000003/meta.json"
+    path.unlink() if left is None else path.write_text(left)
+    KEEP_BY_CLOCK.prune(tmp_path)
+    assert checkpoint_folder.steps(tmp_path) == [8, 9]

@@ -183,6 +183,9 @@ def test_a_dead_host_ends_the_others_and_a_restart_goes_on(
         ({"hosts": 2, "host": 2}, "host 2 of 2"),
         ({"hosts": -1}, "host 0 of -1"),
         ({"hosts": 2, "coordinator": "here"}, "coordinator here: give HOST:PORT"),
+        ({"hosts": 2, "coordinator": "here:"}, "coordinator here:: give HOST:PORT"),
+        ({"hosts": 2, "coordinator": "here:x"}, "coordinator here:x: give HOST:PORT"),
+        ({"hosts": 2, "coordinator": "here:99999"}, "give HOST:PORT"),
     ],
     ids=str,
 )

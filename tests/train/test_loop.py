@@ -17,11 +17,13 @@ import pytest
 import toy_stage
 from toy_stage import CONFIG, assert_same, batch_of, make_stage
 
+from speechlm_jax import folder_lock
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.train.loop import fit
 from speechlm_jax.train.stage import Evaluation
+from speechlm_jax.train.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,81 @@ def test_the_newest_checkpoint_damaged_and_the_run_still_ends_the_same(whole, tm
     assert (tmp_path / "checkpoints/00000013.damaged").is_dir()
 
 
+@pytest.mark.parametrize("at_step", [10, 24])
+def test_an_evaluation_that_ends_the_run_costs_no_step_and_is_made_up_for(whole, tmp_path, at_step):
+    """A hang or a lost host in it: the step is saved, and so the next start does not end there."""
+    died, seen = [], []
+
+    def measure(state):
+        state.alive()
+        seen.append(state.step)
+        if state.step == at_step and not died:
+            died.append(at_step)
+            raise RuntimeError("lost")
+        return {"x": float(state.step)}
+
+    stage = make_stage(evals=(Evaluation("one", 5, measure),))
+    with pytest.raises(RuntimeError, match="lost"):
+        fit(stage, CONFIG, tmp_path)
+    assert checkpoint_folder.steps(tmp_path / "checkpoints")[-1] == at_step
+    seen.clear()
+    assert_same(fit(stage, CONFIG, tmp_path), whole[1])
+    assert seen == [step for step in (5, 10, 15, 20, 24) if step >= at_step]
+    logged = [line["step"] for line in read_metrics(tmp_path) if "one/x" in line]
+    assert logged == [5, 10, 15, 20, 24]
+    fit(stage, CONFIG, tmp_path)
+    assert seen[-1] == 24 and seen.count(24) == 1, "and a finished run returns at once"
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_harms_nothing(whole, tmp_path):
+    refused = []
+
+    def start_another(state):
+        with pytest.raises(UserError, match="in use .process") as error:
+            fit(make_stage(), CONFIG, tmp_path)
+        refused.append(str(error.value))
+        return {}
+
+    state = fit(make_stage(evals=(Evaluation("other", 6, start_another),)), CONFIG, tmp_path)
+    assert_same(state, whole[1])
+    assert len(refused) == 4 and str(tmp_path / folder_lock.FILE) in refused[0]
+    assert str(os.getpid()) in refused[0] and "\n" not in refused[0]
+
+
+def test_a_run_that_has_lost_its_workdir_writes_nothing_more(tmp_path):
+    """As after a sleep during which another host has taken over."""
+    others = '{"token": "other"}'
+
+    def take_away(state):
+        (tmp_path / folder_lock.FILE).unlink()
+        (tmp_path / folder_lock.FILE).write_text(others)
+        return {}
+
+    stage = make_stage(evals=(Evaluation("theft", 7, take_away),))
+    with pytest.raises(UserError, match="this folder is no longer this process's"):
+        fit(stage, CONFIG, tmp_path)
+    # the save of step 5 may have been under way, and then does not count
+    assert checkpoint_folder.steps(tmp_path / "checkpoints") in ([], [5])
+    assert not (tmp_path / "checkpoints/00000010").exists()
+    assert (tmp_path / folder_lock.FILE).read_text() == others
+
+
+def test_a_long_evaluation_is_no_hang(tmp_path, monkeypatch):
+    signs = []
+    monkeypatch.setattr(Watchdog, "alive", lambda self: signs.append(time.monotonic()))
+
+    def slow(state):
+        before = len(signs)
+        for _ in range(3):
+            state.alive()
+        assert len(signs) == before + 3
+        return {}
+
+    config = dataclasses.replace(CONFIG, total_steps=4)
+    fit(make_stage(evals=(Evaluation("slow", 4, slow),)), config, tmp_path)
+    assert len(signs) > 3
+
+
 def test_it_imports_neither_tensorflow_nor_seqio_nor_grain(tmp_path):
     process = run_in_process(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, errors = process.communicate(timeout=60)
@@ -200,6 +277,6 @@ def test_batches_of_several_shapes(tmp_path):
             batch = batch_of(index)
             yield batch if index % 2 else {name: rows[:4] for name, rows in batch.items()}
 
-    config = dataclasses.replace(CONFIG, total_steps=4)
-    assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 4
-    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000004").rows_seen == 24
+    config = dataclasses.replace(CONFIG, total_steps=5)
+    assert int(fit(make_stage(batches=buckets), config, tmp_path).step) == 5
+    assert checkpoint_folder.read_meta(tmp_path / "checkpoints/00000005").rows_seen == 28

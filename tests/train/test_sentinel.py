@@ -1,5 +1,6 @@
 """One host dies or fails and all others end with a line that names it; who ends well is quiet."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from speechlm_jax.train import sentinel
 
 SCRIPT = Path(__file__).with_name("sentinel_host.py")
 
@@ -56,3 +59,28 @@ def test_a_death_comes_before_the_error_that_it_causes():
 
 def test_hosts_that_end_well_say_nothing():
     assert run(["ends"] * 3) == ([0] * 3, [""] * 3)
+
+
+NONSENSE = [
+    b"1\n", b"[[[[\n", b"{}\n", b'{"host": 99, "why": "x"}\n', b'{"host": true, "why": "x"}\n',
+    b'{"host": 1}\n', b'{"host": -1, "why": 1}\n', b"[" * 4000 + b"\n", b"\xff\n",
+    b"x" * 9000, b'{"h',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NONSENSE, ids=range(len(NONSENSE)))
+def test_a_peer_that_talks_nonsense_counts_as_dead(data, monkeypatch):
+    monkeypatch.setattr(sentinel, "VERDICT_SECONDS", 0.2)
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendall(data)
+        assert sentinel._from_peer(other, 1, 2) == sentinel.Fault(1, sentinel.DIED)
+
+
+def test_what_a_peer_says_is_one_line_of_a_bounded_length():
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendall(json.dumps({"host": 0, "why": "no rows\n" + "x" * 2000}).encode() + b"\n")
+        assert sentinel._from_peer(other, 1, 2) == sentinel.Fault(0, "no rows")
+        one.sendall(b'{"ended": true}\n')
+        assert sentinel._from_peer(other, 1, 2) is None

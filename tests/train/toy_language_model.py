@@ -1,12 +1,13 @@
 """A tiny language model on synthetic rows of two tasks, with held-out loss by task."""
 
 import dataclasses
+from functools import partial
 
 from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.lm.stage import make_stage
-from speechlm_jax.sharding import MeshConfig, RowPart
-from speechlm_jax.train.held_out import held_out
+from speechlm_jax.sharding import MeshConfig, RowPart, make_mesh
+from speechlm_jax.train.held_out import HeldOutRows, held_out
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.vocab import Vocab
@@ -41,11 +42,13 @@ def make_language_model(part: RowPart):
     def unseen(task):
         rows = batch_of(10**6 + task)
         rows["task"][:] = task
-        yield rows
+        yield {name: values[mine] for name, values in rows.items()}
 
     model = preset("tiny", vocab_size=VOCAB, dtype="float32", remat="none")
     vocab = Vocab(VOCAB // 2, VOCAB // 4, 12.5, "none", "none", num_spare=0)
     stage = make_stage(model, vocab, TASKS, batches)
-    readers = {name: lambda task=task: unseen(task) for task, name in enumerate(TASKS)}
-    evaluation = held_out(stage.loss, readers, every_steps=2)
+    rows = {name: HeldOutRows(ROWS, partial(unseen, task)) for task, name in enumerate(TASKS)}
+    evaluation = held_out(
+        stage.loss, rows, every_steps=2, mesh=make_mesh(CONFIG.mesh), num_microbatches=2
+    )
     return dataclasses.replace(stage, evals=(evaluation,))

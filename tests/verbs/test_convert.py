@@ -10,10 +10,15 @@ import pytest
 
 from speechlm_jax import artifacts
 from speechlm_jax.cli import main as cli
+from speechlm_jax.convert.companions import Companions
 from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
-from speechlm_jax.experiment.runs import load_language_model, trained_model
+from speechlm_jax.experiment.runs import (
+    load_language_model,
+    save_language_model,
+    trained_model,
+)
 from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.inference import functional
@@ -21,6 +26,7 @@ from speechlm_jax.nn.layers import Lora
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.state import StateConfig
+from speechlm_jax.verbs import convert as verb
 from speechlm_jax.verbs.convert import convert
 from speechlm_jax.verbs.opening import open_vocab
 
@@ -155,11 +161,67 @@ def test_what_cannot_be_converted_is_named(released, base, run, tmp_path, capsys
         assert cli.main(list(map(str, ("convert", *argv)))) == EXIT_USAGE
         return capsys.readouterr().err
 
-    assert "holds a run already" in refused(released, "--run", run, "--out", base)
+    assert "is not empty; give a new folder" in refused(released, "--run", run, "--out", base)
     assert "holds no whole checkpoint" in refused(tmp_path, "--run", base, "--out", tmp_path / "o")
     lm = run / "lm_interleaved"
     assert "give --run the folder" in refused(lm, "--run", base, "--out", tmp_path / "o")
+    shutil.copytree(released, tmp_path / "other")
     data = json.loads((released / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**data, "vocab_size": 299}))
-    said = refused(tmp_path, "--run", run, "--out", tmp_path / "o")
-    assert "has neither tokenizer.json" in said
+    asked = (tmp_path / "other", "--run", run, "--out", tmp_path / "o")
+    (tmp_path / "other/tokenizer.json").unlink()
+    assert "has neither tokenizer.json" in refused(*asked)
+    artifacts.write_json(tmp_path / "other/config.json", {**data, "vocab_size": 299})
+    assert "model.embed_tokens.weight [300, 16] instead of [299, 16]" in refused(*asked)
+    (tmp_path / "other/config.json").write_text("[]")
+    assert "config.json: is not a JSON object" in refused(*asked)
+    (tmp_path / "other/config.json").unlink()
+    assert "has no config.json" in refused(*asked)
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_an_export_refuses_is_refused_before_weights_are_read(
+    base, run, tmp_path, capsys, monkeypatch
+):
+    found, _ = load_language_model(base)
+    vocab, text = open_vocab(base)
+
+    def refused(model, *, vocabulary, told, out="out"):
+        lm = tmp_path / f"lm{len(list(tmp_path.iterdir()))}"
+        save_language_model(lm, model, found.params, vocab)
+        with monkeypatch.context() as patched:
+            patched.setattr(verb, "load_language_model", lambda run: pytest.fail("was read"))
+            asked = ["convert", lm, "--run", vocabulary, "--out", tmp_path / out]
+            assert cli.main(list(map(str, asked))) == EXIT_USAGE
+        assert told in capsys.readouterr().err
+        return lm
+
+    model = trained_model(base)
+    odd = dataclasses.replace(model.transformer, qk_norm=True, qkv_bias=True)
+    odd = dataclasses.replace(model, transformer=odd)
+    refused(odd, vocabulary=base, told="no Hugging Face family has all of qkv_bias=True")
+    refused(model, vocabulary=run, told="give --run the folder that its rows were prepared with")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    lm = refused(model, vocabulary=base, told="is not empty; give a new folder", out="full")
+    assert (tmp_path / "full/mine.txt").read_text() == "mine"
+    shutil.copytree(base / "released", tmp_path / "other/released", dirs_exist_ok=True)
+    for name in ("vocab.json", "tokenizer.json"):
+        shutil.copy(base / name, tmp_path / "other")
+    (tmp_path / "other/released").mkdir(exist_ok=True)
+    (tmp_path / "other/released/generation_config.json").write_text("[]")
+    refused(model, vocabulary=tmp_path / "other", told="generation_config.json: is not a JSON")
+    assert not (tmp_path / "out").exists() and lm.is_dir()
+
+
+@pytest.mark.parametrize("way", ["import", "export"])
+def test_what_fails_half_way_leaves_no_folder(released, base, run, tmp_path, monkeypatch, way):
+    """The last thing that is written fails; nothing stands under the name that was asked for."""
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Companions, "write", fail)
+    source, beside = (released, run) if way == "import" else (base, base)
+    with pytest.raises(OSError, match="No space left"):
+        convert(source, run=beside, out=tmp_path / "made")
+    assert not list(tmp_path.iterdir())
