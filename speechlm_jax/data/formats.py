@@ -49,6 +49,10 @@ class Writer:
     vocab: Vocab
     tokenizer: TextTokenizer
 
+    def __post_init__(self) -> None:
+        # so that no text is written in the id of a special
+        object.__setattr__(self, "tokenizer", self.tokenizer.for_vocab(self.vocab))
+
     def text(self, text: str) -> Example:
         """Plain text."""
         return _example([], [*self.tokenizer.encode(text), self.vocab["eos"]])

@@ -10,12 +10,13 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
-from speechlm_jax.quickstart.folders import find_run
+from speechlm_jax.quickstart.folders import NAMES, find_run
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
+TEXT_MODEL = NAMES["text_model"]  # of a run, and what `vocab` writes beside a vocab.json
 CODES_IDENTITY = ("tokenizer", "frame_rate_hz", "codebook_size")
 
 
@@ -25,18 +26,44 @@ def open_run(run: str | Path, *, batch_size: int = 8) -> Models:
 
 
 def open_vocab(run: str | Path) -> tuple[Vocab, TextTokenizer]:
-    """The vocabulary of a quickstart run, or of a model that `speechlm convert` turned into one."""
+    """The vocabulary of a quickstart run, of `speechlm vocab`, or of a converted model.
+
+    Raises:
+      UserError: the folder holds none, or a vocabulary and a text vocabulary that it is not of.
+    """
     run = Path(run)
     if (run / BASE_VOCAB).is_file():
-        vocab = Vocab.from_json(artifacts.read_json(run / BASE_VOCAB))
-        return vocab, TextTokenizer.load(run / BASE_TEXT)
+        vocab = _read_vocab(run / BASE_VOCAB)
+        name = BASE_TEXT if (run / BASE_TEXT).is_file() else TEXT_MODEL
+        text = TextTokenizer.load(run / name)
+        if text.fingerprint != vocab.text_fingerprint:
+            raise UserError(
+                f"{run / name}: is not the text vocabulary that {BASE_VOCAB} names; copy both anew"
+            )
+        return vocab, text
     models = open_run(run)
     return models.vocab, models.text
 
 
+def _read_vocab(path: Path) -> Vocab:
+    data = artifacts.read_json(path)
+    try:
+        return Vocab.from_json(data if isinstance(data, dict) else {})
+    except UserError as error:
+        raise UserError(f"{path}: is no vocabulary ({error})") from None
+
+
 def open_codes(run: str | Path) -> dict[str, Any]:
-    """Identity of the codes of a run, or of a folder of codes: tokenizer, rate, codebook size."""
+    """Identity of codes: tokenizer, rate, codebook size.
+
+    Args:
+      run: a run, a folder of codes, or a folder with a vocabulary.
+    """
     folder = Path(run)
+    if (folder / BASE_VOCAB).is_file():
+        vocab = _read_vocab(folder / BASE_VOCAB)
+        values = (vocab.tokenizer_fingerprint, vocab.frame_rate_hz, vocab.codebook_size)
+        return dict(zip(CODES_IDENTITY, values, strict=True))
     if (folder / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(folder)
         if manifest.kind == "codes":
