@@ -98,22 +98,33 @@ def read_json(path: str | Path) -> Any:
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """Reads one JSON object a line; UserError names the line that is broken."""
+    for _, row in numbered_jsonl(path):
+        if isinstance(row, UserError):
+            raise row
+        yield row
+
+
+def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Number and object of each line; the error of a line that is broken stands in its place."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: is not a JSON object")
-                yield row
+                if line.strip():
+                    yield number, _line_to_row(line, f"{path}:{number}")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+
+
+def _line_to_row(line: str, place: str) -> dict[str, Any] | UserError:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UserError(f"{place}: is not JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5,000 digits
+        return UserError(f"{place}: cannot be read ({error})")
+    return row if isinstance(row, dict) else UserError(f"{place}: is not a JSON object")
 
 
 def sha256_file(path: str | Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.data.parquet import read_parquet
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
@@ -195,7 +196,7 @@ def _segments_to_text(segments: Any) -> str:
         isinstance(segment.get("text"), str) for segment in _to_segments(segments, "segments", None)
     ):
         raise _BadRow("has a segment without text in 'segments'")
-    return " ".join(segment["text"] for segment in segments)
+    return segments_to_text(segments)
 
 
 def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[str, Any]]:
@@ -287,15 +288,27 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id."""
-    if file.suffix in (".jsonl", ".parquet"):
-        read = read_parquet if file.suffix == ".parquet" else artifacts.read_jsonl
-        for number, row in enumerate(read(file), 1):
-            yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
+    for number, row in numbered_rows(file):
+        if isinstance(row, UserError):
+            raise row
+        yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Line (in Parquet: place) and row, as of `read_rows` without its ids.
+
+    The error of a line that is broken stands in its place; what spoils a whole file is raised.
+    """
+    if file.suffix == ".parquet":
+        yield from enumerate(read_parquet(file), 1)
+        return
+    if file.suffix == ".jsonl":
+        yield from artifacts.numbered_jsonl(file)
         return
     try:
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield {"id": f"{file.name}:{number}", "text": line.strip()}
+                    yield number, {"text": line.strip()}
     except UnicodeDecodeError:
         raise UserError(f"{file}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
