@@ -74,7 +74,7 @@ def interleave(
             bad=bad,
             progress=bar.update,  # pyright: ignore[reportArgumentType]
         )
-    return {"documents": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
+    return {"interleaved": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
 
 
 def _check(file: Path, out: Path, config: InterleaveConfig) -> None:
