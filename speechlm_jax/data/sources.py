@@ -18,6 +18,8 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
 SPLITS = ("train", "validation")
+# Files that hold neither rows nor, as any other file may, a document a line.
+NO_LINES = (".json", ".ndjson", ".csv", ".tsv", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "codes": "codes.jsonl",
     "interleaved": "documents.jsonl",
@@ -287,7 +289,13 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id."""
+    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id.
+
+    Lines may lie in a .gz.
+
+    Raises:
+      UserError: a row or the file cannot be read, or it is of a kind that holds neither.
+    """
     for number, row in numbered_rows(file):
         if isinstance(row, UserError):
             raise row
@@ -299,16 +307,13 @@ def numbered_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]
 
     The error of a line that is broken stands in its place; what spoils a whole file is raised.
     """
-    if file.suffix == ".parquet":
+    name = file.name.lower()
+    if name.removesuffix(".gz").endswith(NO_LINES) or name.endswith(".parquet.gz"):
+        raise UserError(f"{file}: is not read; give .txt or .jsonl (or .gz of them), or .parquet")
+    if name.endswith(".parquet"):
         yield from enumerate(read_parquet(file), 1)
-        return
-    if file.suffix == ".jsonl":
+    elif name.removesuffix(".gz").endswith(".jsonl"):
         yield from artifacts.numbered_jsonl(file)
-        return
-    try:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, {"text": line.strip()}
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+    else:
+        lines = enumerate(artifacts.read_lines(file), 1)
+        yield from ((number, {"text": line}) for number, line in lines if line.strip())

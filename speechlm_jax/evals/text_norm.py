@@ -17,7 +17,7 @@ _JOINTS = re.compile("['\N{RIGHT SINGLE QUOTATION MARK}]|[-\u2010-\u2015\u2026,;
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # "U.S", "e.g"
 _READ_ALOUD = frozenset("%\N{PER MILLE SIGN}&@#/\\\N{SECTION SIGN}")  # punctuation to Unicode
 _OPENING = re.compile("[\\[({'\"\N{LEFT SINGLE QUOTATION MARK}\N{LEFT DOUBLE QUOTATION MARK}]*")
-_LONGEST = 50  # letters; what is longer is no word
+_LONGEST = 50  # letters; what is longer is no word, or a sentence that no blanks part
 
 
 def normalize(text: str) -> str:
@@ -48,8 +48,8 @@ def word_to_said(word: str) -> str | None:
     while first < last and _is_silent(word[last - 1]):
         last -= 1
     core = word[first:last]
-    if not core:
-        return ""
+    if not core or len(core) > _LONGEST:
+        return None if core else ""
     pieces = _JOINTS.split(core)
     if any(letter.isnumeric() for letter in core) and (
         len(pieces) > 1 or not _OPENING.fullmatch(word[:first])
@@ -58,7 +58,7 @@ def word_to_said(word: str) -> str | None:
     if not _INITIALS.fullmatch(core) and not all(map(_is_plain, "".join(pieces))):
         return None
     said = normalize(core)
-    return said if len(said) <= _LONGEST and any(map(str.isalnum, said)) else None
+    return said if any(map(str.isalnum, said)) else None
 
 
 def _is_silent(letter: str) -> bool:

@@ -39,6 +39,7 @@ class Lexicon(dict[str, int]):
 
     UNSAYABLE, SILENT = -1, -2
     LARGEST = 1 << 18  # words; a few tens of megabytes
+    LONGEST = 64  # letters of a word that is kept; longer ones hardly come again
 
     def __init__(self, say: Say):
         super().__init__()
@@ -50,7 +51,8 @@ class Lexicon(dict[str, int]):
         number = len(self.said) if said else self.SILENT if said == "" else self.UNSAYABLE
         if said:
             self.said.append(said)
-        self[word] = number
+        if len(word) <= self.LONGEST:
+            self[word] = number
         return number
 
     def number(self, words: Sequence[str]) -> Int[ndarray, " words"]:

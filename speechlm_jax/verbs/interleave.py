@@ -74,6 +74,12 @@ def interleave(
             bad=bad,
             progress=bar.update,  # pyright: ignore[reportArgumentType]
         )
+    if manifest.counts["unsayable_words"]:
+        _log.warning(
+            "%d of %d words cannot be said by the run's text-to-token model: they stay text",
+            manifest.counts["unsayable_words"],
+            manifest.counts["words"],
+        )
     return {"interleaved": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
 
 

@@ -78,3 +78,4 @@ def test_a_full_lexicon_is_emptied(monkeypatch):
         kinds = {Lexicon.UNSAYABLE: None, Lexicon.SILENT: ""}
         assert [kinds[n] if n < 0 else lexicon.said[n] for n in numbers] == list(map(say, words))
     assert len(lexicon) == 4
+    assert lexicon.said[lexicon.number(["a" * 99])[0]] == "a" * 99 and "a" * 99 not in lexicon

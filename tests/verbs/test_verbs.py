@@ -1,5 +1,6 @@
 """Each verb on a tiny run: what it writes, what it says, and that it is a function of its seed."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -151,6 +152,20 @@ def test_the_seed_reaches_the_sampling_of_codes(run, tmp_path, speaker):
         ((_, segments),) = interleaved(tmp_path / "out").values()
         codes.add(tuple(segments[0]["codes"]))
     assert len(codes) > 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_text_is_read_plain_or_gzipped(run, tmp_path, speaker, name):
+    """A document a line, its blanks with it, without the mark of a byte order or the line's end."""
+    texts = ["  It is the cat of Anna, \u2028and it lives in London. ", "What is it?"]
+    lines = [json.dumps({"text": text}) if ".jsonl" in name else text for text in texts]
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt", encoding="utf-8-sig", newline="") as file:
+        file.write("\r\n".join(lines) + "\r\n")
+    said = interleave(tmp_path / name, run=run, out=tmp_path / "out", span_corruption_ratio=1.0)
+    made = [segments for _, segments in interleaved(tmp_path / "out").values()]
+    assert ["".join(s["text"] for s in segments) for segments in made] == texts
+    assert said["bad"] == 0 and said["speech_words"] == 12
 
 
 def test_what_cannot_be_interleaved_is_set_aside_listed_and_counted(run, tmp_path, caplog, speaker):
