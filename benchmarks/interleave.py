@@ -24,7 +24,7 @@ WORDS = 50_000
 
 def main() -> None:
     """Times documents of 100, 1,000 and 1,000,000 words, a million words each."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--words", type=int, default=1_000_000, help="in all (default: %(default)s)"
     )

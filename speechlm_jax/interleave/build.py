@@ -23,7 +23,7 @@ from speechlm_jax.interleave.words import Lexicon, Plan, Say, choose_spans
 KIND = "interleaved"
 DOCUMENTS = "documents.jsonl"
 VERSION = "2"  # of this room's rules: what another version has made, whole or in parts, is not kept
-_CHUNK_CHARACTERS = 1 << 18
+_CHUNK_CHARACTERS = 1 << 18  # whose words are held at a time, or those of one longer document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +226,7 @@ def _assemble(row: dict[str, Any], plan: Plan, answers: Iterator[Sequence[int]])
     text = row["text"]
     segments: list[dict[str, Any]] = []
     at = spoken = speech_words = 0
+    # `answers` last: the others end first, and it is left where the next document begins.
     spans = zip(plan.start, plan.stop, plan.said, plan.num_words, answers, strict=False)
     for start, stop, said, num_words, codes in spans:
         if len(codes):

@@ -107,10 +107,11 @@ def choose_spans(
     ends = zip(begins.tolist(), (begins + lengths).tolist(), strict=True)
     said = [" ".join(words_said[begin:end]) for begin, end in ends]
     start, stop = words.start[first].tolist(), words.stop[last].tolist()
+    num_words = lengths.tolist()
     edges = np.searchsorted(words.document[first], np.arange(len(texts) + 1)).tolist()
     totals = zip((counts + unsayable).tolist(), unsayable.tolist(), strict=True)
     return [
-        Plan(start[a:b], stop[a:b], said[a:b], lengths[a:b].tolist(), *its_words)
+        Plan(start[a:b], stop[a:b], said[a:b], num_words[a:b], *its_words)
         for (a, b), its_words in zip(itertools.pairwise(edges), totals, strict=True)
     ]
 

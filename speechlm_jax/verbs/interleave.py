@@ -84,7 +84,7 @@ def interleave(
 
 
 def _check(file: Path, out: Path, config: InterleaveConfig) -> None:
-    """UserError unless numbers are in range, the file is there and the folder is another's."""
+    """UserError if a number is out of range, the file is missing, or `out` cannot be its folder."""
     ratio, mean = config.span_corruption_ratio, config.mean_span_length
     if not 0 <= ratio <= 1:
         raise UserError(f"--span-corruption-ratio {ratio}: must be from 0 to 1")

@@ -1,5 +1,7 @@
 """Spans: right in number and length on average, never overlapping, anywhere equally likely."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,9 @@ def make_keys(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2**64, size=(count, NUM_KEYS), dtype=np.uint64)
 
 
-def draw(num_words: int, count: int, seed: int = 0, **options) -> list[list[tuple[int, int]]]:
+def draw(
+    num_words: int, count: int, *, seed: int = 0, **options: Any
+) -> list[list[tuple[int, int]]]:
     """Spans of so many documents."""
     spans = sample_spans(np.full(count, num_words), keys=make_keys(count, seed), **options)
     made: list[list[tuple[int, int]]] = [[] for _ in range(count)]
