@@ -81,8 +81,8 @@ def test_places_are_uniform():
 
 def test_places_of_several_spans_are_uniform():
     """Two spans of 1 of 6 words, apart: ten pairs of places, all the same."""
-    options = {"span_corruption_ratio": 2 / 6, "mean_span_length": 1e-9}
-    found = [tuple(start for start, _ in spans) for spans in draw(6, 5000, **options)]
+    documents = draw(6, 5000, span_corruption_ratio=2 / 6, mean_span_length=1e-9)
+    found = [tuple(start for start, _ in spans) for spans in documents]
     pairs, counts = np.unique(found, axis=0, return_counts=True)
     chi_square = ((counts - 500) ** 2 / 500).sum()
     assert len(pairs) == 10 and chi_square < 27.9  # 0.1%
