@@ -13,6 +13,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.data.content import row_to_text, said_key
+from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.data.parquet import read_parquet
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import is_unicode
@@ -236,7 +237,7 @@ def _segments_to_text(segments: Any) -> str:
         isinstance(segment.get("text"), str) for segment in _to_segments(segments, "segments", None)
     ):
         raise _BadRow("has a segment without text in 'segments'")
-    return " ".join(segment["text"] for segment in segments)
+    return segments_to_text(segments)
 
 
 def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[str, Any]]:

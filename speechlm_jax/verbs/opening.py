@@ -9,7 +9,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import normalize
+from speechlm_jax.evals.text_norm import word_to_said
 from speechlm_jax.quickstart.folders import NAMES, find_run
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer
@@ -84,14 +84,16 @@ def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:
 
 
 def sayable(models: Models, text: str) -> str:
-    """The text as the run's vocabulary writes it; UserError if a word has no ids there."""
-    said = normalize(text)
-    if not said:
-        raise UserError(f"'{text}': holds no words; give a text to say")
-    for word in said.split():
-        if models.text.decode(models.text.encode(word)) != word:
+    """The text as it is said; UserError if it holds no words, or one that cannot be said."""
+    said = {word: models.say(word) for word in text.split()}
+    for word, its in said.items():
+        if its is None and word_to_said(word) is None:
+            raise UserError(f"'{text}': '{word}' can be read in several ways; write it in words")
+        if its is None:
             raise UserError(
-                f"'{text}': the run's vocabulary has no word '{word}'; use words of its world, or "
-                "a run on your own text"
+                f"'{text}': the run's vocabulary has no word '{word_to_said(word)}'; use words of "
+                "its world, or a run on your own text"
             )
-    return said
+    if not any(said.values()):
+        raise UserError(f"'{text}': holds no words; give a text to say")
+    return " ".join(filter(None, map(said.get, text.split())))

@@ -94,6 +94,25 @@ def test_a_bad_row_is_named(tmp_path, row, message):
         list(source.examples(source.files(), "train", codebook_size=16))
 
 
+@pytest.mark.parametrize(
+    ("segments", "text"),
+    [
+        (
+            [{"text": " A \n"}, {"text": "b, ", "said": "b", "codes": [1]}, {"text": "\t"}],
+            " A \nb, \t",
+        ),
+        ([{"text": "a"}, {"text": "b", "codes": [1]}, {"text": "c"}], "a b c"),
+    ],
+)
+def test_the_text_of_segments_is_the_document(tmp_path, segments, text):
+    """As it is written, or of earlier versions with a blank between."""
+    artifacts.write_jsonl(tmp_path / "a.jsonl", [{"id": "d", "segments": segments}])
+    (example,) = text_rows(tmp_path / "a.jsonl", validation_ratio=0.0).examples(
+        [tmp_path / "a.jsonl"], "train"
+    )
+    assert example == {"text": text}
+
+
 @pytest.mark.parametrize("segments", ["text", ["text"], [{"txt": "a"}], [{"codes": [99]}]])
 def test_bad_segments_are_named(tmp_path, segments):
     artifacts.write_jsonl(tmp_path / "a.jsonl", [{"id": "d3", "segments": segments}])
