@@ -3,11 +3,20 @@
 The words are those of docs/glossary.md: `batch`, `samples`, `mel_frames`, `mels`, `frames`,
 `length`, `embed`, `mlp`, `heads`, `kv_heads`, `head_dim`, `vocab`, `layers`, `codebook`,
 `channels`. A one-word shape takes a leading space: `Float[Array, " samples"]`.
+
+JAX is imported for those alone who ask for `Array`, `Key` or `PyTree`: what reads rows on disk, and
+help, do without.
 """
 
-from jax import Array
-from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool, Float, Int, Integer, Num, Shaped, UInt
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import Key, PyTree
 
 __all__ = [
     "Array",
@@ -22,3 +31,12 @@ __all__ = [
     "UInt",
     "ndarray",
 ]
+
+
+_OF_JAX = {"Array": "jax", "Key": "jaxtyping", "PyTree": "jaxtyping"}  # which import JAX
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_JAX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OF_JAX[name]), name)

@@ -6,10 +6,13 @@ manifest is current is not run again.
 """
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 
 MANIFEST = "stage.json"
+_WIDE_BYTES = 1024  # of a file's beginning, to see whether it is UTF-16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,28 +134,61 @@ def read_json(path: str | Path) -> Any:
         return json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON in UTF-8 ({error})") from None
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Reads one JSON object a line; UserError names the line that is broken."""
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a text in UTF-8, plain or .gz, without their ends and without a BOM.
+
+    Raises:
+      UserError: the file is missing, is a folder, or is not what its name says.
+    """
+    opened = gzip.open if str(path).lower().endswith(".gz") else open
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: is not a JSON object")
-                yield row
+        with opened(path, "rb") as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+            if _is_wide(file.peek(_WIDE_BYTES)[:_WIDE_BYTES]):
+                raise UserError(f"{path}: is UTF-16 or UTF-32; `iconv -f utf-16 -t utf-8` turns it")
+            for line in text:
+                yield line.removeprefix("\ufeff").removesuffix("\n")  # also of files put together
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{path}: is not a whole gzip file; copy it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _is_wide(head: bytes) -> bool:
+    """Whether a file begins as UTF-16 or UTF-32: by its BOM, or by the zeros between letters."""
+    return head.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * head.count(0) > len(head) > 8
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Reads one JSON object a line, as `read_lines`; UserError names the line that is broken."""
+    for _, row in numbered_jsonl(path):
+        if isinstance(row, UserError):
+            raise row
+        yield row
+
+
+def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Number and object of each line; the error of a line that is broken stands in its place."""
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            yield number, _line_to_row(line, f"{path}:{number}")
+
+
+def _line_to_row(line: str, place: str) -> dict[str, Any] | UserError:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UserError(f"{place}: is not JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5,000 digits
+        return UserError(f"{place}: cannot be read ({error})")
+    return row if isinstance(row, dict) else UserError(f"{place}: is not a JSON object")
 
 
 def sha256_file(path: str | Path) -> str:
@@ -202,8 +239,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     except bucket.NoSuchObject:
         raise unfinished from None
     try:
-        return Manifest(**data)
-    except TypeError:
+        return configs.from_json(Manifest, data if isinstance(data, dict) else {})
+    except UserError:
         raise UserError(
             f"{path}: is not a stage manifest of this version; run its stage again"
         ) from None

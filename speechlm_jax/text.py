@@ -6,74 +6,155 @@ A vocabulary is one file: a SentencePiece model, or the `tokenizer.json` of a Hu
 import hashlib
 import importlib
 import io
+import json
+import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
+from speechlm_jax.vocab import Vocab
+
+_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+# Letters of each length in UTF-8, and of many scripts: what leaves none of them out has bytes.
+_PROBE = [chr(code) for code in (*range(33, 127), 0xE9, 0x416, 0x5D0, 0x915, 0x6F22, 0x1F600)]
 
 
 class _SentencePiece:
     """A SentencePiece model; a space is part of the piece that it precedes, the first one too."""
 
-    def __init__(self, model: bytes):
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.size: int = self._processor.GetPieceSize()
+    left_out = 0  # an unknown word has an id
+
+    def __init__(self, model: bytes, reserved: frozenset[int]):
+        self._decoder = sentencepiece.SentencePieceProcessor(model_proto=model)
+        messages: Any = sentencepiece_model_pb2  # made when it is imported: without types
+        proto = messages.ModelProto.FromString(model)
+        self.size: int = self._decoder.GetPieceSize()
+        self.unknown_id: int = self._decoder.unk_id()
+        rules = proto.normalizer_spec
+        is_exact = proto.trainer_spec.byte_fallback and not (
+            rules.add_dummy_prefix or rules.remove_extra_whitespaces or rules.precompiled_charsmap
+        )
+        # "\u2581" stands for a blank in pieces, so in a text it is written in bytes.
+        self._mark = [self._decoder.PieceToId(f"<0x{byte:02X}>") for byte in _MARK.encode()]
+        self._split = re.compile(f"({_MARK})" if is_exact else r"(?!)").split
+        for id_ in reserved:
+            piece = proto.pieces[id_]
+            if piece.type in (piece.BYTE, piece.UNKNOWN):
+                raise UserError(
+                    f"text vocabulary: id {id_} ({piece.piece}) cannot be a special's; any text "
+                    "may need it"
+                )
+            # No text holds a blank once it is escaped; what is unused is written in smaller pieces.
+            piece.piece, piece.type = f" {id_}", piece.UNUSED
+        self._encoder = (
+            sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            if reserved
+            else self._decoder
+        )
 
     def encode(self, text: str, continues: bool) -> list[int]:
-        return self._processor.EncodeAsIds(text)
+        ids: list[int] = []
+        for part in self._split(text):
+            ids += self._mark if part == _MARK else self._encoder.EncodeAsIds(part)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.DecodeIds(ids)
+        return self._decoder.DecodeIds(ids)
 
 
 class _HuggingFace:
     """A tokenizer.json; no special is added, and none is read from the text of a document."""
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, reserved: frozenset[int]):
         try:
             tokenizers = importlib.import_module("tokenizers")
         except ImportError:
             raise UserError(
                 "tokenizer.json: `tokenizers` is not installed; `pip install 'speechlm_jax[hf]'`"
             ) from None
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(str(error)) from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
-        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        self.size: int = 1 + max(ids)
+
+        def read(text: str) -> Any:
+            try:
+                found = tokenizers.Tokenizer.from_str(text)
+            except Exception as error:  # the library raises nothing narrower
+                raise ValueError(str(error)) from None
+            found.no_padding()
+            found.no_truncation()
+            found.encode_special_tokens = True
+            return found
+
+        self._decoder = self._encoder = read(model.decode())
+        data = json.loads(model)
+        self.size: int = 1 + max(self._decoder.get_vocab(with_added_tokens=True).values())
+        self.unknown_id = _unknown_id(data["model"])
+        self.left_out = 0
+        if self.unknown_id in reserved:
+            raise UserError(
+                f"text vocabulary: id {self.unknown_id} cannot be a special's; it is the unknown's"
+            )
+        if reserved:
+            self._encoder = read(json.dumps(_without_tokens(data, reserved)))
+        self._reserved = reserved
+        self._is_lost: dict[str, bool] = {}  # by letter
+        lost = [letter for letter in _PROBE if self._lost(letter)]
+        for letter in lost:
+            if ids := self._decoder.encode(letter, add_special_tokens=False).ids:
+                raise UserError(
+                    f"text vocabulary: id {ids[0]} cannot be a special's; '{letter}' needs it"
+                )
+        self._leaves_out = self.unknown_id is None and bool(lost)
 
     def encode(self, text: str, continues: bool) -> list[int]:
         spaced = f" {text}" if continues and text else text
-        return self._tokenizer.encode(spaced, add_special_tokens=False).ids
+        ids = self._encoder.encode(spaced, add_special_tokens=False).ids
+        if not self._reserved.isdisjoint(ids):
+            raise UserError("text vocabulary: writes the id of a special for a text; remove the id")
+        if self._leaves_out:
+            self.left_out += sum(text.count(letter) for letter in {*text} if self._lost(letter))
+        return ids
+
+    def _lost(self, letter: str) -> bool:
+        """Whether nothing is written for a letter; a blank may well part words alone."""
+        if letter not in self._is_lost:
+            alone = self._encoder.encode(letter, add_special_tokens=False).ids
+            self._is_lost[letter] = not (alone or letter.isspace())
+        return self._is_lost[letter]
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False).strip()
+        return self._decoder.decode(ids, skip_special_tokens=False).strip()
+
+
+Kind = Literal["word", "bpe", "exact"]
 
 
 class TextTokenizer:
     """A text vocabulary: words or pieces to ids 0 .. size-1 and back."""
 
-    def __init__(self, model: bytes):
-        """`model`: the bytes of a SentencePiece model or of a tokenizer.json."""
+    def __init__(self, model: bytes, *, reserved: frozenset[int] = frozenset()):
+        """`model`: the bytes of a SentencePiece model or of a tokenizer.json; see `for_vocab`."""
         self.model = model
         self.is_json = model.lstrip()[:1] == b"{"  # a tokenizer.json
-        self._pieces = _HuggingFace(model) if self.is_json else _SentencePiece(model)
+        self._reserved = reserved
+        kind = _HuggingFace if self.is_json else _SentencePiece
+        self._pieces = kind(model, reserved)
 
     @classmethod
     def train(
-        cls, lines: Iterable[str], *, kind: Literal["word", "bpe"] = "bpe", size: int = 1000
+        cls, lines: Iterable[str], *, kind: Kind = "bpe", size: int = 1000
     ) -> "TextTokenizer":
         """Learns a vocabulary of at most `size` entries from lines of text.
 
-        `word` keeps whole words (a closed world); `bpe` learns pieces, with bytes for the rest.
+        `word` keeps whole words (a closed world); `bpe` learns pieces, with bytes for the rest, of
+        words that single blanks part; `exact` keeps the blanks too, so that any text comes back.
+
+        Raises:
+          UserError: the lines hold no words, or more characters than `size` has room for.
         """
         model = io.BytesIO()
         lines = sorted(set(line for line in lines if line.strip()))
@@ -81,21 +162,32 @@ class TextTokenizer:
             raise UserError("the text holds no words to learn a vocabulary from")
         if kind == "word":
             size = len({word for line in lines for word in line.split()}) + 1
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=size,
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            byte_fallback=kind == "bpe",
-            normalization_rule_name="identity",
-            bos_id=-1,
-            eos_id=-1,
-            unk_id=0,
-            num_threads=1,
-            minloglevel=2,
-        )
+        as_it_is: dict[str, Any] = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="word" if kind == "word" else "bpe",
+                vocab_size=size,
+                hard_vocab_limit=False,
+                character_coverage=0.9995 if kind == "exact" else 1.0,
+                byte_fallback=kind != "word",
+                normalization_rule_name="identity",
+                bos_id=-1,
+                eos_id=-1,
+                unk_id=0,
+                num_threads=1,
+                minloglevel=2,
+                **(as_it_is if kind == "exact" else {}),
+            )
+        except RuntimeError as error:
+            needed = re.search(r"required_chars. \d+ vs (\d+)", str(error))
+            if needed is None:
+                raise
+            raise UserError(
+                f"text vocabulary: {size} entries are too few for this text; give at least "
+                f"{needed[1]}"
+            ) from None
         return cls(model.getvalue())
 
     @classmethod
@@ -112,6 +204,18 @@ class TextTokenizer:
         """Writes the model file."""
         artifacts.write_bytes(path, self.model)
 
+    def for_vocab(self, vocab: Vocab) -> "TextTokenizer":
+        """The same ids for text, but for those that `vocab` gives a meaning of its own.
+
+        A text that holds the name of a special, of a voice or of a code is written in other ids.
+
+        Raises:
+          UserError: a special is mapped to an id that other text needs.
+        """
+        mapped = {id_ for _, id_ in vocab.mapped if id_ < self.size}
+        reserved = frozenset(mapped | {*range(vocab.text_size, self.size)})
+        return self if reserved == self._reserved else _reserve(self.model, reserved)
+
     @property
     def size(self) -> int:
         """Number of text ids."""
@@ -122,15 +226,86 @@ class TextTokenizer:
         """Identity of the vocabulary."""
         return hashlib.sha256(self.model).hexdigest()[:16]
 
+    @property
+    def unknown_id(self) -> int | None:
+        """What is written for a word (or letter) that the vocabulary lacks; None: nothing is."""
+        return self._pieces.unknown_id
+
+    @property
+    def left_out(self) -> int:
+        """Letters for which `encode` has written nothing so far, for want of an unknown id."""
+        return self._pieces.left_out
+
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Text to ids. Encoding word by word gives the same ids as the whole.
 
         Args:
           continues: whether something stands before the text in its document, so that a space
             does too.
+
+        Raises:
+          UserError: the text holds half of a surrogate pair, which is no character.
         """
+        if not is_unicode(text):
+            raise UserError(f"text {text[:40]!r}: holds a lone surrogate; remove it")
         return self._pieces.encode(text, continues)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text."""
         return self._pieces.decode([int(i) for i in ids])
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8: JSON may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=4)
+def _reserve(model: bytes, reserved: frozenset[int]) -> TextTokenizer:
+    return TextTokenizer(model, reserved=reserved)
+
+
+def _unknown_id(model: dict[str, Any]) -> int | None:
+    """The id of the unknown token of a tokenizer.json's model."""
+    if model.get("unk_id") is not None:
+        return model["unk_id"]
+    token = model.get("unk_token")
+    return model["vocab"].get(token) if token is not None else None
+
+
+def _without_tokens(data: dict[str, Any], reserved: frozenset[int]) -> dict[str, Any]:
+    """A tokenizer.json that writes no reserved id, and all others as before.
+
+    Names of tokens are changed, as their number must not: added tokens are numbered in order.
+    """
+    model = data["model"]
+    added = [
+        {**token, "content": _unsaid(token["id"]), "special": True}
+        if token["id"] in reserved
+        else token
+        for token in data.get("added_tokens") or ()
+    ]
+    if isinstance(model["vocab"], list):  # Unigram: a piece and its score
+        pieces = enumerate(model["vocab"])
+        changed = [[_unsaid(i), pair[1]] if i in reserved else pair for i, pair in pieces]
+        return {**data, "added_tokens": added, "model": {**model, "vocab": changed}}
+    gone = {piece for piece, id_ in model["vocab"].items() if id_ in reserved}
+    renamed = {_unsaid(i) if i in reserved else piece: i for piece, i in model["vocab"].items()}
+    model = {**model, "vocab": renamed}
+    if gone and "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if gone.isdisjoint((left, right, left + right.removeprefix(prefix)))
+        ]
+    return {**data, "added_tokens": added, "model": model}
+
+
+def _unsaid(id_: int) -> str:
+    return f"\0 reserved {id_}"

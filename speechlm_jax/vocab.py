@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Integer
-from numpy import ndarray
 
 from speechlm_jax import config as configs
+from speechlm_jax.arrays import Bool, Integer, ndarray
 from speechlm_jax.errors import UserError
 
 SPECIALS = (
@@ -26,6 +25,7 @@ SPECIALS = (
     "user",
     "assistant",
 )
+MAX_IDS = 1 << 24  # ids are int32, and masks over all of them are made
 Modality = Literal["text", "speech"]
 
 
@@ -59,6 +59,8 @@ class Vocab:
         configs.at_least(self, 0, "text_size", "codebook_size", "num_spare")
         configs.at_least(self, 1, "pad_to_multiple")
         configs.above_0(self, "frame_rate_hz")
+        if self.size > MAX_IDS:
+            raise UserError(f"vocabulary: {self.size} ids; there can be {MAX_IDS}")
         for name, id_ in self.mapped:
             if name not in SPECIALS or not 0 <= id_ < self.text_size:
                 raise UserError(
@@ -131,13 +133,19 @@ class Vocab:
             (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
         )
 
+    def is_text(self, ids: Integer[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
+        """Which ids are the text vocabulary's own, without the specials that are mapped to some."""
+        ids = np.asarray(ids)
+        mapped = [id_ for _, id_ in self.mapped]
+        return np.asarray((ids >= 0) & (ids < self.text_size) & ~np.isin(ids, mapped))
+
     def allowed(
         self, *modalities: Modality, specials: tuple[str, ...] = ()
     ) -> Bool[ndarray, " vocab"]:
         """A mask over the vocabulary: the ids of these modalities, and these specials."""
         mask = np.zeros(self.size, bool)
         if "text" in modalities:
-            mask[: self.text_size] = True
+            mask |= self.is_text(np.arange(self.size))
         if "speech" in modalities:
             mask[self.speech_offset : self.speech_offset + self.codebook_size] = True
         mask[[self[name] for name in specials]] = True

@@ -11,11 +11,16 @@ from speechlm_jax.verbs import paths
 interleave = later("speechlm_jax.verbs.interleave")
 
 DETAILS = """\
-FILE holds a document a line: plain text, or JSON objects with "text" (and "id"). Case and
-punctuation are dropped. Spans of words are turned into codes by the text-to-token model of the run;
-the ratio that came out is printed."""
+FILE holds a document a line: plain text, or JSON objects with "text" (and "id", "speaker" if you
+like; other fields are carried over). Text stays as it is written: joining the "text" of a
+document's segments gives it back. Spans of words are turned into codes by the text-to-token model
+of the run; "said" beside a span's "text" is what was spoken, in lower case and without punctuation.
+What cannot be said (words outside the run's vocabulary, "$5.50", addresses) stays text. Documents
+that cannot be used are set aside and listed in bad.jsonl. The counts and the ratio that came out
+are printed."""
 EXAMPLE = """\
-speechlm interleave my_text.txt --out runs/my_documents"""
+speechlm interleave my_text.txt --out runs/my_documents
+speechlm interleave my_documents.jsonl --span-corruption-ratio 0.5 --seed 1"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,14 +29,18 @@ def add_parser(subparsers: Any) -> None:
         subparsers, "interleave", run=run, check=check, details=DETAILS, example=EXAMPLE
     )
     parser.add_argument(
-        "file", metavar="FILE", type=options.place, help="documents in .txt or .jsonl, UTF-8"
+        "file",
+        metavar="FILE",
+        type=options.place,
+        help="documents in .txt, .jsonl or .parquet, UTF-8",
     )
     parser.add_argument(
         "--span-corruption-ratio",
         metavar="R",
         type=float,
         default=0.3,
-        help="fraction of the words that become speech (default: %(default)s)",
+        help="fraction of the words that become speech, of those that can be said "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--mean-span-length",
@@ -41,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
         help="mean of the Poisson lengths of spans (default: %(default)s)",
     )
     options.add_run(parser)
-    options.add_out(parser, "runs/interleaved", "documents.jsonl and its manifest")
+    options.add_out(parser, "runs/interleaved", "documents.jsonl, bad.jsonl and stage.json")
     options.add_seed(parser)
 
 

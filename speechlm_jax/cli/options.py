@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train what a config file says, or go on where a run stopped",
     "bench": "time the training step of a model on this machine",
     "plan": "say whether a training fits a TPU slice that is not there, and what bounds it",
+    "vocab": "text of your own to a vocabulary that can write any text",
     "prepare": "turn a mixture's tasks into packed shards that training reads",
     "tokenize": "recordings to speech codes",
     "synthesize": "text to speech codes",

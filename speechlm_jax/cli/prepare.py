@@ -30,6 +30,11 @@ def add_parser(subparsers: Any) -> None:
         default=512,
         help="ids in a row (default: %(default)s)",
     )
+    parser.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="prepare a task although a fifth of its text is words that the vocabulary lacks",
+    )
     options.add_run(parser)
     options.add_out(parser, "runs/data", "the shards and the mixture's manifest")
     options.add_seed(parser)
@@ -51,5 +56,6 @@ def run(args: argparse.Namespace) -> int:
                 out=args.out,
                 length=args.length,
                 seed=args.seed,
+                allow_unknown=args.allow_unknown,
             )
         )

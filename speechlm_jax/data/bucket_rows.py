@@ -259,7 +259,12 @@ class _BucketFile:
         """UserError if they are not those that the manifest names."""
         if hashlib.sha256(data).hexdigest() != self.file.offsets:
             raise UserError(f"{self.offsets_address}: changed since prepared; copy it again")
-        self.offsets = np.frombuffer(data, "<u8")
+        offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
+        if len(data) != 8 * (self.file.rows + 1) or not (
+            np.all(offsets[:-1] <= offsets[1:]) and offsets[-1] <= self.file.size_bytes
+        ):
+            raise UserError(f"{self.offsets_address}: are no offsets of its file; prepare again")
+        self.offsets = offsets
 
     def open(self, tail: bytes) -> None:
         """Makes the stand-in and lets the library read the index."""

@@ -63,8 +63,8 @@ def row_to_example(row: Mapping[str, Any], *, known: Bool[ndarray, " vocab"], eo
     """
     inputs, targets = (_to_ids(row, name, known) for name in ("inputs", "targets"))
     example = Example(inputs, targets)
-    if not len(inputs) and not len(targets):
-        return example  # the packer counts it
+    if not len(inputs) and len(targets) <= 1 and (targets == eos).all():
+        return Example(inputs, targets[:0])  # the packer counts it
     if not len(targets) or targets[-1] != eos:
         raise UserError(f"targets do not end in eos, id {eos}; {_APPEND}")
     if targets[-2:].tolist() == [eos, eos]:

@@ -12,6 +12,10 @@ everywhere), not the markers between them; these are ours.
     dialogue      user segments assistant | segments eos     (any number of turns before `|`)
 
 What stands before `|` is `inputs` (no loss), what comes after is `targets`.
+
+Segments whose codes tell what was "said" hold their text as it is written, white space included,
+and nothing is added to it. In those without (earlier versions; codes made elsewhere) a blank is
+understood between two segments.
 """
 
 import dataclasses
@@ -49,6 +53,10 @@ class Writer:
     vocab: Vocab
     tokenizer: TextTokenizer
 
+    def __post_init__(self) -> None:
+        # so that no text is written in the id of a special
+        object.__setattr__(self, "tokenizer", self.tokenizer.for_vocab(self.vocab))
+
     def text(self, text: str) -> Example:
         """Plain text."""
         return _example([], [*self.tokenizer.encode(text), self.vocab["eos"]])
@@ -74,7 +82,7 @@ class Writer:
             [self.vocab.voice_id(speaker), *plain.inputs.tolist()], plain.targets.tolist()
         )
 
-    def interleaved(self, segments: Iterable[Mapping[str, Any]]) -> Example:
+    def interleaved(self, segments: Sequence[Mapping[str, Any]]) -> Example:
         """Segments {"text"} or {"codes", ...} in one sequence."""
         return _example([], [*self.segments(segments), self.vocab["eos"]])
 
@@ -92,14 +100,16 @@ class Writer:
             ids += [self.vocab[turn["role"]], *self.segments(turn["segments"])]
         return [*ids, self.vocab["assistant"]]
 
-    def segments(self, segments: Iterable[Mapping[str, Any]]) -> list[int]:
+    def segments(self, segments: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of segments {"text"} or {"codes", ...}, one after the other."""
+        verbatim = are_verbatim(segments)
         ids: list[int] = []
         for segment in segments:
             if "codes" in segment:
                 ids += self.spoken(segment["codes"])
             else:
-                ids += self.tokenizer.encode(segment["text"], continues=bool(ids))
+                continues = bool(ids) and not verbatim
+                ids += self.tokenizer.encode(segment["text"], continues=continues)
         return ids
 
     def spoken(self, codes: Codes) -> list[int]:
@@ -126,6 +136,17 @@ class Writer:
             elif id_ >= 0:
                 parts.append(f"<id {id_}>")
         return " ".join(parts).replace("> <", "><")
+
+
+def are_verbatim(segments: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether segments hold white space of their own: those of codes tell what was "said"."""
+    return any("said" in segment for segment in segments)
+
+
+def segments_to_text(segments: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a document from its segments, each with its "text"."""
+    between = "" if are_verbatim(segments) else " "
+    return between.join(segment["text"] for segment in segments)
 
 
 def example_to_document(example: Example) -> Document:

@@ -94,8 +94,10 @@ class TaskProgress:
 class MixturePlan:
     """Every row of a run in order; made by `shares.make_plan`.
 
-    In a phase each task has exactly its count of rows, evenly spread. The places of a task go on
-    from phase to phase; each of its epochs visits all its rows once, in an order of its own.
+    In a phase each task has exactly its count of rows, evenly spread. A phase goes on in a task's
+    order where the phase before stopped, so that what was not yet seen comes first. Epochs begin
+    there: each visits all of the task's rows once, in an order of its own, and goes on at the
+    order's beginning where it comes to its end.
     """
 
     tasks: tuple[TaskRows, ...]
@@ -174,14 +176,14 @@ class MixturePlan:
         for i in np.unique(phase):
             here = np.flatnonzero(phase == i)
             task[here], rank[here] = _deal(numbers[here] - self._starts[i], self.phases[i].counts)
-            rank[here] += self._ranks[i, task[here]]
-        sizes = np.array([task.rows for task in self.tasks], np.int64)
-        epoch, place = np.divmod(rank, sizes[task])
+        size = np.array([task.rows for task in self.tasks], np.int64)[task]
+        epochs_before, begin = np.divmod(self._ranks[phase, task], size)
+        epoch, place = epochs_before + rank // size, (begin + rank) % size
         index = np.zeros_like(numbers)
         for k in np.unique(task):
             here = np.flatnonzero(task == k)
             index[here] = permutation.permute(
-                place[here], size=int(sizes[k]), key=self._keys[k], tweaks=epoch[here]
+                place[here], size=self.tasks[k].rows, key=self._keys[k], tweaks=epoch[here]
             )
         return PlanRows(task, epoch, index)
 

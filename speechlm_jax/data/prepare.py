@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
-from speechlm_jax.data import formats, mixture, rows
+from speechlm_jax.data import content, findings, formats, mixture, rows, splits
 from speechlm_jax.data import tasks as data_tasks
 from speechlm_jax.data.contract import check_features, known_ids, row_to_example
 from speechlm_jax.data.formats import Example, example_to_document
@@ -81,6 +81,7 @@ def prepare(
     tokenizer: TextTokenizer,
     out: str | Path,
     config: PrepareConfig,
+    allow_unknown: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Prepares a mixture (or one task) and returns its file, which training reads.
@@ -95,10 +96,12 @@ def prepare(
       tokenizer: text to ids.
       out: folder of all prepared tasks.
       config: row length, seed, shards.
+      allow_unknown: whether a task may be of words that the text vocabulary lacks.
       quiet: no progress bar.
 
     Raises:
-      UserError: an unknown name, a module that is not there, bad data, or a task without rows.
+      UserError: an unknown name, a module that is not there, bad data, a task without rows, or one
+        whose words are unknown.
     """
     data_tasks.use_vocab(vocab, tokenizer)
     for module in modules:
@@ -107,6 +110,7 @@ def prepare(
     its_tasks = [seqio.TaskRegistry.get(task) for task in rates]
     for task in its_tasks:
         _check_declared(task)
+    _agree_on_splits(its_tasks, out)
     folders = {
         task.name: task_folder(task, vocab, tokenizer, out=out, config=config) for task in its_tasks
     }
@@ -120,6 +124,9 @@ def prepare(
             prepare_shard(job, vocab=vocab, config=config)
             if job.shard == config.num_shards - 1:
                 _finish_split(job, vocab=vocab, config=config)
+                _check_finished(job, allow_unknown=allow_unknown)
+    findings.check_unknown(folders, allow=allow_unknown)  # also of what was there before
+    findings.tell(folders)
     prepared = tuple(
         mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
         for task, rate in rates.items()
@@ -128,15 +135,26 @@ def prepare(
     return mixture.write_mixture(out, made)
 
 
+def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:
+    """Lets the tasks that read rows hold out the same documents."""
+    sources = {t.name: t.source for t in tasks if isinstance(t.source, data_tasks.RowSource)}
+    agreed = splits.agree({name: source.rows for name, source in sources.items()}, out=out)
+    for name, source in sources.items():
+        source.rows = agreed[name]
+
+
 def _jobs_to_do(
     tasks: Iterable[seqio.Task], folders: Mapping[str, Path], config: PrepareConfig
 ) -> list[ShardJob]:
-    """The shards of every split that is not finished."""
+    """The shards of every split that is not finished.
+
+    Held-out documents come first: a few of each task show whether the vocabulary has its words.
+    """
     return [
         ShardJob(task.name, split, shard, folders[task.name] / split)
+        for split in reversed(SPLITS)
         for task in tasks
-        for split in task.splits
-        if split in SPLITS and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
+        if split in task.splits and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
         for shard in range(config.num_shards)
     ]
 
@@ -148,19 +166,22 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     if path.is_file() and counts_path.is_file():
         return
     packer = Packer(config.length, open_rows=config.open_rows)
-    examples = read_examples(job, vocab=vocab, config=config)
-    counts = rows.write_rows(
-        path,
-        _examples_to_rows(examples, packer, config, job.shard),
-        vocab=vocab,
-        length=config.length,
+    text = findings.TextCounts()
+    examples = text.count(
+        read_examples(job, vocab=vocab, config=config), data_tasks.current_writer()
     )
+    with artifacts.atomic_file(path.with_suffix(splits.KEYS)) as keys, content.noting(keys):
+        counts = rows.write_rows(
+            path,
+            _examples_to_rows(examples, packer, config, job.shard),
+            vocab=vocab,
+            length=config.length,
+        )
     packed = {
         f"{name}_documents": getattr(packer.counts, name) for name in ("split", "dropped", "empty")
     }
-    artifacts.write_json(
-        counts_path, dataclasses.asdict(counts) | {"documents": packer.counts.documents} | packed
-    )
+    found = dataclasses.asdict(counts) | dataclasses.asdict(text)
+    artifacts.write_json(counts_path, found | {"documents": packer.counts.documents} | packed)
 
 
 def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iterator[Example]:
@@ -302,6 +323,12 @@ def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     )  # fmt: skip
     for leftover in job.folder.glob(".rows-*.tmp"):  # of a killed run
         leftover.unlink()
+
+
+def _check_finished(job: ShardJob, *, allow_unknown: bool) -> None:
+    """UserError if a task's words are unknown, as far as its finished splits tell."""
+    least = 0 if job.split == "train" else findings.ENOUGH_TOKENS
+    findings.check_unknown({job.task: job.folder.parent}, allow=allow_unknown, least=least)
 
 
 def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:

@@ -5,13 +5,14 @@ file of it is written over. Each file has its blocks before anything is written 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 from speechlm_jax.errors import UserError
@@ -35,13 +36,16 @@ class RowCache:
     def __init__(self, *, limit: int, folder: str | Path = ""):
         """Makes a folder inside `folder` (by default, inside the system's temporary one).
 
+        Others may write there too: what is ours lies in a folder that nobody else may enter.
+
         Raises:
-          UserError: the folder cannot be written, or the limit is next to nothing.
+          UserError: the folder cannot be written, what has our folder's name is not ours, or the
+            limit is next to nothing.
         """
         self.limit, self.part = limit, limit // PARTS // _BLOCK * _BLOCK
         if not self.part:
             raise UserError(f"--disk-gb {limit / 1e9:.4g}: too small to read rows from a bucket")
-        self.folder, self._lock_file = _own_folder(Path(folder or _default_folder()))
+        self.folder, self._lock_file = _own_folder(Path(folder or tempfile.gettempdir()))
         self._files: list[int] = []
         self._keys: list[list[Hashable]] = []
         self._places: dict[Hashable, int] = {}  # file and offset, then length, in one number
@@ -124,34 +128,59 @@ class RowCache:
         return descriptor
 
 
-def _default_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"speechlm_rows_{os.getuid()}"
-
-
-def _own_folder(top: Path) -> tuple[Path, int]:
+def _own_folder(parent: Path) -> tuple[Path, int]:
     """A folder of this process; those whose process is gone are removed."""
+    top = parent / f"speechlm_rows_{os.getuid()}"
     try:
-        top.mkdir(parents=True, exist_ok=True)
-        with open(top / ".lock", "wb") as alone:
+        parent.mkdir(parents=True, exist_ok=True)
+        with _opened_private(top) as private, _opened(".lock", private, os.O_CREAT) as alone:
             fcntl.flock(alone, fcntl.LOCK_EX)  # nobody sees a folder that has no lock yet
-            for left in top.glob("rows-*"):
-                _remove_if_left(left)
+            for left in os.listdir(private):
+                if left.startswith("rows-"):
+                    _remove_if_left(left, private)
             folder = Path(tempfile.mkdtemp(prefix="rows-", dir=top))
-            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise UserError(f"{top}: {error.strerror}; give another data.cache") from error
+        is_link = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        reason = "a link, or no folder, is in the way" if is_link else error.strerror
+        raise UserError(f"{top}: {reason}; give another data.cache") from error
     return folder, lock
 
 
-def _remove_if_left(folder: Path) -> None:
-    """Removes a folder that no living process holds."""
-    with contextlib.suppress(FileNotFoundError), open(folder / ".lock", "rb+") as lock:
-        try:
+@contextlib.contextmanager
+def _opened(name: str | Path, folder: int | None, flags: int) -> Iterator[int]:
+    """A file or folder, open for a while; no link is followed, and nothing is emptied."""
+    safe = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    access = os.O_RDONLY if flags & os.O_DIRECTORY else os.O_RDWR
+    descriptor = os.open(name, access | safe | flags, 0o600, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _opened_private(top: Path) -> Iterator[int]:
+    """A folder, made if need be, that is this user's and nobody else's."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(top, 0o700)
+    with _opened(top, None, os.O_DIRECTORY) as descriptor:
+        owner = os.fstat(descriptor).st_uid
+        if owner != os.getuid():
+            raise UserError(
+                f"{top}: belongs to user {owner}; remove it, or give another data.cache"
+            )
+        os.fchmod(descriptor, 0o700)
+        yield descriptor
+
+
+def _remove_if_left(name: str, private: int) -> None:
+    """Removes a folder that no living process holds; what is no folder of ours stays."""
+    with contextlib.suppress(OSError), _opened(name, private, os.O_DIRECTORY) as folder:
+        with contextlib.suppress(FileNotFoundError), _opened(".lock", folder, 0) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(name, ignore_errors=True, dir_fd=private)
 
 
 def _remove(folder: Path, files: list[int], lock: int, pid: int) -> None:

@@ -20,17 +20,30 @@ from speechlm_jax.errors import UserError
 
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _CHUNK_HEADER = struct.Struct("<8xQ8xQ8x")  # bytes of data; type and, above it, number of records
-_RECORDS = ord("r")
+_RECORDS, _KINDS = ord("r"), b"smprt"  # of Riegeli's chunks
+_LEAST_BYTES = _CHUNK_HEADER.size  # of a row
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFile:
-    """One file of a shard folder: its name, rows, bytes, and the SHA-256 of its offsets."""
+    """One file of a shard folder: its name, rows, bytes, and the SHA-256 of its offsets.
+
+    Raises:
+      UserError: no file can be so.
+    """
 
     name: str
     rows: int
     size_bytes: int
     offsets: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name in ("", "..") or Path(self.name).name != self.name or "\0" in self.name:
+            raise UserError(f"file of rows {self.name!r}: is no name of a file in its folder")
+        if not 0 <= self.rows * _LEAST_BYTES <= self.size_bytes:
+            raise UserError(
+                f"file of rows {self.name}: {self.rows} rows are not in {self.size_bytes} bytes"
+            )
 
     @property
     def offsets_name(self) -> str:
@@ -66,9 +79,16 @@ def write_offsets(path: Path, rows: int, *, beside: Path | None = None) -> None:
 
 
 def with_offsets(folder: Path, file: RowFile) -> RowFile:
-    """The same file, naming its offsets, which are written if they are not there."""
+    """The same file, naming its offsets, which are written if they are not there.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     if not (folder / file.offsets_name).is_file():
-        write_offsets(folder / file.name, file.rows)
+        try:
+            write_offsets(folder / file.name, file.rows)
+        except ValueError as error:
+            raise UserError(f"{error}; delete the folder and prepare again") from None
     return dataclasses.replace(file, offsets=artifacts.sha256_file(folder / file.offsets_name))
 
 
@@ -79,31 +99,37 @@ def find_offsets(path: Path, rows: int) -> UInt[ndarray, " offsets"]:
       ValueError: the file has not one chunk for each of so many rows.
     """
     offsets, size = [], os.path.getsize(path)
+    wrong = ValueError(f"{path}: has not one chunk for each of {rows} rows")
+    if not 0 <= rows <= size // _LEAST_BYTES:
+        raise wrong
     with open(path, "rb") as file:
         begin = 0
         while len(offsets) <= rows and begin < size:
             header, at = _read(file, begin, _CHUNK_HEADER.size)
             length, kind = _CHUNK_HEADER.unpack(header)
-            records = kind >> 8
-            if kind & 0xFF == _RECORDS:
+            records, kind = kind >> 8, kind & 0xFF
+            if kind not in _KINDS or length > size - at:
+                raise ValueError(f"{path}: holds no chunk at {begin} that the file has room for")
+            if kind == _RECORDS:
                 # after the rows comes the footer: a record on the file, and one on each row
                 if records != (1 if len(offsets) < rows else rows + 1):
                     break
                 offsets.append(begin)
             begin = max(_skip(at, length), begin + records)
     if len(offsets) != rows + 1:
-        raise ValueError(f"{path}: has not one chunk for each of {rows} rows")
+        raise wrong
     return np.array(offsets, "<u8")
 
 
 def _skip(at: int, length: int) -> int:
-    """The place `length` bytes of a chunk after `at`."""
-    while length:
-        if at % _BLOCK == 0:
-            at += _BLOCK_HEADER
-        part = min(length, _BLOCK - at % _BLOCK)
-        at, length = at + part, length - part
-    return at
+    """The place `length` bytes of a chunk after `at`; not before a block's header, but after it."""
+    if not length:
+        return at
+    if at % _BLOCK == 0:
+        at += _BLOCK_HEADER
+    # headers on the way: one where each block begins that has a byte of these
+    inside = at % _BLOCK - _BLOCK_HEADER
+    return at + length + (inside + length - 1) // (_BLOCK - _BLOCK_HEADER) * _BLOCK_HEADER
 
 
 def _read(file: BinaryIO, at: int, length: int) -> tuple[bytes, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from speechlm_jax import artifacts, bucket
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.bucket_rows import BucketRows, RowFetcher
 from speechlm_jax.data.packing import Row
@@ -24,6 +25,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
 KIND = "rows"
+COUNTED = ("rows", "text_tokens", "speech_tokens")  # what plans want to know
 # One record a group: any row is read on its own. Rows compress from 6.1 to about 2.5 bytes a token.
 WRITER_OPTIONS = "group_size:1,zstd:3"
 
@@ -165,14 +167,41 @@ def write_row_manifest(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Extra:
+    """What readers need of a manifest of rows."""
+
+    task: str
+    length: int
+    vocab: Vocab
+    row_files: tuple[RowFile, ...]
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length {self.length}: must be above 0")
+
+
 def read_row_manifest(folder: str | Path) -> artifacts.Manifest:
     """Reads what `write_row_manifest` wrote; UserError: there is none, or one of something else."""
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: str | Path) -> tuple[artifacts.Manifest, _Extra]:
     manifest = artifacts.read_manifest(folder)
     if manifest.kind != KIND:
         raise UserError(
             f"{folder}: holds {manifest.kind}, not rows; give a folder that `prepare` made"
         )
-    return manifest
+    try:
+        names = [field.name for field in dataclasses.fields(_Extra) if field.name in manifest.extra]
+        extra = configs.from_json(_Extra, {name: manifest.extra[name] for name in names})
+        for name in COUNTED:
+            if type(manifest.counts.get(name)) is not int or manifest.counts[name] < 0:
+                raise UserError(f"counts no {name}")
+    except UserError as error:
+        wrong = f"{folder}: {artifacts.MANIFEST} is damaged ({error}); {_MEND}"
+        raise UserError(wrong) from None
+    return manifest, extra
 
 
 def add_offsets(folder: str | Path) -> None:
@@ -180,8 +209,8 @@ def add_offsets(folder: str | Path) -> None:
 
     What names the rows (`Manifest.fingerprint`) stays as it is.
     """
-    manifest = artifacts.read_manifest(folder)
-    files = [RowFile(**file) for file in manifest.extra["row_files"]]
+    manifest, found = _read_manifest(folder)
+    files = found.row_files
     if all(file.offsets for file in files):
         return
     files = [with_offsets(Path(folder), file) for file in files]
@@ -220,14 +249,13 @@ class RowShards:
           UserError: the folder is unfinished or damaged, or made with another vocabulary.
         """
         self.folder = folder if bucket.is_address(folder) else Path(folder)
-        manifest = read_row_manifest(folder)
-        self.task, self.length = manifest.extra["task"], manifest.extra["length"]
-        self.vocab = Vocab.from_json(manifest.extra["vocab"])
+        manifest, extra = _read_manifest(folder)
+        self.task, self.length, self.vocab = extra.task, extra.length, extra.vocab
         self.counts, self.fingerprint = manifest.counts, manifest.fingerprint
         if vocab is not None:
             vocab.require_same(self.vocab, "this run", str(folder))
         self._layout = RowLayout.of(self.vocab, length=self.length)
-        files = [RowFile(**file) for file in manifest.extra["row_files"]]
+        files = extra.row_files
         self._check_sizes(files)
         self._size = sum(file.rows for file in files)
         self._records: Any = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
+import glob
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.content import row_to_text, said_key
+from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.data.parquet import read_parquet
 from speechlm_jax.errors import UserError
+from speechlm_jax.text import is_unicode
 from speechlm_jax.vocab import Vocab
 
 SPLITS = ("train", "validation")
+SPLIT_VERSION = 2  # of the rule by which rows are held out
+# Files that hold neither rows nor, as any other file may, a document a line.
+NO_LINES = (".json", ".ndjson", ".csv", ".tsv", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "codes": "codes.jsonl",
     "interleaved": "documents.jsonl",
@@ -37,16 +43,19 @@ Keep = Callable[[dict[str, Any]], bool]
 class Rows:
     """Rows of some places, and which of them belong to which split.
 
-    A row belongs to the split that its "split" field names; without one, to "validation" if its
-    id (for a line of text: file and line) hashes below `validation_ratio`, else to "train".
+    A row belongs to the split that its "split" field names; without one, to "validation" if its key
+    lies below `validation_ratio` (of all that keys may be) or is in `held_out`, else to "train".
+    Its key names what it says (`content.said_key`), or its id where it says nothing.
 
     Attributes:
-      places: files or globs (.txt: a document a line; .jsonl: a row a line; .parquet), or finished
-        folders.
+      places: files or globs (.txt: a document a line; .jsonl: a row a line; .parquet; the first two
+        also .gz), or finished folders.
       are_folders: which of the two.
       fields: what an example holds ("text", "codes", "segments") -> the row's field it comes from.
       validation_ratio: of the rows that name no split.
       keep: which rows to take; None takes all.
+      held_out: keys that are held out though they lie above the ratio (`splits.agree`).
+      by_id: rows go by their id, whatever they say.
     """
 
     places: tuple[Place, ...]
@@ -54,6 +63,12 @@ class Rows:
     fields: Mapping[str, str]
     validation_ratio: float = 0.01
     keep: Keep | None = None
+    held_out: frozenset[int] = frozenset()
+    by_id: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_ratio <= 1:
+            raise UserError(f"validation_ratio {self.validation_ratio}: must be from 0 to 1")
 
     def files(self) -> list[Path]:
         """The row files in order; UserError if a place has none."""
@@ -81,7 +96,8 @@ class Rows:
         else:
             data = [[file.name, artifacts.sha256_file(file)] for file in self.files()]
         keep = code_identity(self.keep) if self.keep else None
-        return [data, dict(self.fields), self.validation_ratio, keep]
+        split = [SPLIT_VERSION, self.validation_ratio, sorted(self.held_out), self.by_id]
+        return [data, dict(self.fields), split, keep]
 
     def check(self, vocab: Vocab) -> None:
         """UserError if codes come from another speech tokenizer than the vocabulary's."""
@@ -99,14 +115,25 @@ class Rows:
         """
         for file in files:
             for row in read_rows(file):
-                if self._split_of(row) == split and (self.keep is None or self.keep(row)):
+                if self.split_of(row) == split and (self.keep is None or self.keep(row)):
                     yield row_to_example(file, row, self.fields, codebook_size=codebook_size)
 
-    def _split_of(self, row: Mapping[str, Any]) -> str:
+    def split_of(self, row: Mapping[str, Any]) -> str:
+        """The split that a row belongs to."""
         if row.get("split") is not None:
             return str(row["split"])
-        digest = hashlib.sha256(str(row["id"]).encode()).digest()
-        return SPLITS[int.from_bytes(digest[:6], "big") < self.validation_ratio * 2**48]
+        key = self.key(row)
+        return SPLITS[key < self.first_trained or key in self.held_out]
+
+    @property
+    def first_trained(self) -> int:
+        """The first key above the ratio."""
+        return int(self.validation_ratio * 2**64)
+
+    def key(self, row: Mapping[str, Any]) -> int:
+        """What decides on the split of a row that names none."""
+        said = "" if self.by_id else row_to_text(row, self.fields.get("text", "text"))
+        return said_key(said, otherwise=str(row["id"]))
 
 
 class _BadRow(Exception):
@@ -139,9 +166,9 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
         return json.dumps(_to_segments(value, field, codebook_size))
     if name == "turns":
         return json.dumps(_to_turns(value, field, codebook_size))
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise _BadRow(f"has no text in '{field}'")
-    return value
+    return value.removeprefix("\ufeff")
 
 
 def code_identity(function: Any) -> Any:
@@ -210,7 +237,7 @@ def _segments_to_text(segments: Any) -> str:
         isinstance(segment.get("text"), str) for segment in _to_segments(segments, "segments", None)
     ):
         raise _BadRow("has a segment without text in 'segments'")
-    return " ".join(segment["text"] for segment in segments)
+    return segments_to_text(segments)
 
 
 def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[str, Any]]:
@@ -230,13 +257,16 @@ def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[st
 
 
 def _glob(place: Path) -> list[Path]:
-    if not any(mark in str(place) for mark in "*?["):
-        found = [place] if place.is_file() else []
-    else:
-        found = sorted(Path(place.anchor or ".").glob(str(place.relative_to(place.anchor))))
-    if not found:
-        raise UserError(f"{place}: no such text file")
-    return found
+    """The files that a place names: itself, or what its marks (`*?[`, and `**`) match."""
+    if place.is_dir():
+        raise UserError(f"{place}: is a folder; name its files, e.g. {place / '*.txt'}")
+    if place.is_file():
+        return [place]
+    found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise UserError(f"{place}: no such text file" + (", only folders" if found else ""))
+    return files
 
 
 def row_files(folder: Path, kind: str) -> list[Path]:
@@ -301,16 +331,31 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id."""
-    if file.suffix in (".jsonl", ".parquet"):
-        read = read_parquet if file.suffix == ".parquet" else artifacts.read_jsonl
-        for number, row in enumerate(read(file), 1):
-            yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
-        return
-    try:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield {"id": f"{file.name}:{number}", "text": line.strip()}
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
+    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id.
+
+    Lines may lie in a .gz.
+
+    Raises:
+      UserError: a row or the file cannot be read, or it is of a kind that holds neither.
+    """
+    for number, row in numbered_rows(file):
+        if isinstance(row, UserError):
+            raise row
+        yield row if "id" in row else row | {"id": f"{file.name}:{number}"}
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Line (in Parquet: place) and row, as of `read_rows` without its ids.
+
+    The error of a line that is broken stands in its place; what spoils a whole file is raised.
+    """
+    name = file.name.lower()
+    if name.removesuffix(".gz").endswith(NO_LINES) or name.endswith(".parquet.gz"):
+        raise UserError(f"{file}: is not read; give .txt or .jsonl (or .gz of them), or .parquet")
+    if name.endswith(".parquet"):
+        yield from enumerate(read_parquet(file), 1)
+    elif name.removesuffix(".gz").endswith(".jsonl"):
+        yield from artifacts.numbered_jsonl(file)
+    else:
+        lines = enumerate(artifacts.read_lines(file), 1)
+        yield from ((number, {"text": line}) for number, line in lines if line.strip())

@@ -16,6 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from speechlm_jax.data import content
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.data.rates import Rate, to_rates
 from speechlm_jax.data.sources import SPLITS, Keep, Place, Rows
@@ -258,7 +259,8 @@ def write_examples(
     names = [field if name == "text" else name for name in FIELDS[format]]
 
     def write(*values: Any) -> tuple[np.ndarray, np.ndarray]:
-        example = getattr(current_writer(), format)(*map(_to_plain, names, values))
+        plain = [*map(_to_plain, names, values)]
+        example = content.write(current_writer(), format, plain)
         return example.inputs, example.targets
 
     @tf.autograph.experimental.do_not_convert

@@ -20,7 +20,7 @@ class Formats:
 
     def __init__(self, vocab: Vocab, text_tokenizer: TextTokenizer):
         self.vocab = vocab
-        self.text_tokenizer = text_tokenizer
+        self.text_tokenizer = text_tokenizer.for_vocab(vocab)
 
     def text(self, text: str) -> list[int]:
         """Ids of written words."""
@@ -44,4 +44,5 @@ class Formats:
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Text of those ids that are text."""
-        return self.text_tokenizer.decode([i for i in ids if i < self.vocab.text_size])
+        every = np.asarray(ids, np.int64)
+        return self.text_tokenizer.decode(every[self.vocab.is_text(every)].tolist())

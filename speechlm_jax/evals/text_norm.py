@@ -1,4 +1,4 @@
-"""Text -> the words that are compared: the one normaliser of every WER and every answer.
+"""Text -> the words that are said and compared: the one normaliser of every WER and every answer.
 
 Lower case, NFKC, no punctuation; an apostrophe inside a word stays ("don't"). Whisper's English
 normaliser was weighed and left out: it drops fillers, rewrites numbers and spellings of English
@@ -9,8 +9,15 @@ contractions.
 import re
 import unicodedata
 
-_OUTSIDE_WORDS = re.compile(r"[^\w']|_")
+_OUTSIDE_WORDS = re.compile(r"[^\w\s']|_")
 _LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
+
+# What parts a word without being read: an apostrophe, dashes and the like, dots of an omission.
+_JOINTS = re.compile("['\N{RIGHT SINGLE QUOTATION MARK}]|[-\u2010-\u2015\u2026,;:!?]+|\\.{2,}")
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # "U.S", "e.g"
+_READ_ALOUD = frozenset("%\N{PER MILLE SIGN}&@#/\\\N{SECTION SIGN}")  # punctuation to Unicode
+_OPENING = re.compile("[\\[({'\"\N{LEFT SINGLE QUOTATION MARK}\N{LEFT DOUBLE QUOTATION MARK}]*")
+_LONGEST = 50  # letters; what is longer is no word, or a sentence that no blanks part
 
 
 def normalize(text: str) -> str:
@@ -20,10 +27,50 @@ def normalize(text: str) -> str:
         .casefold()
         .replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     )
-    text = _LOOSE_APOSTROPHE.sub(" ", _OUTSIDE_WORDS.sub(" ", text))
+    text = _LOOSE_APOSTROPHE.sub(" ", _OUTSIDE_WORDS.sub(_mark_or_blank, text))
     return " ".join(text.split())
 
 
 def to_words(text: str) -> list[str]:
     """The normalised words of a text."""
     return normalize(text).split()
+
+
+def word_to_said(word: str) -> str | None:
+    """What is said for a word of a text (a run without white space): its normal form.
+
+    "" for punctuation alone; None for what would be read as something else than its normal form:
+    signs ("&", "50%"), numbers with a mark ("$5.50", "1,000", "-3"), addresses, "km/h".
+    """
+    first, last = 0, len(word)
+    while first < last and _is_silent(word[first]):
+        first += 1
+    while first < last and _is_silent(word[last - 1]):
+        last -= 1
+    core = word[first:last]
+    if not core or len(core) > _LONGEST:
+        return None if core else ""
+    pieces = _JOINTS.split(core)
+    if any(letter.isnumeric() for letter in core) and (
+        len(pieces) > 1 or not _OPENING.fullmatch(word[:first])
+    ):
+        return None
+    if not _INITIALS.fullmatch(core) and not all(map(_is_plain, "".join(pieces))):
+        return None
+    said = normalize(core)
+    return said if any(map(str.isalnum, said)) else None
+
+
+def _is_silent(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return (category[0] == "P" or category in ("Cf", "Cc")) and letter not in _READ_ALOUD
+
+
+def _is_plain(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return category[0] in "LM" or category == "Nd"
+
+
+def _mark_or_blank(found: re.Match[str]) -> str:
+    """A mark (as vowels of many scripts are) stays in its word; all else parts words."""
+    return found[0] if unicodedata.category(found[0])[0] == "M" else " "

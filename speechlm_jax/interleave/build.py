@@ -1,23 +1,29 @@
-"""Plain text -> interleaved speech-text documents, without a word being spoken aloud."""
+"""Plain text -> interleaved speech-text documents, without a word being spoken aloud.
+
+Text stays as it is written, to the last blank: joining the "text" of a document's segments gives
+the document back. Only what is spoken is normalised, in "said" beside it.
+"""
 
 import dataclasses
-import hashlib
 import itertools
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
-from speechlm_jax.interleave.spans import Span, sample_spans
+from speechlm_jax.interleave.documents import BAD, document_digest
+from speechlm_jax.interleave.spans import NUM_KEYS
+from speechlm_jax.interleave.words import Lexicon, Plan, Say, choose_spans
 
 KIND = "interleaved"
 DOCUMENTS = "documents.jsonl"
+VERSION = "2"  # of this room's rules: what another version has made, whole or in parts, is not kept
+_CHUNK_CHARACTERS = 1 << 18  # whose words are held at a time, or those of one longer document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +31,9 @@ class InterleaveConfig:
     """How documents are interleaved (Zeng et al., section 2.2).
 
     Attributes:
-      span_corruption_ratio: fraction of the words that become speech.
+      span_corruption_ratio: fraction of the words that become speech, of those that can be said.
       mean_span_length: Poisson mean in words.
-      seed: with a document's id, it decides the document's spans.
+      seed: with a document's id and text, it decides the document's spans and their seeds.
       batch_documents: documents whose spans are turned into codes by one call; each batch is
         kept on disk when done, so that an interrupted build goes on there.
     """
@@ -44,21 +50,18 @@ class InterleaveConfig:
         configs.at_least(self, 1, "batch_documents")
 
 
-@dataclasses.dataclass(frozen=True)
-class SpanRequest:
+class SpanRequest(NamedTuple):
     """A span to be turned into codes.
 
     Attributes:
-      text: its words.
-      document: id of the document; with `number` it names the span, e.g. as a sampling key.
-      number: of the span in the document.
+      text: what is to be said.
       speaker: the document's "speaker", so that one voice speaks a document; "" if it has none.
+      seed: of the span's sampling, 0 to 2^32-1; it follows from the document and the config's seed.
     """
 
     text: str
-    document: str
-    number: int
     speaker: str
+    seed: int
 
 
 SpansToCodes = Callable[[list[SpanRequest]], Sequence[Sequence[int]]]
@@ -68,49 +71,56 @@ def document_to_interleaved(
     documents: Iterable[dict[str, Any]],
     text_to_codes: SpansToCodes,
     *,
+    say: Say,
     out: str | Path,
     config: InterleaveConfig,
     inputs: dict[str, str],
     tokenizer: dict[str, Any],
+    bad: Sequence[dict[str, Any]] = (),
     progress: Callable[[int], object] = lambda documents: None,
 ) -> artifacts.Manifest:
     """Writes the interleaved folder of some documents; a finished one of the same inputs is kept.
 
-    A span for which `text_to_codes` gives no codes stays text. Words keep their order: what a
-    document says, read across text and speech, is unchanged.
+    A span for which `text_to_codes` gives no codes stays text, and so do words that cannot be said.
 
     Args:
       documents: rows {"id", "text", ...}; all other fields are carried over.
       text_to_codes: requests -> codes of each, in order. What it gives for a request should
         depend on that request alone, or a restart changes the result.
-      out: the folder: `documents.jsonl`, `stage.json`.
+      say: a word of a text -> its spoken form; "" where nothing is said, None where it cannot be.
+      out: the folder: `documents.jsonl`, `bad.jsonl`, `stage.json`.
       config: ratio, span lengths, seed.
-      inputs: fingerprints of the documents and of the text-to-token model.
+      inputs: fingerprints of the documents and of what `text_to_codes` and `say` come from.
       tokenizer: {"tokenizer", "frame_rate_hz", "codebook_size"}: what the codes are.
+      bad: rows that were set aside, each with a "reason" (`documents.good_documents`).
       progress: called with the number of documents of each finished batch.
 
     Returns:
-      The manifest; `counts["ratio"]` is the fraction of words that became speech.
+      The manifest; `counts["ratio"]` is the fraction of words that became speech, and
+      `counts["sayable_ratio"]` that of the words that can be said.
 
     Raises:
       UserError: a document without id or text, or two of the same id.
     """
     out = Path(out)
+    inputs = {**inputs, "rules": VERSION}
     if artifacts.is_current(out, KIND, inputs=inputs, config=config, seed=config.seed):
         return artifacts.read_manifest(out)
     identity = configs.fingerprint({"inputs": inputs, "config": config})
-    parts, counts = [], InterleaveCounts()
+    parts, lexicon, counts = [], Lexicon(say), InterleaveCounts(bad=len(bad))
     for number, batch in enumerate(_batches(documents, config.batch_documents)):
         part = out / f"parts-{identity}" / f"{number:06d}.jsonl"
         if not part.is_file():
-            artifacts.write_jsonl(part, _interleave_batch(batch, text_to_codes, config))
+            artifacts.write_jsonl(part, interleave_batch(batch, text_to_codes, lexicon, config))
         parts.append(part)
         progress(len(batch))
     rows = (row for part in parts for row in artifacts.read_jsonl(part))
+    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
     artifacts.write_jsonl(out / DOCUMENTS, counts.counting(rows))
+    artifacts.write_jsonl(out / BAD, bad)
     manifest = artifacts.write_manifest(
         out, KIND, inputs=inputs, config=config, seed=config.seed,
-        counts=counts.to_json(), files=[DOCUMENTS], extra=tokenizer,
+        counts=counts.to_json(), files=[DOCUMENTS, BAD], extra=tokenizer,
     )  # fmt: skip
     for folder in out.glob("parts-*"):
         shutil.rmtree(folder)
@@ -119,32 +129,54 @@ def document_to_interleaved(
 
 @dataclasses.dataclass
 class InterleaveCounts:
-    """What became of the words."""
+    """What became of the words; those for which nothing is said count as none."""
 
     documents: int = 0
     words: int = 0
+    unsayable_words: int = 0
     speech_words: int = 0
     spans: int = 0
     failed_spans: int = 0
     codes: int = 0
+    bad: int = 0
 
     def counting(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Passes finished documents on and counts them."""
         for row in rows:
             self.documents += 1
-            self.failed_spans += row["failed_spans"]
-            for segment in row["segments"]:
-                words = len(segment["text"].split())
-                self.words += words
-                if "codes" in segment:
-                    self.spans += 1
-                    self.speech_words += words
-                    self.codes += len(segment["codes"])
+            for name, count in row["counts"].items():
+                setattr(self, name, getattr(self, name) + count)
+            self.codes += sum(len(segment.get("codes", ())) for segment in row["segments"])
             yield row
 
     def to_json(self) -> dict[str, Any]:
-        """The counts with the ratio that came out."""
-        return dataclasses.asdict(self) | {"ratio": self.speech_words / max(self.words, 1)}
+        """The counts with the ratios that came out."""
+        sayable = self.words - self.unsayable_words
+        return dataclasses.asdict(self) | {
+            "ratio": self.speech_words / max(self.words, 1),
+            "sayable_ratio": self.speech_words / max(sayable, 1),
+        }
+
+
+def interleave_batch(
+    batch: Sequence[dict[str, Any]],
+    text_to_codes: SpansToCodes,
+    lexicon: Lexicon,
+    config: InterleaveConfig,
+) -> list[dict[str, Any]]:
+    """The rows of a batch with "segments" in place of "text", and "counts" of their words."""
+    digests = [document_digest(row, seed=config.seed) for row in batch]
+    plans = [plan for some in _chunks(batch, digests) for plan in _plan(*some, lexicon, config)]
+    requests = [
+        SpanRequest(said, str(row.get("speaker", "")), seed)
+        for row, digest, plan in zip(batch, digests, plans, strict=True)
+        for seed, said in enumerate(plan.said, int.from_bytes(digest[-4:], "little") >> 1)
+    ]
+    codes = list(text_to_codes(requests)) if requests else []
+    if len(codes) != len(requests):
+        raise ValueError(f"text_to_codes gave {len(codes)} answers to {len(requests)} requests")
+    answers = iter(codes)
+    return [_assemble(row, plan, answers) for row, plan in zip(batch, plans, strict=True)]
 
 
 def _batches(documents: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -164,53 +196,58 @@ def _batches(documents: Iterable[dict[str, Any]], size: int) -> Iterator[list[di
         yield batch
 
 
-def _interleave_batch(
-    batch: list[dict[str, Any]], text_to_codes: SpansToCodes, config: InterleaveConfig
-) -> list[dict[str, Any]]:
-    spans = [_document_spans(row, config) for row in batch]
-    requests = [
-        SpanRequest(_words_of(row["text"], span), row["id"], number, str(row.get("speaker", "")))
-        for row, its in zip(batch, spans, strict=True)
-        for number, span in enumerate(its)
-    ]
-    codes = list(text_to_codes(requests)) if requests else []
-    if len(codes) != len(requests):
-        raise ValueError(f"text_to_codes gave {len(codes)} answers to {len(requests)} requests")
-    answers = iter(codes)
-    return [
-        _assemble(row, its, [next(answers) for _ in its])
-        for row, its in zip(batch, spans, strict=True)
-    ]
+def _chunks(
+    batch: Sequence[dict[str, Any]], digests: Sequence[bytes]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Texts of a batch and their keys, a few at a time: arrays as long as the longest document."""
+    texts: list[str] = []
+    length = 0
+    for number, row in enumerate(batch, 1):
+        texts.append(row["text"])
+        length += len(row["text"])
+        if length > _CHUNK_CHARACTERS or number == len(batch):
+            keys = b"".join(
+                digest[: 8 * NUM_KEYS] for digest in digests[number - len(texts) : number]
+            )
+            yield texts, np.frombuffer(keys, "<u8").astype(np.uint64).reshape(-1, NUM_KEYS)
+            texts, length = [], 0
 
 
-def _document_spans(row: dict[str, Any], config: InterleaveConfig) -> list[Span]:
-    # Seeded by the document's id: neither order nor batches change a document.
-    key = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "little")
-    return sample_spans(
-        len(row["text"].split()),
+def _plan(
+    texts: list[str], keys: np.ndarray, lexicon: Lexicon, config: InterleaveConfig
+) -> list[Plan]:
+    return choose_spans(
+        texts,
+        lexicon,
         span_corruption_ratio=config.span_corruption_ratio,
         mean_span_length=config.mean_span_length,
-        rng=np.random.default_rng([config.seed, key]),
+        keys=keys,
     )
 
 
-def _words_of(text: str, span: Span) -> str:
-    """The words of a span as they stand in the text, spaces between them included."""
-    words = list(re.finditer(r"\S+", text))[span.start : span.stop]
-    return text[words[0].start() : words[-1].end()]
-
-
-def _assemble(row: dict[str, Any], spans: list[Span], codes: list[Sequence[int]]) -> dict[str, Any]:
-    """The row with "segments" in place of "text"; neighbouring text becomes one segment."""
-    spoken = [(s, [int(code) for code in c]) for s, c in zip(spans, codes, strict=True) if len(c)]
-    num_words = len(row["text"].split())
-    segments, at = [], 0
-    for span, its_codes in spoken:
-        if span.start > at:
-            segments.append({"text": _words_of(row["text"], Span(at, span.start))})
-        segments.append({"codes": its_codes, "text": _words_of(row["text"], span)})
-        at = span.stop
-    if at < num_words:
-        segments.append({"text": _words_of(row["text"], Span(at, num_words))})
-    rest = {key: value for key, value in row.items() if key != "text"}
-    return rest | {"segments": segments, "failed_spans": len(spans) - len(spoken)}
+def _assemble(row: dict[str, Any], plan: Plan, answers: Iterator[Sequence[int]]) -> dict[str, Any]:
+    """A finished row; the next of `answers` are the codes of its spans."""
+    text = row["text"]
+    segments: list[dict[str, Any]] = []
+    at = spoken = speech_words = 0
+    # `answers` last: the others end first, and it is left where the next document begins.
+    spans = zip(plan.start, plan.stop, plan.said, plan.num_words, answers, strict=False)
+    for start, stop, said, num_words, codes in spans:
+        if len(codes):
+            if at < start:
+                segments.append({"text": text[at:start]})
+            segments.append(
+                {"codes": list(map(int, codes)), "text": text[start:stop], "said": said}
+            )
+            at, spoken, speech_words = stop, spoken + 1, speech_words + num_words
+    if at < len(text):
+        segments.append({"text": text[at:]})
+    counts = {
+        "words": plan.words,
+        "unsayable_words": plan.unsayable_words,
+        "speech_words": speech_words,
+        "spans": spoken,
+        "failed_spans": len(plan.said) - spoken,
+    }
+    rest = {name: value for name, value in row.items() if name != "text"}
+    return rest | {"segments": segments, "counts": counts}

@@ -139,6 +139,7 @@ def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, numbe
         manifest = document_to_interleaved(
             documents,
             lambda requests: spans_to_codes(q.text_to_token, requests),
+            say=q.say,
             out=q.folders.interleaved,
             config=dataclasses.replace(q.config.interleave, seed=q.seed),
             inputs={

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
-from speechlm_jax import config as configs
 from speechlm_jax.arrays import Integer, ndarray
 from speechlm_jax.data.formats import Writer
+from speechlm_jax.evals.text_norm import word_to_said
 from speechlm_jax.experiment.runs import load_inference, load_reader, load_speech_decoder
 from speechlm_jax.interleave.build import SpanRequest
 from speechlm_jax.nn.inference import Inference
@@ -105,6 +105,20 @@ class Models:
         clips = [np.asarray(clip, np.int32) for clip in codes]
         return [self.text.decode(ids) for ids in self.reader.codes_to_ids(clips)]
 
+    def say(self, word: str) -> str | None:
+        """What the text-to-token model is given for a word of a text.
+
+        "" where nothing is said; None where normalising would change what is read, or where the
+        model's vocabulary lacks it (what is written in bytes was never learnt).
+        """
+        said = word_to_said(word)
+        return said if said is None or all(map(self._is_known, said.split())) else None
+
+    def _is_known(self, word: str) -> bool:
+        ids = self.text.encode(word)
+        in_bytes = any("\N{REPLACEMENT CHARACTER}" in self.text.decode([id_]) for id_ in ids)
+        return self.text.decode(ids) == word and not in_bytes
+
     def codes(self, name: str) -> Path:
         """A codes folder."""
         return self.folders.codes / name
@@ -122,10 +136,5 @@ class Models:
 
 def spans_to_codes(model: TextToToken, requests: Sequence[SpanRequest]) -> list[list[int]]:
     """Codes of spans of documents; each span is sampled from a seed of its own."""
-    spoken = [
-        SpeechRequest(
-            r.text, r.speaker, seed=int(configs.fingerprint([r.document, r.number])[:8], 16)
-        )
-        for r in requests
-    ]
+    spoken = [SpeechRequest(r.text, r.speaker, seed=r.seed) for r in requests]
     return [codes.tolist() for codes in model.text_to_codes(spoken)]

@@ -54,7 +54,7 @@ class TextToToken:
     ):
         self._inference = inference
         self._vocab = vocab
-        self._text = text_tokenizer
+        self._text = text_tokenizer.for_vocab(vocab)
         self._config = config
         self._allowed = vocab.allowed("speech", specials=("end_of_speech",))
 

@@ -195,7 +195,7 @@ class _Run:
                 self.workdir,
                 after_step=step,
                 wandb_project=self.config.wandb_project,
-                config=self.resolved,
+                config=configs.to_json(self.resolved),
             )
             try:
                 writer.set_aside_after(step)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
-from numpy import ndarray
+
+from speechlm_jax.arrays import Int, ndarray
 
 # Dense bf16 FLOP/s of a chip by `device_kind`: Google Cloud's TPU pages, NVIDIA's data sheets.
 PEAK_FLOPS = {

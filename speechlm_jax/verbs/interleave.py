@@ -1,22 +1,27 @@
 """A text file -> interleaved speech-text documents."""
 
+import difflib
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from speechlm_jax import artifacts
-from speechlm_jax.data.sources import read_rows
+from speechlm_jax import config as configs
+from speechlm_jax.data.sources import numbered_rows
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.interleave.build import DOCUMENTS, InterleaveConfig, document_to_interleaved
+from speechlm_jax.interleave.documents import BAD, document_digest, good_documents
+from speechlm_jax.interleave.spans import LONGEST_MEAN
 from speechlm_jax.quickstart.models import spans_to_codes
-from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import SynthesisConfig
 from speechlm_jax.verbs.opening import open_run
+from speechlm_jax.verbs.paths import check_documents, check_out_folder
 
+MOST_TOLD = 10  # rows set aside that are told one by one; the file lists all
 _log = logging.getLogger("speechlm.interleave")
 
 
@@ -29,68 +34,114 @@ def interleave(
     mean_span_length: float = 10.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Replaces spans of words by codes (paper section 2.2); writes documents.jsonl, stage.json.
+    """Replaces spans of words by codes (paper section 2.2).
+
+    Writes documents.jsonl, bad.jsonl (what was set aside, with its reason) and stage.json. A
+    document's spans, voice and codes follow from its text, its id if it has one, and the seed.
 
     Args:
-      file: .txt (a document a line) or .jsonl (rows with "text", and "id" if they have one).
+      file: .txt (a document a line), .jsonl (rows with "text", and "id" and "speaker" if they have
+        one) or .parquet.
       run: a quickstart run's folder.
       out: the interleaved folder; a build that was interrupted goes on.
-      span_corruption_ratio: fraction of the words that become speech.
+      span_corruption_ratio: fraction of the words that become speech, of those that can be said.
       mean_span_length: in words.
-      seed: of the spans.
+      seed: of spans, voices and sampling.
 
     Raises:
-      UserError: the file is missing, not UTF-8 or without words, or a number is out of range.
+      UserError: the file is missing, not UTF-8 or without a document, a speaker is none of the
+        run's voices, or a number is out of range.
     """
-    if not 0 <= span_corruption_ratio <= 1:
-        raise UserError(f"--span-corruption-ratio {span_corruption_ratio}: must be from 0 to 1")
-    if not mean_span_length > 0:
-        raise UserError(f"--mean-span-length {mean_span_length}: must be above 0")
-    models, file, out = open_run(run, batch_size=64), Path(file), Path(out)
-    documents = _read_documents(file, models.voices)
-    _warn_of_unknown_words(documents, models.text)
-    text_to_token = models.make_text_to_token(SynthesisConfig())
+    file, out = Path(file), Path(out)
+    config = InterleaveConfig(span_corruption_ratio, mean_span_length, seed)
+    _check(file, out, config)
+    models, synthesis = open_run(run, batch_size=64), SynthesisConfig()
+    bad: list[dict[str, Any]] = []
+    documents = _read_documents(file, models.voices, bad, seed=seed)
+    make_model = functools.cache(lambda: models.make_text_to_token(synthesis))
     with tqdm(total=len(documents), desc="interleave", unit="document", disable=None) as bar:
         manifest = document_to_interleaved(
             documents,
-            lambda requests: spans_to_codes(text_to_token, requests),
+            lambda requests: spans_to_codes(make_model(), requests),
+            say=models.say,
             out=out,
-            config=InterleaveConfig(span_corruption_ratio, mean_span_length, seed),
+            config=config,
             inputs={
                 "documents": artifacts.sha256_file(file),
                 "text_to_token": models.fingerprint(models.folders.text_to_token),
+                "synthesis": configs.fingerprint(synthesis),
             },
             tokenizer=models.codes_identity,
+            bad=bad,
             progress=bar.update,  # pyright: ignore[reportArgumentType]
         )
-    return {"documents": str(out / DOCUMENTS), **manifest.counts}
-
-
-def _warn_of_unknown_words(documents: Iterable[dict[str, Any]], text: TextTokenizer) -> None:
-    words = {word for row in documents for word in row["text"].split()}
-    unknown = sorted(word for word in words if text.decode(text.encode(word)) != word)
-    if unknown:
+    if manifest.counts["unsayable_words"]:
         _log.warning(
-            "%d of %d different words are not in the run's vocabulary (the first: '%s') and "
-            "cannot be spoken",
-            len(unknown),
-            len(words),
-            unknown[0],
+            "%d of %d words cannot be said by the run's text-to-token model: they stay text",
+            manifest.counts["unsayable_words"],
+            manifest.counts["words"],
         )
+    return {"interleaved": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
 
 
-def _read_documents(file: Path, voices: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows {"id", "text", "speaker"} with normalised text; each voice takes its turn."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give documents in .txt or .jsonl")
+def _check(file: Path, out: Path, config: InterleaveConfig) -> None:
+    """UserError if a number is out of range, the file is missing, or `out` cannot be its folder."""
+    ratio, mean = config.span_corruption_ratio, config.mean_span_length
+    if not 0 <= ratio <= 1:
+        raise UserError(f"--span-corruption-ratio {ratio}: must be from 0 to 1")
+    if not 0 < mean <= LONGEST_MEAN:
+        raise UserError(
+            f"--mean-span-length {mean}: must be above 0 and at most {LONGEST_MEAN:.0f}"
+        )
+    check_documents(file)
+    check_out_folder(out)
+    if file.resolve() in ((out / name).resolve() for name in (DOCUMENTS, BAD)):
+        raise UserError(f"--out {out}: {file} would be overwritten; give another folder")
+
+
+def _read_documents(
+    file: Path, voices: Sequence[str], bad: list[dict[str, Any]], *, seed: int
+) -> list[dict[str, Any]]:
+    """Rows {"id", "text", "speaker"}; a document that names no speaker gets one of the voices."""
     documents = []
-    for row in read_rows(file):
-        if not isinstance(row.get("text"), str):
-            raise UserError(f'{file}: row {row["id"]!r} has no "text"; every document needs one')
-        text = normalize(row["text"])
-        if text:
-            voice = voices[len(documents) % len(voices)]
-            documents.append({"speaker": voice, **row, "id": str(row["id"]), "text": text})
+    for row in good_documents(_placed_rows(file, bad), bad):
+        if row.get("speaker") in (None, ""):
+            digest = document_digest(row, seed=seed)
+            number = int.from_bytes(digest[32:40], "little") % len(voices)
+            row = {**row, "speaker": voices[number]}
+        documents.append(row)
+    _tell(file, bad)
     if not documents:
-        raise UserError(f"{file}: holds no words; give documents in .txt or .jsonl")
+        first = f"; the first of {len(bad)} set aside: {bad[0]['reason']}" if bad else ""
+        raise UserError(f"{file}: holds no document{first}")
+    _check_speakers(file, documents, voices)
     return documents
+
+
+def _placed_rows(file: Path, bad: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in numbered_rows(file):
+        place = f"{file.name}:{number}"
+        if isinstance(row, UserError):
+            bad.append({"place": place, "reason": str(row)})
+        else:
+            yield place, row
+
+
+def _tell(file: Path, bad: Sequence[dict[str, Any]]) -> None:
+    for row in bad[:MOST_TOLD]:
+        _log.warning("set aside: %s", row["reason"])
+    if len(bad) > MOST_TOLD:
+        _log.warning("%s: %d rows are set aside; %s lists them", file, len(bad), BAD)
+
+
+def _check_speakers(file: Path, documents: Iterable[dict[str, Any]], voices: Sequence[str]) -> None:
+    """UserError where a document's speaker is none of the voices; the nearest one is named."""
+    known = set(voices)
+    for row in documents:
+        if not isinstance(row["speaker"], str) or row["speaker"] not in known:
+            name = str(row["speaker"])
+            near = difflib.get_close_matches(name, voices, n=1, cutoff=0.0)
+            raise UserError(
+                f"{file}: row {row['id']!r}: speaker {name!r} is none of the run's {len(voices)} "
+                f"voices; did you mean '{near[0]}'?"
+            )

@@ -8,9 +8,10 @@ from speechlm_jax import artifacts
 from speechlm_jax.audio.wav import check_file
 from speechlm_jax.data.sources import ROW_FILES
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.folders import Folders, find_run
+from speechlm_jax.quickstart.folders import NAMES, Folders, find_run
 
 BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
+TEXT_MODEL = NAMES["text_model"]  # of a run, and what `vocab` writes beside a vocab.json
 AUDIO_SUFFIXES = (".wav", ".flac")  # that are written
 CHECKPOINT = "a run's folder, or one of its steps"
 CODES = ROW_FILES["codes"]
@@ -97,5 +98,5 @@ def check_vocab(run: Path) -> None:
 
 def check_codes(run: Path) -> None:
     """UserError where a folder says of no codes what they are: it holds none, and is no run."""
-    if not os.path.isfile(run / artifacts.MANIFEST):
+    if not any(os.path.isfile(run / name) for name in (BASE_VOCAB, artifacts.MANIFEST)):
         find_run(run)

@@ -10,24 +10,36 @@ from speechlm_jax import artifacts
 from speechlm_jax.data.mixture import read_mixture
 from speechlm_jax.data.prepare import PrepareConfig
 from speechlm_jax.data.prepare import prepare as prepare_mixture
+from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
 from speechlm_jax.shipped import RUN_VARIABLE
 from speechlm_jax.verbs.opening import open_vocab
 
-COUNTS = ("rows", "documents", "text_tokens", "speech_tokens", "dropped_documents")
+COUNTS = (
+    "rows", "documents", "text_tokens", "speech_tokens", "unknown_tokens", "dropped_documents",
+    "empty_documents",
+)  # fmt: skip
 
 
 def prepare(
-    mixture: str, *, run: str | Path, out: str | Path, length: int = 512, seed: int = 0
+    mixture: str,
+    *,
+    run: str | Path,
+    out: str | Path,
+    length: int = 512,
+    seed: int = 0,
+    allow_unknown: bool = False,
 ) -> dict[str, Any]:
     """Prepares a mixture (or one task) that imported modules have registered.
 
     Args:
       mixture: its name.
-      run: a quickstart run's folder, or a converted model; its vocabulary is that of the rows.
+      run: whose vocabulary is that of the rows: a quickstart run, a converted model, or what
+        `speechlm vocab` wrote.
       out: folder of the shards and of the mixture's file, which training reads.
       length: ids in a row.
       seed: of the order of documents.
+      allow_unknown: whether more than a fifth of a task's text may be words without an id.
 
     Raises:
       UserError: an unknown name (the nearest is given), or bad data.
@@ -37,7 +49,10 @@ def prepare(
     vocab, text = open_vocab(run)
     config = PrepareConfig(length=length, seed=seed)
     with _exported(run):
-        path = prepare_mixture(mixture, vocab=vocab, tokenizer=text, out=out, config=config)
+        path = prepare_mixture(
+            mixture, vocab=vocab, tokenizer=text, out=out, config=config,
+            allow_unknown=allow_unknown,
+        )  # fmt: skip
     made = read_mixture(path)
     return {
         "mixture": str(path),
@@ -46,7 +61,7 @@ def prepare(
         "tasks": {
             task.name: {
                 "rate": task.rate,
-                **{split: _counts(Path(out) / folder) for split, folder in task.splits.items()},
+                **{split: _counts(Path(out), task.splits.get(split)) for split in SPLITS},
             }
             for task in made.tasks
         },
@@ -66,6 +81,7 @@ def _exported(run: str | Path) -> Iterator[None]:
             os.environ[RUN_VARIABLE] = before
 
 
-def _counts(folder: Path) -> dict[str, int]:
-    counts = artifacts.read_manifest(folder).counts
-    return {name: counts[name] for name in COUNTS}
+def _counts(out: Path, folder: str | None) -> dict[str, int]:
+    """The counts of a split; zeros of one that has no rows."""
+    counts = {} if folder is None else artifacts.read_manifest(out / folder).counts
+    return {name: counts.get(name, 0) for name in COUNTS}

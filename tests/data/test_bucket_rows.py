@@ -232,7 +232,7 @@ def test_a_fetcher_starts_with_the_first_file_and_ends_with_its_last_holder(
     folder, before = tmp_path / "own", threading.active_count()
 
     def ours() -> tuple[int, int]:
-        return threading.active_count() - before, len(list(folder.glob("rows-*")))
+        return threading.active_count() - before, len(list(folder.glob("*/rows-*")))
 
     with RowFetcher(folder=folder) as fetcher:
         mixture.open_shards(written, fetcher=fetcher)

@@ -1,9 +1,12 @@
 """How documents are written in ids: markers, the side with the loss, and reading them back."""
 
+import io
+
 import numpy as np
 import pytest
+import sentencepiece
 
-from speechlm_jax.data.formats import Writer, example_to_document
+from speechlm_jax.data.formats import Writer, example_to_document, segments_to_text
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
@@ -61,3 +64,85 @@ def test_codes_survive():
 def test_codes_outside_the_codebook_are_refused():
     with pytest.raises(ValueError, match="codes outside"):
         WRITER.speech([1, 64])
+
+
+WORDS = "Anna lives  in\nParis, don't you?\u3000東京 \u200bÉté\r\n".split("i")
+
+
+def verbatim(parts):
+    """Segments of a text: every other one is spoken."""
+    return [
+        {"text": part} if number % 2 == 0 else {"text": part, "said": "x", "codes": [3, 3, 63]}
+        for number, part in enumerate(parts)
+    ]
+
+
+def byte_level():
+    """A tokenizer.json that writes any text, made by the library that defines what one is."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the `hf` extra")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet)
+    made.train_from_iterator(["Anna lives in Paris"] * 9, trainer)
+    return made
+
+
+def exact_pieces():
+    """A SentencePiece model that writes any text, and its library's processor."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(["Anna lives in Paris"] * 9), model_writer=model, model_type="bpe",
+        vocab_size=290, byte_fallback=True, hard_vocab_limit=False, minloglevel=2, unk_id=0,
+        bos_id=-1, eos_id=-1, normalization_rule_name="identity", add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.mark.parametrize("make", [byte_level, exact_pieces])
+@pytest.mark.parametrize(
+    "parts", [WORDS, ["  ", "a", " ", "b", "\n"], ["", "whole"], ["whole"], ["a ", "b"]]
+)
+def test_text_ids_and_what_is_spoken_are_the_document_again(make, parts):
+    library = make()
+    its_model = (
+        library.to_str().encode() if make is byte_level else library.serialized_model_proto()
+    )
+    decode = library.decode if make is byte_level else library.DecodeIds
+    tokenizer = TextTokenizer(its_model)
+    vocab = Vocab(tokenizer.size, 64, 12.5, tokenizer.fingerprint, "tokenizer")
+    segments = [s for s in verbatim(parts) if s["text"]]
+    ids = Writer(vocab, tokenizer).interleaved(segments).targets[:-1]
+    spoken = [segment["text"] for segment in segments if "codes" in segment]
+    read, run = "", []
+    for id_ in ids.tolist():
+        if id_ < vocab.text_size:
+            run.append(id_)
+        elif id_ == vocab["begin_of_speech"]:
+            read, run = read + decode(run) + spoken.pop(0), []
+    assert read + decode(run) == "".join(parts) and not spoken
+    assert segments_to_text(segments) == "".join(parts)
+
+
+def test_segments_of_earlier_versions_are_read_with_a_blank_between():
+    library = byte_level()
+    tokenizer = TextTokenizer(library.to_str().encode())
+    vocab = Vocab(tokenizer.size, 64, 12.5, tokenizer.fingerprint, "tokenizer")
+    old = [{"text": "Anna"}, {"codes": [3], "text": "lives in"}, {"text": "Paris"}]
+    ids = Writer(vocab, tokenizer).interleaved(old).targets
+    assert library.decode(ids[ids < tokenizer.size].tolist()) == "Anna Paris"
+    assert segments_to_text(old) == "Anna lives in Paris"
+
+
+def test_words_of_a_word_vocabulary_have_the_ids_that_they_had():
+    """White space is no part of them: the segments of both versions are the same rows."""
+    spoken = {"codes": [3, 3, 63], "text": "lives in"}
+    old = [{"text": "anna"}, spoken, {"text": "paris bob"}, spoken, spoken]
+    new = [
+        {"text": "anna "}, spoken | {"said": "lives in"}, {"text": " paris bob "},
+        spoken | {"said": "lives in"}, {"text": " "}, spoken | {"said": "lives in"},
+    ]  # fmt: skip
+    assert WRITER.interleaved(old).targets.tolist() == WRITER.interleaved(new).targets.tolist()
+    assert segments_to_text(old) == segments_to_text(new)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from speechlm_jax.data import permutation
 from speechlm_jax.data.plan import MAX_PHASE_ROWS, MixturePlan, Phase, TaskRows
 from speechlm_jax.errors import UserError
 
@@ -24,16 +25,49 @@ def test_each_phase_has_exactly_its_counts_evenly_spread(seed):
         assert np.abs(np.cumsum(task == k) - expected).max(initial=0) <= 1 + k
 
 
-def test_every_epoch_visits_every_row_once_and_goes_on_across_phases():
-    rows = PLAN.rows(np.arange(PLAN.num_rows))
+def indices(plan: MixturePlan, task: int) -> list[list[int]]:
+    """Which rows of a task each phase visits, in order."""
+    rows = plan.rows(np.arange(plan.num_rows))
+    phase = np.repeat(np.arange(len(plan.phases)), [phase.rows for phase in plan.phases])
+    return [
+        rows.index[(rows.task == task) & (phase == i)].tolist() for i in range(len(plan.phases))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_epoch_of_every_phase_visits_every_row_once(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 40, 3)
+    tasks = tuple(TaskRows(f"t{k}", int(size), 10, 0) for k, size in enumerate(sizes))
+    phases = [Phase(f"p{i}", tuple(rng.integers(0, 100, 3).tolist())) for i in range(4)]
+    phases += [Phase("whole", tuple(sizes.tolist()))]  # one epoch of each, wherever it stands
+    plan = MixturePlan(tasks, tuple(phases), seed)
+    for k, size in enumerate(sizes.tolist()):
+        for visited in indices(plan, k):
+            for at in range(0, len(visited), size):
+                epoch = visited[at : at + size]
+                assert len(set(epoch)) == len(epoch)
+
+
+def test_phases_take_up_what_was_not_yet_seen():
+    """Of a hundred rows forty are seen: an epoch of the next phase begins with the others."""
+    task = (TaskRows("a", 100, 1, 0),)
+    plan = MixturePlan(task, (Phase("p", (40,)), Phase("q", (100,)), Phase("r", (60,))))
+    first, second, _ = indices(plan, 0)
+    assert sorted(first + second[:60]) == sorted(second) == list(range(100))
+    thirds = MixturePlan(task, tuple(Phase(n, (c,)) for n, c in (("p", 30), ("q", 30), ("r", 40))))
+    assert sorted(sum(indices(thirds, 0), [])) == list(range(100))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_a_plan_of_one_phase_is_that_of_earlier_versions(seed):
+    plan = MixturePlan(TASKS, (Phase("p", (60, 90, 111)),), seed)
     for k, task in enumerate(TASKS):
-        mine = rows.task == k
-        epoch, index = rows.epoch[mine], rows.index[mine]
-        assert (np.diff(epoch) >= 0).all()
-        total = sum(phase.counts[k] for phase in PLAN.phases)
-        assert epoch.tolist() == (np.arange(total) // task.rows).tolist()
-        for e in range(total // task.rows):
-            assert sorted(index[epoch == e]) == list(range(task.rows))
+        epoch, place = np.divmod(np.arange(plan.phases[0].counts[k]), task.rows)
+        key = permutation.make_key(seed, task.name)
+        order = permutation.permute(place, size=task.rows, key=key, tweaks=epoch)
+        assert indices(plan, k) == [order.tolist()]
+    assert PLAN.fingerprint == "b117dfdb96f2c4a1"
 
 
 def test_row_is_rows():

@@ -167,7 +167,7 @@ def test_a_name_is_given_once_to_tasks_and_mixtures():
 
 
 def test_sources_know_their_examples(tmp_path):
-    rows = [{"id": str(i), "text": "a red cat", "take": i % 2 == 0} for i in range(200)]
+    rows = [{"id": str(i), "text": f"a red cat {i}", "take": i % 2 == 0} for i in range(200)]
     rows[0]["split"] = "test"
     artifacts.write_jsonl(tmp_path / "a.jsonl", rows)
     tasks.use_vocab(VOCAB, TOKENIZER)

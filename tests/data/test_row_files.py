@@ -1,7 +1,10 @@
 """Offsets name each row's bytes, whatever the rows' sizes; the library reads from those alone."""
 
+import contextlib
 import hashlib
 import json
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -116,3 +119,86 @@ def test_many_files_may_be_open(monkeypatch):
     assert asked == [(4096, 4096)]
     with pytest.raises(UserError, match="this host may open 4096"):
         row_files.allow_open_files(5000)
+
+
+def chunk(length, records=0, kind="r"):
+    return struct.pack("<8xQ8xQ8x", length, records << 8 | ord(kind))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        chunk(1 << 40, 1), chunk((1 << 64) - 1, 1), chunk(1 << 40, kind="s"), chunk(100, 1),
+        chunk(0, (1 << 56) - 1), chunk(0, 1, kind="x") * 100, bytes(100_000), b"",
+        *(np.random.default_rng(seed).integers(0, 256, 1 << 17, np.uint8).tobytes()
+          for seed in range(4)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rows", [-1, 0, 1, 3, 1 << 62])
+def test_bytes_that_are_no_rows_are_refused_at_once(tmp_path, data, rows):
+    (tmp_path / "rows").write_bytes(bytes(24) + data)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="rows"):
+        find_offsets(tmp_path / "rows", rows)
+    assert time.process_time() - begin < 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_files_are_refused_or_read_as_they_were(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    write(tmp_path / "rows", sizes_of("small", seed)[:50], seed)
+    whole = bytearray((tmp_path / "rows").read_bytes())
+    for _ in range(60):
+        data = bytearray(whole)
+        for at in random.integers(0, 4000, random.integers(1, 4)):
+            data[at] = random.integers(256)
+        (tmp_path / "rows").write_bytes(data[: random.choice([len(data), 5000])])
+        begin = time.process_time()
+        with contextlib.suppress(ValueError):
+            offsets = find_offsets(tmp_path / "rows", 50)
+            assert len(offsets) == 51 and np.all(np.diff(offsets.astype(np.int64)) >= 0)
+        assert time.process_time() - begin < 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "../rows"), ("name", "/etc/passwd"), ("name", ""), ("name", "a\0b"), ("name", 3),
+     ("rows", -1), ("rows", 1 << 62), ("rows", "3"), ("rows", 1.5), ("rows", True),
+     ("size_bytes", -1), ("size_bytes", None), ("strange", 1)],
+)  # fmt: skip
+def test_a_manifest_that_names_impossible_files_is_damaged(tmp_path, write_task, field, value):
+    write_task(tmp_path, [5])
+    data = json.loads((tmp_path / "stage.json").read_text())
+    data["extra"]["row_files"][0][field] = value
+    artifacts.write_json(tmp_path / "stage.json", data)
+    for read in (RowShards, add_offsets):
+        with pytest.raises(UserError, match=r"stage.json is damaged \(.*prepare again"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"extra": {}}, {"extra": []}, {"counts": {}}, {"counts": {"rows": -1}}, {"files": 3},
+     {"counts": {"rows": 5, "text_tokens": "9", "speech_tokens": 1}}, {"kind": None}],
+)  # fmt: skip
+def test_a_manifest_that_lacks_what_is_needed_is_damaged(tmp_path, write_task, change):
+    write_task(tmp_path, [5])
+    data = json.loads((tmp_path / "stage.json").read_text())
+    artifacts.write_json(tmp_path / "stage.json", data | change)
+    with pytest.raises(UserError, match="stage.json.* is (damaged|not a stage manifest)"):
+        RowShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("length", 0), ("length", -3), ("length", "64"), ("vocab", {"codebook_size": -5}),
+     ("vocab", {"codebook_size": 1 << 60}), ("vocab", {"pad_to_multiple": 0}), ("vocab", 3)],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(tmp_path, write_task, field, value):
+    write_task(tmp_path, [5])
+    data = json.loads((tmp_path / "stage.json").read_text())
+    known = data["extra"][field]
+    data["extra"][field] = known | value if isinstance(value, dict) else value
+    artifacts.write_json(tmp_path / "stage.json", data)
+    with pytest.raises(UserError, match="stage.json is damaged"):
+        RowShards(tmp_path)

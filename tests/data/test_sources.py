@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gzip
+import json
 
 import pytest
 
@@ -92,6 +94,25 @@ def test_a_bad_row_is_named(tmp_path, row, message):
         list(source.examples(source.files(), "train", codebook_size=16))
 
 
+@pytest.mark.parametrize(
+    ("segments", "text"),
+    [
+        (
+            [{"text": " A \n"}, {"text": "b, ", "said": "b", "codes": [1]}, {"text": "\t"}],
+            " A \nb, \t",
+        ),
+        ([{"text": "a"}, {"text": "b", "codes": [1]}, {"text": "c"}], "a b c"),
+    ],
+)
+def test_the_text_of_segments_is_the_document(tmp_path, segments, text):
+    """As it is written, or of earlier versions with a blank between."""
+    artifacts.write_jsonl(tmp_path / "a.jsonl", [{"id": "d", "segments": segments}])
+    (example,) = text_rows(tmp_path / "a.jsonl", validation_ratio=0.0).examples(
+        [tmp_path / "a.jsonl"], "train"
+    )
+    assert example == {"text": text}
+
+
 @pytest.mark.parametrize("segments", ["text", ["text"], [{"txt": "a"}], [{"codes": [99]}]])
 def test_bad_segments_are_named(tmp_path, segments):
     artifacts.write_jsonl(tmp_path / "a.jsonl", [{"id": "d3", "segments": segments}])
@@ -158,3 +179,115 @@ def test_code_identity_sees_what_an_object_that_is_called_holds():
         code_identity(cached)
     )
     assert code_identity(len) == ["len", []]
+
+
+def lines_of(*places) -> list[str]:
+    source = text_rows(*places, validation_ratio=0.0)
+    return [e["text"] for e in source.examples(source.files(), "train")]
+
+
+def test_a_file_that_is_there_is_taken_by_its_name_and_marks_match_others(tmp_path):
+    for name in (
+        "part[1].txt",
+        "part1.txt",
+        "a*b.txt",
+        "aXb.txt",
+        "deep/down/c.txt",
+        "deep/.d.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{name}\n")
+    assert lines_of(tmp_path / "part[1].txt") == ["part[1].txt"]
+    assert lines_of(tmp_path / "a*b.txt") == ["a*b.txt"]
+    (tmp_path / "part[1].txt").unlink()
+    assert lines_of(tmp_path / "part[1].txt") == ["part1.txt"]
+    assert lines_of(str(tmp_path / "*[Xb].txt")) == ["a*b.txt", "aXb.txt"]
+    for mark in ("**/*.txt", "**"):  # hidden files are not matched
+        assert set(lines_of(tmp_path / "deep" / mark)) == {"deep/down/c.txt"}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("folder", r"folder: is a folder; name its files, e.g. .*folder/\*.txt"),
+        ("fold*", r"fold\*: no such text file, only folders"),
+        ("none.txt", "none.txt: no such text file"),
+        ("none*.txt", r"none\*.txt: no such text file"),
+        ("none[1].txt", r"none\[1\].txt: no such text file"),
+        ("gone.txt", "gone.txt: no such text file"),  # a link to nothing
+    ],
+)
+def test_a_place_without_files_gets_the_right_word(tmp_path, place, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=message):
+        text_rows(tmp_path / place).files()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.md", "noending", "a.txt.gz", "a.jsonl",
+                                  "a.JSONL", "a.jsonl.gz"])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_is_read_plain_or_compressed_with_or_without_a_mark(tmp_path, name, encoding):
+    said = ["one", "  two é\t", "\u2028three"]
+    rows = said if "jsonl" not in name.lower() else [json.dumps({"text": text}) for text in said]
+    data = "\r\n".join([*rows, "", " "]).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert lines_of(tmp_path / name) == said
+
+
+def test_marks_are_dropped_where_files_were_put_together_or_rows_hold_them(tmp_path):
+    mark = "\ufeff".encode()
+    (tmp_path / "a.txt").write_bytes(mark + b"one\n" + mark + b"two\n")
+    artifacts.write_jsonl(tmp_path / "a.jsonl", [{"text": "\ufeffthree"}])
+    assert lines_of(tmp_path / "a.txt", tmp_path / "a.jsonl") == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        *((f"a.{kind}", "one\ntwo".encode(encoding), f"a.{kind}: is UTF-16 or UTF-32; `iconv")
+          for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
+          for kind in ("txt", "jsonl")),
+        ("a.txt.gz", b"plain", "a.txt.gz: is not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"a line\n" * 999)[:-9], "a.txt.gz: is not a whole gzip file"),
+        ("a.txt.gz", b"", ""),
+        ("a.txt.gz", gzip.compress("café".encode("latin-1")), "a.txt.gz: is not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{'), "a.jsonl.gz:2: is not JSON"),
+        *((f"a.{kind}", b"x", f"a.{kind}: is not read; give .txt or .jsonl")
+          for kind in ("json", "csv", "parquet.gz", "zip", "jsonl.zst", "json.gz", "xz")),
+        ("a.jsonl", b'{"id": 7, "text": "a \\ud800"}', "row 7 has no text in 'text'"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl:1: "),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_what_it_says_is_one_line(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    if not message:
+        assert lines_of(tmp_path / name) == []
+        return
+    with pytest.raises(UserError, match=message) as error:
+        lines_of(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_go_by_what_they_say_or_by_their_id(tmp_path):
+    rows = text_rows(tmp_path / "a.txt", validation_ratio=0.5)
+    said = [{"id": str(i), "text": f"Row {i}."} for i in range(50)]
+    for row in said:
+        versions = [{"id": "x", "text": "\t" + row["text"].upper()},
+                    {"id": "y", "segments": [{"codes": [1], "text": "row"},
+                                             {"text": row["text"][3:]}]}]  # fmt: skip
+        assert {rows.split_of(version) for version in versions} == {rows.split_of(row)}
+        story = dataclasses.replace(rows, fields={"text": "story"})
+        assert story.split_of({"id": "z", "story": row["text"], "text": "other"}) == (
+            rows.split_of(row)
+        )
+    silent = [{"id": str(i), "codes": [1]} for i in range(50)]
+    assert {rows.split_of(row) for row in silent} == {"train", "validation"}
+    assert rows.split_of({"id": "x", "text": "Row 1.", "split": "mine"}) == "mine"
+    same = [{"id": str(i), "text": "same"} for i in range(50)]
+    assert len({rows.split_of(row) for row in same}) == 1
+    by_id = dataclasses.replace(rows, by_id=True)
+    assert len({by_id.split_of(row) for row in same}) == 2
+    held = dataclasses.replace(rows, validation_ratio=0.0, held_out=frozenset({rows.key(same[0])}))
+    assert held.split_of(same[0]) == "validation" and held.split_of(said[0]) == "train"

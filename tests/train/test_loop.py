@@ -188,8 +188,8 @@ def test_a_long_evaluation_is_no_hang(tmp_path, monkeypatch):
         assert len(signs) == before + 3
         return {}
 
-    config = dataclasses.replace(CONFIG, total_steps=4)
-    fit(make_stage(evals=(Evaluation("slow", 4, slow),)), config, tmp_path)
+    config = dataclasses.replace(CONFIG, total_steps=5)
+    fit(make_stage(evals=(Evaluation("slow", 5, slow),)), config, tmp_path)
     assert len(signs) > 3
 
 

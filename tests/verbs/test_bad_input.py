@@ -132,12 +132,15 @@ def test_a_folder_without_a_manifest_and_one_without_a_good_row(run, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_text_in_another_encoding(run, tmp_path, capsys, encoding):
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("latin-1", "is not UTF-8; convert it"), ("utf-16", "is UTF-16 or UTF-32")],
+)
+def test_text_in_another_encoding(run, tmp_path, capsys, encoding, expected):
     path = tmp_path / "text.txt"
     path.write_text("it is caf\u00e9\n" * 9, encoding=encoding)
     line = refused(capsys, "interleave", path, "--run", run, "--out", tmp_path / "out")
-    assert "text.txt: is not UTF-8; convert it" in line
+    assert f"text.txt: {expected}" in line
     good_wav(tmp_path / "a.wav")
     rows = [{"audio": "a.wav", "text": "it is", "speaker": "Ann"}]
     artifacts.write_jsonl(tmp_path / "manifest.jsonl", rows)
@@ -154,9 +157,44 @@ def test_text_that_is_not_there_or_holds_no_words(run, tmp_path, capsys):
     assert "holds no words" in refused(capsys, "interleave", tmp_path / "dots.txt", *to_out)
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "txt": "it is"}\n')
     line = refused(capsys, "interleave", tmp_path / "rows.jsonl", *to_out)
-    assert "rows.jsonl: row 'a' has no \"text\"" in line
+    assert "rows.jsonl: holds no document; " in line and 'rows.jsonl:1: has no "text"' in line
+    assert not (tmp_path / "out").exists()
     assert "holds no words" in refused(capsys, "synthesize", "?!", *to_out)
     assert "no word 'zebra'" in refused(capsys, "synthesize", "it is the zebra", *to_out)
+    assert "'$5.50' can be read in several ways" in refused(
+        capsys, "synthesize", "it is $5.50", *to_out
+    )
+
+
+def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
+    run, tmp_path, capsys, monkeypatch
+):
+    def loaded(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Models, "make_text_to_token", loaded)
+    (tmp_path / "a.txt").write_text("it is the cat\n")
+    rows = [{"text": "it is"}, {"text": "the cat", "speaker": "Benn", "id": "x"}]
+    artifacts.write_jsonl(tmp_path / "rows.jsonl", rows)
+    artifacts.write_jsonl(tmp_path / "numbers.jsonl", [{"text": "it is", "speaker": 3}])
+    documents = tmp_path / "documents.jsonl"
+    artifacts.write_jsonl(documents, rows[:1])
+    for file, options, expected in (
+        ("a.txt", ("--span-corruption-ratio", "nan"), "must be from 0 to 1"),
+        ("a.txt", ("--mean-span-length", "inf"), "must be above 0 and at most 1000000"),
+        ("", (), "is a folder"),
+        ("a.txt", ("--out", tmp_path / "a.txt"), "is a file; give a folder"),
+        ("documents.jsonl", ("--out", tmp_path), "would be overwritten"),
+        ("a.txt", ("--run", tmp_path), "holds no run"),
+        ("rows.jsonl", (), "row 'x': speaker 'Benn' is none of the run's 2 voices; did you mean"),
+        ("rows.jsonl", (), "did you mean 'Ben'?"),
+        ("numbers.jsonl", (), "speaker '3' is none of the run's 2 voices"),
+    ):
+        to = {"--run": run, "--out": tmp_path / "out"} | dict([options] if options else [])
+        argv = [word for option in to.items() for word in option]
+        assert expected in refused(capsys, "interleave", tmp_path / file, *argv)
+    assert not (tmp_path / "out").exists()
+    assert list(artifacts.read_jsonl(documents)) == rows[:1]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from speechlm_jax.quickstart.models import Models
 from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
-from speechlm_jax.verbs.interleave import interleave
 from speechlm_jax.verbs.speak import ids_to_file_names, speak
 from speechlm_jax.verbs.synthesize import synthesize
 from speechlm_jax.verbs.tokenize import tokenize
@@ -116,19 +115,6 @@ def test_file_names_are_distinct_on_every_file_system_and_readable():
     assert all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names)
     assert max(len(name.encode()) for name in names) < 230
     assert names == ids_to_file_names(ids)
-
-
-def test_interleave_keeps_the_words_and_says_the_ratio(run, tmp_path):
-    text = "The city of Anna is London, it is the cat of Ben. " * 10
-    (tmp_path / "text.txt").write_text(f"{text}\n\n{text}\n", encoding="utf-8")
-    said = interleave(tmp_path / "text.txt", run=run, out=tmp_path / "out", mean_span_length=4.0)
-    rows = list(artifacts.read_jsonl(tmp_path / "out/documents.jsonl"))
-    assert said["documents"] == len(rows) == 2 and 0 < said["ratio"] < 0.6
-    for row in rows:
-        words = " ".join(segment["text"] for segment in row["segments"]).split()
-        assert words == "the city of anna is london it is the cat of ben".split() * 10
-    assert [row["speaker"] for row in rows] == ["Ann", "Ben"]
-    assert artifacts.read_manifest(tmp_path / "out").extra == Models(Folders(run)).codes_identity
 
 
 @pytest.mark.parametrize("mode", ["text_guided", "speech_only"])

@@ -1,0 +1,107 @@
+"""What a user hears of prepared tasks: words that the vocabulary lacks, and what is held out."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.data.formats import Example, Writer
+from speechlm_jax.data.sources import SPLITS
+from speechlm_jax.data.splits import count_trained
+from speechlm_jax.errors import UserError
+
+WARN_RATIO, REFUSE_RATIO = 0.01, 0.20  # of the ids of text, those that stand for unknown words
+ENOUGH_TOKENS = 10_000  # ids of held-out text that tell what the rest is like
+
+_log = logging.getLogger("speechlm.data")
+
+
+@dataclasses.dataclass
+class TextCounts:
+    """Ids that text is written in (no specials), and those of them that stand for unknown words."""
+
+    plain_tokens: int = 0
+    unknown_tokens: int = 0
+
+    def count(self, examples: Iterable[Example], writer: Writer) -> Iterator[Example]:
+        """The same examples, which are counted; letters that were left out count as unknown."""
+        tokenizer = writer.tokenizer
+        before = tokenizer.left_out
+        for example in examples:
+            ids = np.concatenate([example.inputs, example.targets])
+            self.plain_tokens += int(writer.vocab.is_text(ids).sum())
+            if tokenizer.unknown_id is not None:
+                self.unknown_tokens += int((ids == tokenizer.unknown_id).sum())
+            yield example
+        self.plain_tokens += tokenizer.left_out - before
+        self.unknown_tokens += tokenizer.left_out - before
+
+
+def check_unknown(folders: Mapping[str, Path], *, allow: bool, least: int = 0) -> None:
+    """Looks at the finished splits of tasks for words that the vocabulary lacks.
+
+    Args:
+      folders: of the tasks, by name.
+      allow: whether a task may have any number of them.
+      least: ids of text below which a task is not judged.
+
+    Raises:
+      UserError: they are more than a fifth of a task's text.
+    """
+    for task, folder in folders.items():
+        plain, unknown = _unknown(_split_counts(folder))
+        if plain >= least and unknown > REFUSE_RATIO * plain and not allow:
+            raise UserError(f"{_describe(task, plain, unknown)}, or give --allow-unknown")
+
+
+def tell(folders: Mapping[str, Path]) -> None:
+    """Warns of what is wrong with prepared tasks, but for training; says how large they are."""
+    trained = count_trained(folders)
+    for task, folder in folders.items():
+        counts = _split_counts(folder)
+        plain, unknown = _unknown(counts)
+        held_out = counts["validation"].get("documents", 0)
+        empty = sum(of_split.get("empty_documents", 0) for of_split in counts.values())
+        if unknown > WARN_RATIO * plain:
+            _log.warning("%s", _describe(task, plain, unknown))
+        if not held_out:
+            _log.warning("task %s: no document is held out, so it has no held-out loss", task)
+        if empty:
+            _log.warning("task %s: %d documents hold nothing and are left out", task, empty)
+        if trained[task]:
+            _log.warning(
+                "task %s: %d things that its %d held-out documents say are trained on too, so that "
+                'its held-out loss is too low; give all rows of a document the same "split"',
+                task, trained[task], held_out,
+            )  # fmt: skip
+        train = counts["train"].get("documents", 0)
+        _log.info("task %s: %d documents to train on, %d held out", task, train, held_out)
+
+
+def _split_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """The counts of each split; none of one that is not finished."""
+    return {
+        split: artifacts.read_manifest(folder / split).counts
+        if (folder / split / artifacts.MANIFEST).is_file()
+        else {}
+        for split in SPLITS
+    }
+
+
+def _unknown(counts: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    """Ids of text in all splits, and those of them that stand for unknown words."""
+    plain, unknown = (
+        sum(of_split.get(field.name, 0) for of_split in counts.values())
+        for field in dataclasses.fields(TextCounts)
+    )
+    return plain, unknown
+
+
+def _describe(task: str, plain: int, unknown: int) -> str:
+    return (
+        f"task {task}: {unknown} of {plain} text ids ({unknown / plain:.1%}) are unknown words; "
+        "learn a vocabulary of this text with `speechlm vocab`, and prepare with --run of that"
+    )

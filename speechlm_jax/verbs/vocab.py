@@ -1,0 +1,89 @@
+"""Text files -> a vocabulary that can write any text, joined with the codes of a run."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechlm_jax import artifacts
+from speechlm_jax.data.sources import Rows
+from speechlm_jax.errors import UserError
+from speechlm_jax.quickstart.data import make_vocab
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.verbs.opening import open_codes
+from speechlm_jax.verbs.paths import BASE_TEXT, BASE_VOCAB, TEXT_MODEL
+
+PIECE = 1000  # characters of a text that are looked at as one, at most
+MOST_PIECES = 100_000  # of a larger text every second, fourth, ... piece is looked at
+
+
+def vocab(
+    files: Sequence[str | Path],
+    *,
+    run: str | Path,
+    out: str | Path,
+    size: int = 8000,
+    field: str = "text",
+) -> dict[str, Any]:
+    """Learns a text vocabulary and writes it with the codes' identity; `prepare` takes `out`.
+
+    Args:
+      files: .txt, .jsonl (both also .gz) or .parquet, or globs; rows of other splits than "train"
+        are left out.
+      run: whose speech codes the vocabulary has: a quickstart run, or a folder of codes.
+      out: folder of the vocabulary.
+      size: text ids at most.
+      field: of a row that holds the text.
+
+    Raises:
+      UserError: no text, more characters than `size` has room for, or `out` is in use.
+    """
+    rows = Rows(tuple(files), False, {"text": field}, validation_ratio=0.0)
+    its_files, out = rows.files(), Path(out)
+    codes = open_codes(run)
+    texts = (example["text"] for example in rows.examples(its_files, "train"))
+    pieces = _thinned((piece for text in texts for piece in text_to_pieces(text)), MOST_PIECES)
+    text = TextTokenizer.train(pieces, kind="exact", size=size)
+    made = make_vocab(text, codes)
+    _write(out, text, made.to_json())
+    return {
+        "vocab": str(out),
+        "ids": {"text": made.text_size, "all": made.size, "codes_from": made.speech_offset},
+        "learnt_from": {"files": len(its_files), "characters": sum(map(len, pieces))},
+        "vocabulary": made.fingerprint,
+    }
+
+
+def text_to_pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most PIECE characters, cut before a blank where there is one."""
+    at = 0
+    while at < len(text):
+        end = at + PIECE
+        if end < len(text) and (blank := text.rfind(" ", at + 1, end)) > 0:
+            end = blank
+        yield text[at:end]
+        at = end
+
+
+def _thinned(pieces: Iterable[str], most: int) -> list[str]:
+    """At most so many of the pieces, evenly spread over all of them."""
+    kept: list[str] = []
+    step = 1
+    for number, piece in enumerate(pieces):
+        if number % step == 0:
+            kept.append(piece)
+        if len(kept) > most:
+            kept, step = kept[::2], 2 * step
+    return kept
+
+
+def _write(out: Path, text: TextTokenizer, made: dict[str, Any]) -> None:
+    """Writes the vocabulary, unless the folder holds another one or a run."""
+    known = out / BASE_VOCAB
+    if known.is_file():
+        is_other = artifacts.read_json(known) != made
+    else:
+        is_other = (out / BASE_TEXT).exists() or (out / TEXT_MODEL).exists()
+    if is_other:
+        raise UserError(f"--out {out}: holds another vocabulary; give a new folder")
+    text.save(out / TEXT_MODEL)
+    artifacts.write_json(known, made)
