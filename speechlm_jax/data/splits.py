@@ -22,8 +22,8 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.data.content import has_words, is_blank, row_to_text
 from speechlm_jax.data.sources import SPLITS, Rows, read_rows
-from speechlm_jax.data.user_code import user_code
 from speechlm_jax.errors import UserError
+from speechlm_jax.user_code import user_code
 
 FEW, CLOSED = 8, 64
 MOST_ROWS = 100_000  # of a task are looked at; one that has more is not small

@@ -33,6 +33,7 @@ MISSING = {
     "plan": [["/nope.py", "--topology", "v5p:4x4x4"],
              ["configs/lm_150m.py", "--topology", "v9:4x4x4"]],
     "prepare": [["a", "--run", "/nope"], ["a", "--length", "1"], ["a", "--module", "/nope.py"]],
+    "vocab": [["/nope.txt"], ["README.md", "--run", "/nope"], ["docs"]],
     "tokenize": [["/nope.wav"], [LONG]],
     "synthesize": [["it is", "--run", "/nope"], ["it is", "--temperature", "nan"]],
     "interleave": [["/nope"], ["README.md", "--run", "/nope"]],
