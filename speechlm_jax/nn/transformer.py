@@ -32,6 +32,8 @@ class ExecutionConfig:
 
     Attributes:
       attention: the kernel over whole rows; "auto" follows the platform.
+      documents_at_once: of a row that cuDNN attends to in one turn; its memory grows with it, and
+        rows with more documents take more turns.
       remat: what of a block the backward pass recomputes: "none", "full" (all of it), "dots" (all
         but the products with weights).
       saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
@@ -40,6 +42,7 @@ class ExecutionConfig:
     """
 
     attention: Kernel = "auto"
+    documents_at_once: int = 64
     remat: Literal["none", "full", "dots"] = "none"
     saved: tuple[str, ...] = ()
     offloaded: tuple[str, ...] = ()
@@ -49,6 +52,10 @@ class ExecutionConfig:
         for name in (*self.saved, *self.offloaded):
             if name not in CHECKPOINTED:
                 raise UserError(f"execution: {name!r} is none of {', '.join(CHECKPOINTED)}")
+        if self.documents_at_once < 2:
+            raise UserError(
+                f"execution.documents_at_once: {self.documents_at_once}; give 2 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +285,11 @@ class Transformer(nnx.Module):
         """Reads whole (packed) sequences."""
         graphdef, stacked = nnx.split(self.blocks)
         execution = self.config.execution
-        attend = attention.over(layout, self.config.block, kernel=execution.attention)
+        attend = attention.over(
+            layout, self.config.block, kernel=execution.attention,
+            documents_at_once=execution.documents_at_once,
+            dtype=x.dtype, head_dim=self.config.head_dim,
+        )  # fmt: skip
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
             x = checkpoint_name(x, "block_input")
