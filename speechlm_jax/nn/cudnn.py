@@ -132,10 +132,9 @@ def _attend(q: Array, k: Array, v: Array, documents: Documents, *, at_once: int)
         )
     if jax.__version_info__ < GROUPS_SINCE:
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    out = _turn(q, k, v, documents, 0, at_once)
+    out: Any = _turn(q, k, v, documents, 0, at_once)
     if documents.starts.shape[1] > at_once:
-        later: Any = _later(out, q, k, v, documents, at_once)
-        out = later
+        out = _later(out, q, k, v, documents, at_once)
     return jnp.where(documents.torn[:, None, None, None], jnp.nan, out)
 
 
@@ -182,7 +181,7 @@ def _backward(at_once: int, saved: tuple, given: Array) -> tuple:
     *qkv, documents = saved
 
     def add(number: Array, grads: Grads) -> Grads:
-        _, pull = jax.vjp(lambda *qkv: _turn(*qkv, documents, number, at_once), *qkv)
+        _, pull = jax.vjp(lambda q, k, v: _turn(q, k, v, documents, number, at_once), *qkv)
         return jax.tree.map(jnp.add, grads, pull(given))
 
     nothing = tuple(jnp.zeros_like(x) for x in qkv)
