@@ -32,21 +32,21 @@ class ExecutionConfig:
 
     Attributes:
       attention: the kernel over whole rows; "auto" follows the platform.
-      documents_at_once: of a row that cuDNN attends to in one turn; its memory grows with it, and
-        rows with more documents take more turns.
       remat: what of a block the backward pass recomputes: "none", "full" (all of it), "dots" (all
         but the products with weights).
       saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
         to the host's memory and back.
       unroll: layers per scan iteration.
+      documents_at_once: of a row that cuDNN attends to in one turn; its memory grows with it, and
+        rows with more documents take more turns.
     """
 
     attention: Kernel = "auto"
-    documents_at_once: int = 64
     remat: Literal["none", "full", "dots"] = "none"
     saved: tuple[str, ...] = ()
     offloaded: tuple[str, ...] = ()
     unroll: int = 1
+    documents_at_once: int = 64
 
     def __post_init__(self) -> None:
         for name in (*self.saved, *self.offloaded):
