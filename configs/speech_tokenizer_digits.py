@@ -68,6 +68,7 @@ def config() -> SpeechTokenizerExperiment:
                 warmup_steps=80,
                 b2=0.98,
                 weight_decay=0.05,
+                decay_head=False,
             ),
             log_every_steps=50,
             save_every_steps=500,

@@ -174,12 +174,16 @@ def read_manifest(folder: str | Path) -> Manifest:
 def is_current(
     folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0
 ) -> bool:
-    """Whether `folder` holds this stage's finished output of these inputs and this config."""
+    """Whether `folder` holds this stage's finished output of these inputs and this config.
+
+    Dataclasses in `config` are compared as this version reads what an older one wrote.
+    """
     if not (Path(folder) / MANIFEST).is_file():
         return False
     found = read_manifest(folder)
     made_from = (kind, inputs, configs.to_json(config), seed)
-    return (found.kind, found.inputs, found.config, found.seed) == made_from
+    theirs = configs.upgraded(found.config, config)
+    return (found.kind, found.inputs, theirs, found.seed) == made_from
 
 
 def verify(folder: str | Path) -> list[str]:

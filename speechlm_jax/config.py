@@ -1,202 +1,207 @@
 """Configs: frozen dataclasses <-> JSON, dotted overrides, fingerprints, files loaded by path."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import runpy
-import types
-import typing
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from speechlm_jax import typed
 from speechlm_jax.errors import UserError
 
 T = TypeVar("T")
+
+MOST = 2**31 - 1  # of a size: arrays are indexed by 32 bits
+added = typed.added
 
 
 def load(path: str | Path) -> Any:
     """Runs a Python config file and returns what its `config()` function returns.
 
     Raises:
-      UserError: the file is missing, or defines no `config()` that gives a dataclass.
+      UserError: the file is missing, fails, or defines no `config()` that gives a dataclass.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config file; see configs/ for those that ship")
-    made = runpy.run_path(str(path)).get("config")
+    try:
+        made = runpy.run_path(str(path)).get("config")
+        config = made() if made is not None else None
+    except Exception as error:
+        raise UserError(_failed(path, error)) from error
     if made is None:
         raise UserError(f"{path}: defines no function `config()`; see configs/ for examples")
-    config = made()
     if not dataclasses.is_dataclass(config):
         raise UserError(f"{path}: config() returned {type(config).__name__}, not a dataclass")
     return config
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Turns a config into plain JSON data; a nested dataclass of a union keeps its class name."""
-    return json.loads(json.dumps(_plain(config)))
+def at_least(config: Any, least: float | int, *names: str, most: float | int = MOST) -> None:
+    """Refuses numbers of a config that are not within `least` .. `most`; None passes.
+
+    Raises:
+      UserError: names the field and its limits.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            limits = f"to {most:.10g}" if most != MOST or value > most else "or more"
+            raise UserError(f"{name}: {typed.short(value)}; give {least:.10g} {limits}")
 
 
-def from_json(cls: type[T], data: dict[str, Any]) -> T:
+def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
+    """As `at_least`, for numbers that may be as small as they like, but not 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= most:
+            limits = f", up to {most:.10g}" if most != MOST or value > most else ""
+            raise UserError(f"{name}: {typed.short(value)}; give more than 0{limits}")
+
+
+def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:
+    """Turns a config into plain JSON data; a nested dataclass keeps its class name.
+
+    Without `whole`, fields that were `added` are left out where they mean what was before.
+    """
+    return json.loads(json.dumps(typed.to_plain(config, whole=whole)))
+
+
+def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`; fields that have moved are read where they were (`MOVED`).
 
     Raises:
-      UserError: a field is unknown, missing or of the wrong type.
+      UserError: a field is unknown, missing, of the wrong type or out of its range.
     """
-    return _typed(cls, data, cls.__name__)
+    return typed.typed(cls, data, cls.__name__)
+
+
+def upgraded(stored: Any, config: Any) -> Any:
+    """Stored JSON data as this version would have written it, to compare with `to_json(config)`.
+
+    Fields that have moved stand where they are now; fields that the data lacks have the value that
+    data without them means (`added`, or the default). Whatever else differs from `config` stays.
+    """
+    if dataclasses.is_dataclass(config) and isinstance(stored, dict):
+        name = type(config).__name__
+        if stored.get("class", name) != name:
+            return stored
+        made = {"class": name, **typed.moved(type(config), stored)}
+        for field in dataclasses.fields(config):
+            if field.name in made:
+                made[field.name] = upgraded(made[field.name], getattr(config, field.name))
+            elif (meant := typed.before(field)) is not dataclasses.MISSING:
+                made[field.name] = typed.to_plain(meant)
+        return made
+    if isinstance(config, dict) and isinstance(stored, dict):
+        mine = {str(key): item for key, item in config.items()}
+        return {key: upgraded(item, mine.get(key)) for key, item in stored.items()}
+    if isinstance(config, (list, tuple)) and isinstance(stored, list):
+        if len(config) == len(stored):
+            return [upgraded(*pair) for pair in zip(stored, config, strict=True)]
+    return stored
+
+
+def as_started(config: T, stored: Any) -> T:
+    """A config that goes on from stored JSON data: defaults that are newer give way.
+
+    A field that was `added` and is at its default takes what it meant before, where the data has
+    that: a run, or a folder that is done, stays what it was when a default changes.
+    """
+    if not isinstance(stored, dict):
+        return config
+    data, kept = typed.moved(type(config), stored), {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        mine, old = getattr(config, field.name), typed.before(field)
+        if dataclasses.is_dataclass(mine):
+            kept[field.name] = as_started(mine, data.get(field.name))
+        elif typed.is_added(field) and mine == field.default:
+            kept[field.name] = old if data.get(field.name, old) == old else mine
+    return dataclasses.replace(config, **kept)  # type: ignore[type-var]
 
 
 def fingerprint(data: Any) -> str:
-    """Sixteen hex digits that name a config or any JSON data: the SHA-256 of its canonical JSON."""
-    plain = _plain(data)
+    """Sixteen hex digits that name a config or any JSON data: the SHA-256 of its canonical JSON.
+
+    Of a dataclass, fields that were `added` count only where they change what was before.
+    """
+    plain = typed.to_plain(data, whole=False)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def override(config: T, assignments: Iterable[str]) -> T:
-    """Applies `field.sub=value` assignments; values are JSON, bare words are strings.
+    """Applies `field.sub=value` assignments, all at once; values are JSON, bare words are strings.
 
     Raises:
-      UserError: an unknown field (the nearest one is named) or a value of the wrong type.
+      UserError: an unknown field (the nearest one is named), a value of the wrong type, or two
+        values for a field.
     """
+    given: dict[str, Any] = {}
     for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        if not separator:
-            raise UserError(f"'{assignment}': an override is written field=value")
-        config = _replace(config, path.strip().split("."), text.strip(), path.strip())
-    return config
+        path, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator or not all(path.split(".")):
+            raise UserError(f"{typed.short(assignment)}: an override is written field=value")
+        _assign(given, path, text)
+    return _replaced(config, given, "") if given else config
 
 
-def _replace(config: Any, names: list[str], text: str, path: str) -> Any:
-    hints = _field_types(type(config), path)
-    name = names[0]
-    if name not in hints:
-        moved = _moved_to(type(config)).get(name)
-        if moved is not None:
-            outer = path.removesuffix(".".join(names))
-            raise UserError(f"{path}: is now {outer}{'.'.join([moved, *names[1:]])}")
-        raise UserError(f"{path}: {_unknown(name, hints)}")
-    if len(names) > 1:
-        child = getattr(config, name)
-        if not dataclasses.is_dataclass(child):
-            raise UserError(f"{path}: '{name}' is a value, it has no field '{names[1]}'")
-        value = _replace(child, names[1:], text, path)
-    else:
-        value = _typed(hints[name], _parse(text), path)
-    return dataclasses.replace(config, **{name: value})
+def _assign(given: dict[str, Any], path: str, text: str) -> None:
+    """Notes one assignment in a tree of field names whose leaves are texts."""
+    *outer, name = path.split(".")
+    for part in outer:
+        given = given.setdefault(part, {})
+        if not isinstance(given, dict):
+            raise UserError(f"{path}: '{part}' is also given as a whole; give one of them")
+    before = given.setdefault(name, text)
+    if before != text:
+        raise UserError(f"{path}: is given twice, and differently; give it once")
 
 
-def _parse(text: str) -> Any:
+def _replaced(config: Any, given: dict[str, Any], path: str) -> Any:
+    """A dataclass with the fields of a tree of assignments replaced."""
+    hints, made = typed.field_types(type(config)), {}
+    for name, value in given.items():
+        where = f"{path}.{name}" if path else name
+        if name not in hints:
+            raise UserError(f"{where}: {_absent(config, name, path)}")
+        if isinstance(value, str):
+            made[name] = typed.typed(hints[name], _parse(value, where), where)
+        elif dataclasses.is_dataclass(child := getattr(config, name)):
+            made[name] = _replaced(child, value, where)
+        else:
+            part = next(iter(value))
+            raise UserError(
+                f"{where}.{part}: '{name}' is {typed.short(child)}, it has no field '{part}'; "
+                f"give {where} as a whole"
+            )
+    return typed.built(lambda: dataclasses.replace(config, **made), path)
+
+
+def _absent(config: Any, name: str, path: str) -> str:
+    """Says of a field that a config does not have where it is now, or which one is the nearest."""
+    now = typed.moves(type(config)).get(name)
+    if now is None:
+        return typed.unknown(name, typed.field_types(type(config)))
+    return f"is now {path}.{now}" if path else f"is now {now}"
+
+
+def _parse(text: str, path: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
+    except ValueError:  # no JSON, or an integer of thousands of digits
         return {"None": None, "True": True, "False": False}.get(text, text)
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def _field_types(cls: type, path: str) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(cls):
-        raise UserError(f"{path}: {cls.__name__} has no fields")
-    return {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return (
-        f"unknown field '{name}'; did you mean '{near[0]}'?" if near else f"unknown field '{name}'"
-    )
-
-
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    """Converts JSON data to the annotated type, or raises a UserError that names `path`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _typed_union(arguments, value, path)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise UserError(f"{path}: {value!r} is not one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            arguments = (arguments[0],) * len(value)
-        if len(arguments) != len(value):
-            raise UserError(f"{path}: takes {len(arguments)} values, not {len(value)}")
-        return tuple(_typed(t, v, path) for t, v in zip(arguments, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {key: _typed(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _typed_dataclass(hint, value, path)
-    if hint is float and type(value) is int:
-        return float(value)
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or type(value) is not bool)
-    ):
-        return value
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    raise UserError(f"{path}: {value!r} is not of type {getattr(hint, '__name__', hint)}")
-
-
-def _typed_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
-    named = value.get("class") if isinstance(value, dict) else None
-    for choice in choices:
-        if named is not None and getattr(choice, "__name__", None) != named:
-            continue
-        if choice is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _typed(choice, value, path)
-        except UserError:
-            if named is not None:
-                raise
-    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise UserError(f"{path}: {value!r} is not of type {names}")
-
-
-def _moved_to(cls: type) -> dict[str, str]:
-    """Fields that a class had, and the dotted field that each of them is now."""
-    return getattr(cls, "MOVED", {})
-
-
-def _moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    """A config's JSON data with moved fields where they are now."""
-    moves = _moved_to(cls)
-    made = {key: value for key, value in data.items() if key not in moves}
-    for old in moves.keys() & data.keys():
-        outer, name = moves[old].rsplit(".", 1)
-        made[outer] = {**made.get(outer, {}), name: data[old]}
-    return made
-
-
-def _typed_dataclass(cls: type, data: dict[str, Any], path: str) -> Any:
-    hints = _field_types(cls, path)
-    given = {key: value for key, value in _moved(cls, data).items() if key != "class"}
-    for name in given:
-        if name not in hints:
-            raise UserError(f"{path}: {_unknown(name, hints)}")
-    values = {name: _typed(hints[name], value, f"{path}.{name}") for name, value in given.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UserError(f"{path}: {error}") from error
+def _failed(path: Path, error: Exception) -> str:
+    """Where in a config file something failed, and what, in one line."""
+    if isinstance(error, UserError):
+        return f"{path}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 0
+    message = (str(error).splitlines() or [""])[0]
+    return f"{path}:{line}: {type(error).__name__}: {message}"

@@ -55,6 +55,9 @@ class Vocab:
     pad_to_multiple: int = 128
 
     def __post_init__(self) -> None:
+        configs.at_least(self, 0, "text_size", "codebook_size", "num_spare")
+        configs.at_least(self, 1, "pad_to_multiple")
+        configs.above_0(self, "frame_rate_hz")
         for name, id_ in self.mapped:
             if name not in SPECIALS or not 0 <= id_ < self.text_size:
                 raise UserError(

@@ -112,7 +112,7 @@ def test_an_override_changes_one_field(assignment, field, value):
         ("is_causal=1", ["is_causal", "bool"]),
         ("floor=clipped", ["floor", "'clip', 'fixed'"]),
         ('pair=["a"]', ["pair", "2 values"]),
-        ("limit=x", ["limit", "int or NoneType"]),
+        ("limit=x", ["limit", "int or null"]),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong_in_one_line(assignment, words):
@@ -159,6 +159,94 @@ def test_fields_that_have_moved_are_read_where_they_were():
 def test_an_override_of_a_field_that_has_moved_names_the_new_one():
     with pytest.raises(UserError, match=r"^part\.pace: is now part\.inner\.speed$"):
         configs.override(Whole(), ["part.pace=3"])
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Second:
+    steps: int = 1
+    late: float = configs.added(0.0)
+    other: bool = configs.added(True, before=False)
+
+
+Second.__name__ = "First"
+
+
+@pytest.mark.parametrize("old", [First(), {"x": [First(3), First(2)]}], ids=["alone", "deep"])
+def test_a_field_that_came_is_no_part_of_a_fingerprint_while_it_means_what_was(old):
+    def newer(value, **fields):
+        if isinstance(value, First):
+            return Second(value.steps, **{"other": False, **fields})
+        if isinstance(value, dict):
+            return {key: newer(item, **fields) for key, item in value.items()}
+        return [newer(item, **fields) for item in value]
+
+    same = newer(old)
+    assert configs.fingerprint(same) == configs.fingerprint(old)
+    assert configs.upgraded(configs.to_json(old), same) == configs.to_json(same)
+    assert configs.to_json(same, whole=False) == configs.to_json(old)
+    for change in ({"late": 0.5}, {"other": True}):
+        assert configs.fingerprint(newer(old, **change)) != configs.fingerprint(old)
+        assert configs.upgraded(configs.to_json(old), same) != configs.to_json(newer(old, **change))
+
+
+def test_what_was_begun_keeps_what_was_the_default():
+    assert configs.as_started(Second(), {"class": "First", "steps": 1}) == Second(other=False)
+    assert configs.as_started(Second(), configs.to_json(Second(other=False))).other is False
+    assert configs.as_started(Second(), configs.to_json(Second())).other is True
+    assert configs.as_started(Second(late=0.5), {}).late == 0.5
+    assert configs.as_started(Second(), []) == Second()
+    assert configs.from_json(Second, {"class": "First"}) == Second(other=False)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["=3"], "an override is written field=value"),
+        (["."], "an override is written field=value"),
+        (["schedule..peak=3"], "an override is written field=value"),
+        ([".name=3"], "an override is written field=value"),
+        (["total_steps=1", "total_steps=2"], "total_steps: is given twice, and differently"),
+        (["schedule={}", "schedule.peak=2"], "schedule.peak: 'schedule' is also given as a whole"),
+        (["schedule.peak=2", "schedule={}"], "schedule: is given twice, and differently"),
+        (["limit.x=2"], "limit.x: 'limit' is 4, it has no field 'x'; give limit as a whole"),
+        (["total_steps=1=2"], "total_steps: '1=2' is not of type int"),
+        (["total steps=1"], "total steps: unknown field 'total steps'"),
+        (["schedule . peak=1"], "unknown field 'schedule '"),
+        (["limit=[1]"], r"limit: .1. is not of type int or null"),
+        (["floor=[]"], r"floor: \[\] is not one of 'clip'"),
+        (["floor={}"], r"floor: \{\} is not one of 'clip'"),
+        (["pair=[1, 2, 3]"], "pair: takes 2 values, not 3"),
+        (['pair=["a", "b"]'], r"pair\[1\]: 'b' is not of type float"),
+        (["pair=ab"], "pair: 'ab' is not of type tuple"),
+        (['schedule={"class": "Cosine", "peek": 2}'], "schedule: unknown field 'peek'"),
+        (['schedule={"class": "Other"}'], "schedule: .* is not of type Cosine or Constant"),
+        (["schedule.peak=NaN"], "schedule.peak: nan is no finite number"),
+        (["schedule.peak=1e999"], "schedule.peak: inf is no finite number"),
+        ([f"total_steps={10**30}"], "does not fit into 64 bits"),
+        (["total_steps=" + "1" * 5000], "total_steps: '111.*' is not of type int"),
+        (["total_steps=" + "[" * 100_000], "total_steps: (is nested too deeply|.* of type int)"),
+        (["name=\udc80"], "name: .* is not text in UTF-8"),
+    ],
+)
+def test_overrides_that_cannot_be_read_are_one_line(assignments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        configs.override(EXPERIMENT, assignments)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_an_override_that_is_said_twice_alike_is_fine():
+    assert configs.override(EXPERIMENT, ["name=a=b", " name = a=b "]).name == "a=b"
+
+
+@pytest.mark.parametrize("data", [[], 3, None, {"class": "Cosine"}, {"class": []}, {"name": {}}])
+def test_data_of_another_shape_is_one_line(data):
+    with pytest.raises(UserError, match="^Experiment"):
+        configs.from_json(Experiment, data)
 
 
 def test_a_config_file_is_loaded_by_path(tmp_path):

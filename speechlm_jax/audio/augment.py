@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
+from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import DYNAMIC_RANGE, SMALLEST_POWER, MelConfig, mel_to_power
 
 DB = 1 / 40  # log-mel units: log10 of the power, divided by 4
@@ -56,10 +57,9 @@ class AugmentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_joined < 1 or min(dataclasses.astuple(self)) < 0:
-            raise ValueError("max_joined must be at least 1, and no field negative")
-        if max(self.warp_ratio, self.stretch_ratio) >= 1:
-            raise ValueError("warp_ratio and stretch_ratio must be less than 1")
+        configs.at_least(self, 0, *(field.name for field in dataclasses.fields(self)))
+        configs.at_least(self, 1, "max_joined")
+        configs.at_least(self, 0, "warp_ratio", "stretch_ratio", most=0.99)
 
 
 @dataclasses.dataclass(frozen=True)

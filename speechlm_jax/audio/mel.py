@@ -17,6 +17,9 @@ import scipy.fft
 from jaxtyping import Float
 from numpy import ndarray
 
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+
 DYNAMIC_RANGE = 8.0  # decades below the loudest frame that Whisper keeps
 # Decades; speech at full scale peaks near 1.5, so this is the floor that `clip` gives it.
 FIXED_FLOOR = -6.5
@@ -44,6 +47,18 @@ class MelConfig:
     floor: Literal["clip", "fixed"] = "clip"
     f_min: float = 0.0
     f_max: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("sample_rate", "n_fft", "win_length", "hop_length", "num_mels")
+        configs.at_least(self, 1, *sizes)
+        configs.at_least(self, 0, "f_min")
+        if self.win_length > self.n_fft:
+            raise UserError(f"win_length: {self.win_length} exceeds n_fft, {self.n_fft}")
+        most = self.sample_rate / 2 if self.f_max is None else self.f_max
+        if not self.f_min < most <= self.sample_rate / 2:
+            raise UserError(
+                f"f_max: {most}; give more than f_min, {self.f_min}, up to half the sample rate"
+            )
 
     @property
     def mel_rate_hz(self) -> float:

@@ -40,7 +40,7 @@ def write_features(
     """
     folder = Path(folder)
     clips = read_clips(clips_folder)
-    config = {"mel": configs.to_json(mel), "max_seconds": float(max_seconds)}
+    config = {"mel": mel, "max_seconds": float(max_seconds)}
     inputs = {"clips": clips.fingerprint}
     if artifacts.is_current(folder, FEATURES_KIND, inputs=inputs, config=config):
         _clear(folder)
@@ -51,7 +51,7 @@ def write_features(
     arguments = {
         "requests": str((folder / REQUESTS).resolve()),
         "clips_folder": str(clips.folder.resolve()),
-        **config,
+        **configs.to_json(config),
     }
     parts = run_shards(
         ShardTask("speechlm_jax.bulk.features:write_part", arguments),

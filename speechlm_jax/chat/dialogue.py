@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.nn.decode import Sampling
@@ -31,6 +32,9 @@ class ChatConfig:
     temperature: float = 0.0
     max_text: int = 16
     max_codes: int = 64
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "temperature", "max_text", "max_codes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.lm import bench, presets
 from speechlm_jax.lm.bench import BenchConfig
 from speechlm_jax.nn.flash import Kernel
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import Dtype, LanguageModelConfig
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         help="fields of lm.bench.BenchConfig, e.g. rows=8 mesh.tensor=2",
     )  # fmt: skip
     options.add_vocab(parser)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="in place of the model's")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="in place of the model's")
     parser.add_argument("--remat", choices=("none", "full", "dots"), help="likewise")
     parser.add_argument("--attention", choices=get_args(Kernel), help="likewise")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
         "transformer": dataclasses.replace(stack, execution=_replaced(stack.execution, execution)),
     }
     config = configs.override(config, args.overrides)
-    if config.steps < 1 or config.rows < 1 or config.length < 8:
-        raise UserError("bench: steps and rows must be 1 or more, length 8 or more")
     found = bench.bench_train(_replaced(model, whole), config)
     if args.out is not None:
         artifacts.write_json(args.out, found)

@@ -153,9 +153,12 @@ def _searched(tried: list[searching.Tried], given: list[str]) -> dict[str, Any]:
     """The best plan, how to ask for it, and what else was compiled."""
     best = searching.best(tried)
     start = {"fits": False} if best is None else best.plan.to_json()
+    found = () if best is None else best.overrides
+    fields = {assignment.partition("=")[0] for assignment in found}
+    kept = [x for x in given if x.partition("=")[0].strip() not in fields]
     return {
         **start,
-        "overrides": None if best is None else [*given, *best.overrides],
+        "overrides": None if best is None else [*kept, *found],
         "tried": [one.to_json() for one in tried],
     }
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 
 
@@ -26,6 +27,12 @@ class BucketConfig:
     batch_size: int = 16
     edges: tuple[int, ...] = (192, 240, 384)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "batch_size")
+        configs.at_least(self, 0, "seed")
+        if not self.edges or list(self.edges) != sorted({max(1, edge) for edge in self.edges}):
+            raise UserError(f"edges: {list(self.edges)}; give numbers above 0 that rise")
 
 
 class BucketedClips:

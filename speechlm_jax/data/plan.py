@@ -129,6 +129,20 @@ class MixturePlan:
         """Names the plan; a checkpoint resumes on the same one only."""
         return configs.fingerprint(self)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What its fingerprint stands for, by the names of tasks and phases."""
+        tasks = [dataclasses.asdict(task) for task in self.tasks]
+        names = [task.name for task in self.tasks]
+        return {
+            "seed": self.seed,
+            "tasks": {task.pop("name"): task for task in tasks},
+            "phases": [
+                {"name": phase.name, "rows": dict(zip(names, phase.counts, strict=True))}
+                for phase in self.phases
+            ],
+        }
+
     @cached_property
     def _starts(self) -> np.ndarray:
         """Row numbers at which phases start, and the end."""

@@ -49,6 +49,11 @@ class PrepareConfig:
     shuffle_documents: int = 10_000
     open_rows: int = 64
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 2, "length")
+        configs.at_least(self, 1, "num_shards", "shuffle_documents", "open_rows")
+        configs.at_least(self, 0, "seed", most=2**63 - 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from speechlm_jax import config as configs
 from speechlm_jax.data.plan import MixturePlan, Phase, TaskRows
 from speechlm_jax.errors import UserError
 
@@ -22,7 +24,7 @@ class Share:
     amount: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.amount > 0:
+        if not 0 < self.amount < math.inf:
             raise UserError(
                 f"share {self.kind}: {self.amount} must be above 0; leave the task out instead"
             )
@@ -42,6 +44,9 @@ class PhaseSpec:
     shares: dict[str, Share]
     tokens: int | None = None
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "tokens", "rows", most=10**18)
 
 
 def fraction(amount: float | int) -> Share:

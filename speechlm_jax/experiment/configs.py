@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
@@ -16,12 +16,18 @@ from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.same_run import decisive
+from speechlm_jax.train.same_run import OPERATIONAL, decisive
 
+ModelKind: TypeAlias = Literal["lm", "text_to_token"]
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
 PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
     "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
+}
+# What is measured on the way, and how a stack is computed, changes rounding at most.
+EXECUTION = {
+    "LanguageModelExperiment": frozenset({"eval_every_steps"}),
+    "TransformerConfig": frozenset({"execution"}),
 }
 
 
@@ -72,6 +78,11 @@ class RowsData:
     disk_gb: float = DISK_GB
     cache: str = ""
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "batch_size")
+        configs.at_least(self, 0, "seed", most=2**63 - 1)
+        configs.above_0(self, "disk_gb")
+
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerExperiment:
@@ -88,24 +99,35 @@ class LanguageModelExperiment:
     """Trains a language model, or with `kind="text_to_token"` a text-to-token model, on rows.
 
     `model.vocab_size` 0 is read from the rows' vocabulary. `eval_every_steps` of held-out loss.
-    `z_loss` weighs the squared log-partition (of the language model alone).
+    `z_loss` weighs the squared log-partition.
     """
 
     data: RowsData
     model: LanguageModelConfig
     train: TrainConfig
-    kind: str = "lm"
+    kind: ModelKind = "lm"
     eval_every_steps: int = 500
     z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "eval_every_steps")
+        configs.at_least(self, 0, "z_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechDecoderExperiment:
-    """Trains a flow from codes to mel frames; fields of `model` at 0 are read from the data."""
+    """Trains a flow from codes to mel frames, as they are (no `data.augment`).
+
+    `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` of `model` are those of the data.
+    """
 
     data: ClipsData
     model: FlowConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.data.augment is not None:
+            raise UserError("data.augment: is for speech tokenizers alone")
 
 
 Experiment = SpeechTokenizerExperiment | LanguageModelExperiment | SpeechDecoderExperiment
@@ -125,15 +147,38 @@ def load_experiment(path: str | Path) -> Experiment:
     return found
 
 
-def experiment_from_json(data: dict[str, Any], where: str) -> Experiment:
+def experiment_from_json(data: Any, where: str) -> Experiment:
     """An experiment from its JSON data."""
-    cls = EXPERIMENTS.get(data.get("class", ""))
+    cls = EXPERIMENTS.get(str(data.get("class"))) if isinstance(data, dict) else None
     if cls is None:
         raise UserError(f"{where}: is not the config of an experiment")
     return configs.from_json(cls, data)
 
 
+def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
+    """Class -> fields of an experiment that may change when its run goes on.
+
+    Microbatches change the order of sums, and of draws; but a speech tokenizer's codebook moves on
+    with each of them.
+    """
+    found = OPERATIONAL | PLACES | EXECUTION
+    if not isinstance(experiment, SpeechTokenizerExperiment):
+        found["TrainConfig"] |= {"num_microbatches"}
+    return found
+
+
 def essence(experiment: Experiment) -> dict[str, Any]:
-    """An experiment's JSON data without folders: the same wherever its data and `init_from` lie."""
-    started_from = {"TrainConfig": frozenset({"init_from"})}
-    return decisive(configs.to_json(experiment), PLACES | started_from)
+    """What of an experiment decides its result, as JSON data without folders (`init_from` too)."""
+    return _essence(configs.to_json(experiment), experiment)
+
+
+def is_essence(stored: Any, experiment: Experiment) -> bool:
+    """Whether stored JSON data, of this version or an older one, has this experiment's essence."""
+    mine = configs.as_started(experiment, stored)
+    return _essence(configs.upgraded(stored, mine), mine) == essence(mine)
+
+
+def _essence(data: Any, experiment: Experiment) -> Any:
+    left_out = operational(experiment)
+    left_out["TrainConfig"] |= {"init_from"}
+    return decisive(data, left_out)

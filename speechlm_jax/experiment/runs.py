@@ -11,6 +11,7 @@ from speechlm_jax.data.stream import read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
     LanguageModelExperiment,
+    ModelKind,
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
@@ -47,7 +48,11 @@ def load_reader(
 
 
 def load_inference(
-    run: str | Path, *, kind: str | None = None, vocab: Vocab | None = None, batch_size: int = 64
+    run: str | Path,
+    *,
+    kind: ModelKind | None = None,
+    vocab: Vocab | None = None,
+    batch_size: int = 64,
 ) -> tuple[Inference, LanguageModelExperiment]:
     """A trained language or text-to-token model, from its run or one of its checkpoints.
 

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
@@ -102,7 +104,8 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
         clip_batches(clips, collate, **_hosts(given)),
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
-    return resolved, stage
+    described = {"features": _described(features), "text": {"ids": text.size}}
+    return resolved, dataclasses.replace(stage, described=described)
 
 
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
@@ -122,7 +125,9 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
     identity = {"plan": plan.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
     names = [task.name for task in tasks]
     if given.kind == "text_to_token":
-        stage = text_to_token_stage.make_stage(model, vocab, batches, identity=identity)
+        stage = text_to_token_stage.make_stage(
+            model, vocab, batches, identity=identity, z_loss=given.z_loss
+        )
     else:
         stage = lm_stage.make_stage(
             model, vocab, names, batches, identity=identity, z_loss=given.z_loss
@@ -139,7 +144,11 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
     if unseen:
         evals = (held_out(stage.loss, unseen, every_steps=given.eval_every_steps),)
         stage = dataclasses.replace(stage, evals=evals)
-    stage = dataclasses.replace(stage, progress=lambda rows: _progress(plan, rows))
+    stage = dataclasses.replace(
+        stage,
+        progress=lambda rows: _progress(plan, rows),
+        described={"plan": plan.described, "vocabulary": vocab.to_json()},
+    )
     resolved = dataclasses.replace(given.train, total_steps=total_steps)
     return dataclasses.replace(given, model=model, train=resolved), stage
 
@@ -148,6 +157,7 @@ def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[Mi
     """The rows of a run in order, and its number of steps."""
     data, steps = given.data, given.train.total_steps
     if not data.phases:
+        at_least(given.train, 1, "total_steps")
         shares = data.shares or rates_to_shares(read_mixture(data.mixture).rates)
         phase = PhaseSpec("train", dict(shares), rows=steps * data.batch_size)
         return make_plan(tasks, [phase], seed=data.seed), steps
@@ -209,4 +219,11 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
         clip_batches(clips, collate, **_hosts(given)),
         identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
     )
+    stage = dataclasses.replace(stage, described={"features": _described(features)})
     return dataclasses.replace(given, model=model), stage
+
+
+def _described(features: Features) -> dict[str, Any]:
+    """What a fingerprint of features stands for, but for the frames themselves."""
+    made = features.manifest
+    return {"inputs": made.inputs, "config": made.config, "counts": made.counts}

@@ -37,6 +37,12 @@ class InterleaveConfig:
     seed: int = 0
     batch_documents: int = 256
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "span_corruption_ratio", most=1)
+        configs.above_0(self, "mean_span_length")
+        configs.at_least(self, 0, "seed", most=2**63 - 1)
+        configs.at_least(self, 1, "batch_documents")
+
 
 @dataclasses.dataclass(frozen=True)
 class SpanRequest:
@@ -90,9 +96,7 @@ def document_to_interleaved(
       UserError: a document without id or text, or two of the same id.
     """
     out = Path(out)
-    if artifacts.is_current(
-        out, KIND, inputs=inputs, config=configs.to_json(config), seed=config.seed
-    ):
+    if artifacts.is_current(out, KIND, inputs=inputs, config=config, seed=config.seed):
         return artifacts.read_manifest(out)
     identity = configs.fingerprint({"inputs": inputs, "config": config})
     parts, counts = [], InterleaveCounts()

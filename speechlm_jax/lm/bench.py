@@ -45,6 +45,12 @@ class BenchConfig:
     seed: int = 0
     z_loss: float = 0.0
 
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "rows", "steps", "num_microbatches")
+        configs.at_least(self, 8, "length")
+        configs.at_least(self, 0, "warmup", "z_loss")
+        configs.at_least(self, 0, "seed", most=2**32 - 1)
+
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:
     """Times the step that training runs; seconds are medians over `config.steps` steps."""

@@ -13,7 +13,7 @@
 import dataclasses
 from typing import Literal, TypeAlias
 
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import Dtype, LanguageModelConfig
 from speechlm_jax.nn.transformer import ExecutionConfig, TransformerConfig
 
 Size: TypeAlias = Literal["tiny", "150M", "0.5B", "1.5B", "4B", "9B"]
@@ -48,7 +48,7 @@ def preset(
     size: Size,
     *,
     vocab_size: int = 0,
-    dtype: str = "bfloat16",
+    dtype: Dtype = "bfloat16",
     remat: Literal["none", "full", "dots"] = "full",
 ) -> LanguageModelConfig:
     """A model of this size.

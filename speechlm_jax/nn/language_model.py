@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Int
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
@@ -13,6 +15,8 @@ from speechlm_jax.nn.layers import Linear, RMSNorm
 from speechlm_jax.nn.losses import PackedLoss, packed_loss
 from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
 from speechlm_jax.sharding import constrain
+
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,10 @@ class LanguageModelConfig:
     transformer: TransformerConfig
     tied: bool = True
     scale_embeddings: bool = True
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "vocab_size")
 
 
 class LanguageModel(nnx.Module):

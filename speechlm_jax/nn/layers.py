@@ -1,14 +1,18 @@
 """Linear maps, norms and causal convolutions: the small parts that blocks are made of."""
 
 import dataclasses
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float
 from speechlm_jax.nn import param
 from speechlm_jax.sharding import platform
+
+Map: TypeAlias = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,11 @@ class Lora:
 
     rank: int = 16
     alpha: float = 32.0
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    targets: tuple[Map, ...] = get_args(Map)
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "rank")
+        configs.above_0(self, "alpha")
 
     @property
     def scale(self) -> float:

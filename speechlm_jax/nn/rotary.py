@@ -5,7 +5,9 @@ import math
 
 import jax.numpy as jnp
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,12 @@ class LongContext:
     low_freq: float = 1.0
     high_freq: float = 4.0
     length: int = 8192
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "factor", "length")
+        configs.above_0(self, "low_freq")
+        if not self.low_freq < self.high_freq:
+            raise UserError(f"high_freq: {self.high_freq} is not above low_freq, {self.low_freq}")
 
 
 def rates(

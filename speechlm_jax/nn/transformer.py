@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn import attention, param
@@ -49,6 +50,7 @@ class ExecutionConfig:
     documents_at_once: int = 64
 
     def __post_init__(self) -> None:
+        configs.at_least(self, 1, "unroll")
         for name in (*self.saved, *self.offloaded):
             if name not in CHECKPOINTED:
                 raise UserError(f"execution: {name!r} is none of {', '.join(CHECKPOINTED)}")
@@ -99,6 +101,20 @@ class TransformerConfig:
     cross_attention: bool = False
     lora: Lora | None = None
     execution: ExecutionConfig = ExecutionConfig()
+
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "block")
+        configs.at_least(self, 1, *sizes)
+        configs.at_least(self, 0, "norm_eps")
+        configs.above_0(self, "rope_theta")
+        configs.above_0(self, "rope_fraction", most=1)
+        if self.heads % self.kv_heads:
+            raise UserError(f"heads: {self.heads} is no multiple of kv_heads, {self.kv_heads}")
+        rotated = int(self.head_dim * self.rope_fraction)
+        if self.rope_theta is not None and (rotated < 2 or rotated % 2):
+            raise UserError(
+                f"head_dim: {rotated} of {self.head_dim} are rotated (rope_fraction); make it even"
+            )
 
     @property
     def residual_scale(self) -> float:

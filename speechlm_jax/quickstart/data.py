@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts, shipped
-from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_OK, UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
@@ -41,8 +40,8 @@ def write_rows(
     config: Any, extra: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Writes rows as a finished stage folder; one of the same inputs and config is kept."""
-    plain = configs.to_json({"config": config})
-    if artifacts.is_current(folder, kind, inputs=inputs, config=plain):
+    made_with = {"config": config}
+    if artifacts.is_current(folder, kind, inputs=inputs, config=made_with):
         return
     rows = list(rows)
     artifacts.write_jsonl(folder / name, rows)
@@ -50,7 +49,7 @@ def write_rows(
         folder,
         kind,
         inputs=inputs,
-        config=plain,
+        config=made_with,
         counts={"rows": len(rows)},
         files=[name],
         extra=extra,

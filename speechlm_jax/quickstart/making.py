@@ -16,6 +16,7 @@ from speechlm_jax.bulk.features import write_features
 from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
+    ModelKind,
     RowsData,
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
@@ -229,7 +230,7 @@ def _rows_experiment(
     model: LanguageModelConfig,
     size: TrainingSize,
     *,
-    kind: str = "lm",
+    kind: ModelKind = "lm",
 ) -> LanguageModelExperiment:
     rows = RowsData(str(mixture), batch_size=size.batch_size, seed=q.seed)
     return LanguageModelExperiment(rows, model, size.config(seed=q.seed), kind=kind)

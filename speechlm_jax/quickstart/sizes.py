@@ -72,6 +72,7 @@ class TrainingSize:
             decay_fraction=self.decay_fraction,
             b2=0.98,
             weight_decay=0.05,
+            decay_head=False,
         )
         return TrainConfig(
             total_steps=self.steps,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
-from speechlm_jax.experiment.configs import Experiment, essence
+from speechlm_jax.experiment.configs import Experiment, essence, is_essence
 
 KIND = "training"
 LOG = "log.txt"
@@ -38,29 +38,34 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether this very experiment was trained here, on this data, to its end."""
-        return artifacts.is_current(self.workdir, KIND, inputs=self.inputs, config=self._essence)
+        if not (self.workdir / artifacts.MANIFEST).is_file():
+            return False
+        found = artifacts.read_manifest(self.workdir)
+        return found.kind == KIND and self._is_of({"inputs": found.inputs, **found.config})
 
     def start(self) -> Path:
         """Makes the folder ready and returns its config file; another run's leavings go."""
         path = self.workdir / "experiment.json"
-        wanted = {"inputs": self.inputs, **self._essence}
         old = self.workdir.with_name(f"{self.workdir.name}.old")
-        if path.is_file() and artifacts.read_json(path) != wanted:
+        if path.is_file() and not self._is_of(artifacts.read_json(path)):
             # Renamed first: a kill amid the deletion must not leave half of it in the run's place.
             self.workdir.rename(old)
         shutil.rmtree(old, ignore_errors=True)
-        artifacts.write_json(path, wanted)
+        artifacts.write_json(path, {"inputs": self.inputs, **essence(self.experiment)})
         config = self.workdir / "train.json"
         artifacts.write_json(config, configs.to_json(self.experiment))
         return config
 
     def finish(self) -> None:
         """Marks the run as done."""
-        artifacts.write_manifest(self.workdir, KIND, inputs=self.inputs, config=self._essence)
+        artifacts.write_manifest(
+            self.workdir, KIND, inputs=self.inputs, config=essence(self.experiment)
+        )
 
-    @property
-    def _essence(self) -> dict[str, Any]:
-        return essence(self.experiment)
+    def _is_of(self, stored: dict[str, Any]) -> bool:
+        """Whether stored inputs and essence, of whatever version, are this run's."""
+        config = {key: value for key, value in stored.items() if key != "inputs"}
+        return stored.get("inputs") == self.inputs and is_essence(config, self.experiment)
 
 
 def train_all(runs: Sequence[Run], *, threads: int) -> None:

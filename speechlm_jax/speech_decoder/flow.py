@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout, whole
 from speechlm_jax.nn.layers import Linear, RMSNorm, sinusoids
@@ -52,6 +54,21 @@ class FlowConfig:
     block_codes: int | None = 10
     mel_mean: float = 0.0
     mel_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "codebook_size", "num_voices")
+        configs.at_least(self, -configs.MOST, "mel_mean")
+        configs.above_0(self, "mel_std")
+        sizes = ("num_mels", "mel_frames_per_code", "patches_per_code", "embed", "heads", "mlp")
+        configs.at_least(self, 1, *sizes, "encoder_layers", "estimator_layers", "block_codes")
+        if self.mel_frames_per_code % self.patches_per_code:
+            raise UserError(
+                f"mel_frames_per_code: {self.mel_frames_per_code} is no multiple of "
+                f"patches_per_code, {self.patches_per_code}"
+            )
+        if self.embed % self.heads:
+            raise UserError(f"embed: {self.embed} is no multiple of heads, {self.heads}")
+        self.stack(1, positions_per_code=self.patches_per_code)  # checks the rest
 
     @property
     def frames_per_patch(self) -> int:

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, whole
 from speechlm_jax.nn.layers import CausalConv, Linear, RMSNorm, sinusoids
 from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
@@ -45,8 +47,18 @@ class EncoderConfig:
     rope_theta: float | None = None
 
     def __post_init__(self) -> None:
+        sizes = ("num_mels", "layers", "embed", "heads", "mlp", "pool_factor", "block_frames")
+        configs.at_least(self, 1, *sizes, "latent_dim")
         if self.block_frames % self.pool_factor:
-            raise ValueError("block_frames must be a multiple of pool_factor")
+            raise UserError(
+                f"block_frames: {self.block_frames} is no multiple of pool_factor, "
+                f"{self.pool_factor}"
+            )
+        if self.embed % self.heads:
+            raise UserError(f"embed: {self.embed} is no multiple of heads, {self.heads}")
+        if self.rope_theta is None and (self.embed % 2 or self.embed < 4):
+            raise UserError(f"embed: {self.embed}; sinusoids take an even number from 4 on")
+        self.transformer()  # checks the rest
 
     @property
     def mel_frames_per_code(self) -> int:

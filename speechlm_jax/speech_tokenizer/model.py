@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout, visible, whole
 from speechlm_jax.nn.layers import Linear, RMSNorm
@@ -42,8 +44,13 @@ class SpeechTokenizerConfig:
     decoder_layers: int = 2
 
     def __post_init__(self) -> None:
+        configs.at_least(self, 0, "text_size")
+        configs.at_least(self, 1, "late_layers", "decoder_layers")
         if self.encoder.latent_dim != self.quantizer.codebook_dim:
-            raise ValueError("encoder.latent_dim must equal quantizer.codebook_dim")
+            raise UserError(
+                f"encoder.latent_dim: {self.encoder.latent_dim} is not quantizer.codebook_dim, "
+                f"{self.quantizer.codebook_dim}"
+            )
 
     @property
     def frame_rate_hz(self) -> float:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int, Key
 from speechlm_jax.nn.param import Buffer
 
@@ -33,6 +34,11 @@ class QuantizerConfig:
     ema_decay: float = 0.97
     dead_code_threshold: float = 0.05
     start_step: int = 0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "codebook_size", "codebook_dim")
+        configs.at_least(self, 0, "ema_decay", most=1)
+        configs.at_least(self, 0, "dead_code_threshold", "start_step")
 
 
 class Quantized(NamedTuple):

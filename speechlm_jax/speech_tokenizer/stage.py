@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Int, PyTree
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.nn.param import Functional
@@ -36,6 +37,9 @@ class SpeechTokenizerLoss:
     ctc: float = 1.0
     early_ctc: float = 0.3
     commitment: float = 0.25
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "decoder", "ctc", "early_ctc", "commitment")
 
 
 def functional(config: SpeechTokenizerConfig) -> Functional:

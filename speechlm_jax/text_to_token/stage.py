@@ -23,14 +23,19 @@ def make_stage(
     *,
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
+    z_loss: float = 0.0,
 ) -> Stage:
-    """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`)."""
+    """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`).
+
+    Args:
+      z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.
+    """
     model = functional(config)
 
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        lost = model.bind(params).packed_loss(batch)
+        lost = model.bind(params).packed_loss(batch, z_weight=z_loss)
         metrics = {"accuracy": (jnp.sum(lost.correct * lost.weights), lost.weight_sum)}
         return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
 

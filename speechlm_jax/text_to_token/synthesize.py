@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference
@@ -25,6 +26,11 @@ class SynthesisConfig:
     top_p: float = 1.0
     min_frames_per_word: float = 1.0
     max_frames_per_word: float = 9.0
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "temperature", "min_frames_per_word")
+        configs.above_0(self, "top_p", most=1)
+        configs.at_least(self, self.min_frames_per_word, "max_frames_per_word")
 
 
 @dataclasses.dataclass(frozen=True)

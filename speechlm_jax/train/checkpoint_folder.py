@@ -40,6 +40,7 @@ class Meta:
       config: the resolved config as JSON data.
       fingerprint: of what decides the result in that config.
       timing: wall_seconds and cpu_seconds of the run so far, over its restarts.
+      described: what identities stand for (`Stage.described`); older checkpoints have none.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Meta:
     config: Any
     fingerprint: str
     timing: dict[str, float]
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
-from speechlm_jax.train.same_run import OPERATIONAL, decisive, first_difference
+from speechlm_jax.train.same_run import OPERATIONAL, check_same_run, decisive
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import EvalState, Stage
 from speechlm_jax.train.state import StateConfig, TrainState
@@ -80,6 +80,16 @@ class TrainConfig:
     wandb_project: str = ""
     hang_seconds: float = 1800.0
 
+    def __post_init__(self) -> None:
+        steps = ("num_microbatches", "log_every_steps", "save_every_steps", "keep_last")
+        configs.at_least(self, 1, *steps, "max_skipped_steps")
+        configs.at_least(self, 0, "total_steps", "keep_every_steps", "keep_every_hours")
+        configs.at_least(self, 0, "hang_seconds")
+        configs.at_least(self, 0, "seed", most=2**32 - 1)
+        first, last = self.profile_steps
+        if not (first == last == 0 or 1 <= first <= last):
+            raise UserError(f"profile_steps: {first}, {last}; give the first and the last step")
+
 
 def fit(
     stage: Stage,
@@ -104,7 +114,7 @@ def fit(
       Stopped: SIGINT or SIGTERM came; the state is saved.
       UserError: the workdir holds another run, batches ran out, or a batch does not divide.
     """
-    _check(config)
+    configs.at_least(config, 1, "total_steps")
     resolved = config if resolved is None else resolved
     return _Run(stage, config, Path(workdir), resolved, operational).fit()
 
@@ -121,9 +131,10 @@ class _Run:
         operational: Mapping[str, frozenset[str]],
     ):
         self.stage, self.config, self.workdir = stage, config, workdir
-        self.resolved = resolved if isinstance(resolved, dict) else configs.to_json(resolved)
-        self.operational = operational
-        self.fingerprint = configs.fingerprint(decisive(self.resolved, operational))
+        self.resolved, self.operational = resolved, operational
+        self.fingerprint = configs.fingerprint(
+            decisive(configs.to_json(resolved, whole=False), operational)
+        )
         self.mesh: Mesh = make_mesh(config.mesh)
         self.program = make_program(
             stage,
@@ -149,7 +160,7 @@ class _Run:
             if step >= self.config.total_steps:
                 return state
             if jax.process_index() == 0:
-                artifacts.write_json(self.workdir / CONFIG, self.resolved)
+                artifacts.write_json(self.workdir / CONFIG, configs.to_json(self.resolved))
             writer = CheckpointWriter(
                 self.workdir,
                 keep=Keep(
@@ -174,7 +185,7 @@ class _Run:
         folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
-            self._check_same_run(folder, meta)
+            check_same_run(folder, meta, self.stage, self.resolved, self.operational)
             self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
             info(
                 "%s: going on from step %d of %d",
@@ -303,7 +314,8 @@ class _Run:
             step=step,
             rows_seen=self.rows_seen,
             identity=dict(self.stage.identity),
-            config=self.resolved,
+            described=dict(self.stage.described),
+            config=configs.to_json(self.resolved),
             fingerprint=self.fingerprint,
             timing={
                 **self.goodput.seconds,
@@ -311,25 +323,6 @@ class _Run:
                 "cpu_seconds": self.timing["cpu_seconds"] + time.process_time() - cpu,
             },
         )
-
-    def _check_same_run(self, folder: Path, meta: Meta) -> None:
-        """A run is resumed as what it was, or not at all."""
-        mine = {"stage": self.stage.name, **self.stage.identity}
-        theirs = {"stage": meta.stage, **meta.identity}
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                raise UserError(
-                    f"{folder}: was trained with {name} {theirs.get(name)}, this run has "
-                    f"{mine.get(name)}; use another workdir"
-                )
-        if meta.fingerprint != self.fingerprint:
-            difference = first_difference(
-                decisive(meta.config, self.operational), decisive(self.resolved, self.operational)
-            )
-            raise UserError(
-                f"{folder}: was trained with {difference}; use another workdir (init_from takes "
-                f"the weights along)"
-            )
 
     def _check_carried(self, meta: Meta) -> None:
         for name in CARRIED_IDENTITY:
@@ -342,15 +335,3 @@ class _Run:
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(batch.values())))
-
-
-def _check(config: TrainConfig) -> None:
-    for name in (
-        "total_steps",
-        "num_microbatches",
-        "log_every_steps",
-        "save_every_steps",
-        "keep_last",
-    ):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)}; give 1 or more")

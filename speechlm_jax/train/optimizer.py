@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from speechlm_jax import config as configs
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 
@@ -25,15 +27,20 @@ class OptimizerConfig:
     """An update rule and its learning rate.
 
     Attributes:
-      name: "muon" takes Muon (Jordan 2024) for matrices inside blocks, and AdamW with Nesterov's
-        momentum for tables, norms, biases and convolutions.
+      name: "muon" takes Muon (Jordan 2024; momentum 0.95) for matrices inside blocks, and AdamW
+        with Nesterov's momentum for tables, heads, norms, biases and convolutions: `b1` and `b2`
+        are those of this part alone.
       peak: learning rate after the warm-up.
       final: learning rate of the last step; "constant" stays at `peak` and ignores it.
       warmup_steps: linear rise; step n of the warm-up uses peak * n / warmup_steps.
       schedule: what follows; "wsd" (warm-up, stable, decay) holds `peak` and falls linearly over
-        the last `decay_fraction` of the run.
-      weight_decay: for matrices; norms and biases never decay, tables of embeddings if
-        `decay_embeddings`.
+        the last `decay_fraction` of the run, or what of it the warm-up leaves; the others have no
+        use for `decay_fraction`.
+      weight_decay: of matrices; norms and biases never decay, convolutions not under "muon".
+      decay_embeddings: whether tables decay that are looked up; it shrinks rare rows to nothing.
+      decay_head: whether output layers over a vocabulary decay that are no such table: they are
+        multiplied like other matrices. Megatron-LM (GLM, Qwen) and OLMo decay them, MaxText decays
+        everything. Runs from before this field do not.
       clip_norm: largest norm of the whole gradient; None clips nothing.
     """
 
@@ -49,6 +56,13 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay_embeddings: bool = False
     clip_norm: float | None = 1.0
+    decay_head: bool = configs.added(True, before=False)
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 0, "final", "warmup_steps", "eps", "weight_decay")
+        configs.at_least(self, 0, "b1", "b2", most=math.nextafter(1, 0))
+        configs.above_0(self, "peak", "clip_norm")
+        configs.above_0(self, "decay_fraction", most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +95,19 @@ def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = 
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
-    rule = {"adamw": _adamw, "muon": _muon}[config.name](config, axes)
-    return Optimizer(optax.chain(clip, rule), make_schedule(config, total_steps))
+    rules = {"adamw": _adamw, "muon": _muon}[config.name](config, axes)
+    return Optimizer(optax.chain(clip, *rules), make_schedule(config, total_steps))
 
 
-def _adamw(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(
-            config.weight_decay,
-            mask=lambda params: decay_mask(params, axes, embeddings=config.decay_embeddings),
-        ),
-    )
+# The state of a rule keeps its place in the chain, or older checkpoints would not be read.
+def _adamw(config: OptimizerConfig, axes: PyTree) -> list[optax.GradientTransformation]:
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    mask = partial(decay_mask, axes=axes, config=config)
+    return [optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=mask))]
 
 
-def _muon(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
-    return muon(
+def _muon(config: OptimizerConfig, axes: PyTree) -> list[optax.GradientTransformation]:
+    rule = muon(
         learning_rate=-1.0,  # the step subtracts, at its own rate
         adam_b1=config.b1,
         adam_b2=config.b2,
@@ -105,6 +116,14 @@ def _muon(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation
         consistent_rms=MUON_RMS,
         muon_weight_dimension_numbers=lambda params: muon_dimensions(params, axes),
     )
+
+    def others(params: PyTree) -> PyTree:  # optax decays Muon's own matrices alone
+        return jax.tree.map(
+            lambda decays, names: decays and bool(TABLE_AXES.intersection(names)),
+            decay_mask(params, axes, config), _named(axes, params),
+        )  # fmt: skip
+
+    return [rule, optax.add_decayed_weights(config.weight_decay, mask=others)]
 
 
 def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
@@ -125,9 +144,12 @@ def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of update n = 1 .. total_steps; the last one has exactly `final`."""
+    """The learning rate of update n = 1 .. total_steps; the last one has exactly `final`.
+
+    But for "constant", which stays at `peak`.
+    """
     after = total_steps - config.warmup_steps
-    decay = max(1, round(config.decay_fraction * total_steps))
+    decay = max(1, min(after, round(config.decay_fraction * total_steps)))
     body = {
         "constant": optax.constant_schedule(config.peak),
         "linear": optax.linear_schedule(config.peak, config.final, max(1, after)),
@@ -137,7 +159,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
             * 0.5
             * (1 + jnp.cos(math.pi * jnp.clip(n / max(1, after), 0, 1)))
         ),
-        "wsd": optax.linear_schedule(config.peak, config.final, decay, max(0, after - decay)),
+        "wsd": optax.linear_schedule(config.peak, config.final, decay, after - decay),
     }[config.schedule]
     if not config.warmup_steps:
         return body
@@ -145,12 +167,20 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, body], [config.warmup_steps])
 
 
-def decay_mask(params: PyTree, axes: PyTree = None, *, embeddings: bool = False) -> PyTree:
-    """True for each parameter that decays: two dimensions or more, stacked layers not counted."""
+def decay_mask(
+    params: PyTree, axes: PyTree = None, config: OptimizerConfig = OptimizerConfig()
+) -> PyTree:
+    """True for each parameter that decays: two dimensions or more, stacked layers not counted.
+
+    A matrix whose last axis is one of `TABLE_AXES` is a head, another that has one a table.
+    """
 
     def decays(param: Any, names: tuple[str | None, ...]) -> bool:
-        matrix = param.ndim - names.count("layers") >= 2
-        return matrix and (embeddings or not TABLE_AXES.intersection(names))
+        if param.ndim - names.count("layers") < 2:
+            return False
+        if not TABLE_AXES.intersection(names):
+            return True
+        return config.decay_head if names[-1] in TABLE_AXES else config.decay_embeddings
 
     return jax.tree.map(decays, params, _named(axes, params))
 
@@ -161,15 +191,10 @@ def _named(axes: PyTree, params: PyTree, is_leaf: Callable[[Any], bool] | None =
 
 
 def _check(config: OptimizerConfig, total_steps: int) -> None:
-    if not 0 <= config.warmup_steps <= total_steps:
+    """A warm-up that takes every step would leave none for `final`."""
+    most = total_steps - (config.schedule != "constant")
+    if config.warmup_steps > most:
         raise UserError(
-            f"optimizer.warmup_steps: {config.warmup_steps} exceeds the run's {total_steps} steps"
-        )
-    if config.peak <= 0 or config.final < 0:
-        raise UserError(f"optimizer.peak: {config.peak} and final {config.final} must be positive")
-    if not 0 < config.decay_fraction <= 1:
-        raise UserError(f"optimizer.decay_fraction: {config.decay_fraction} is not within 0 .. 1")
-    if config.clip_norm is not None and config.clip_norm <= 0:
-        raise UserError(
-            f"optimizer.clip_norm: {config.clip_norm} must be positive, or null for none"
+            f"optimizer.warmup_steps: {config.warmup_steps} of the run's {total_steps} steps; give "
+            f"at most {most}"
         )

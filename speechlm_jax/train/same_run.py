@@ -1,7 +1,14 @@
-"""Whether two configs are of one run: what decides the result is equal in both."""
+"""Whether a checkpoint is of this run: what decides the result is equal in both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+from speechlm_jax.train.checkpoint_folder import Meta
+from speechlm_jax.train.stage import Stage
+from speechlm_jax.typed import short
 
 # Fields that change how a run is carried out and not what comes out of it.
 OPERATIONAL = {
@@ -13,12 +20,15 @@ OPERATIONAL = {
             "keep_last",
             "keep_every_steps",
             "keep_every_hours",
+            "max_skipped_steps",
             "profile_steps",
             "wandb_project",
             "hang_seconds",
         }
     )
 }
+MOST_NAMED = 6  # differences of a refusal
+ABSENT = object()
 
 
 def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL) -> Any:
@@ -31,11 +41,62 @@ def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL)
     return {key: decisive(item, operational) for key, item in data.items() if key not in left_out}
 
 
-def first_difference(theirs: Any, mine: Any, path: str = "") -> str:
-    """The first field in which two configs differ, and what both sides have."""
+def check_same_run(
+    folder: Path,
+    meta: Meta,
+    stage: Stage,
+    resolved: Any,
+    operational: Mapping[str, frozenset[str]] = OPERATIONAL,
+) -> None:
+    """A run is resumed as what it was, or not at all.
+
+    Configs are compared field by field, as this version reads them: one that an older version wrote
+    is of the same run, whatever fields were added or moved since.
+
+    Raises:
+      UserError: names the fields that differ, with both values.
+    """
+    theirs = decisive(configs.upgraded(meta.config, resolved), operational)
+    mine = decisive(configs.to_json(resolved), operational)
+    found = [*_identities(meta, stage, mine == theirs), *differences(theirs, mine)]
+    if not found:
+        return
+    more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    raise UserError(
+        f"{folder}: was trained with {'; '.join(found[:MOST_NAMED])}{more}; use another workdir "
+        f"(init_from takes the weights along)"
+    )
+
+
+def differences(theirs: Any, mine: Any, path: str = "") -> Iterator[str]:
+    """Each field in which two sets of JSON data differ, and what both have."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         for key in sorted(theirs.keys() | mine.keys()):
-            if theirs.get(key) != mine.get(key):
-                where = f"{path}.{key}" if path else key
-                return first_difference(theirs.get(key), mine.get(key), where)
-    return f"{path or 'config'}={theirs!r}, this run has {mine!r}"
+            where = f"{path}.{key}" if path else key
+            yield from differences(theirs.get(key, ABSENT), mine.get(key, ABSENT), where)
+    elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        for number, pair in enumerate(zip(theirs, mine, strict=True)):
+            yield from differences(*pair, f"{path}[{number}]")
+    elif theirs is ABSENT:
+        yield f"no {path}, this run has {short(mine)}"
+    elif mine is ABSENT:
+        yield f"{path}={short(theirs)}, this run has none"
+    elif theirs != mine:
+        yield f"{path or 'config'}={short(theirs)}, this run has {short(mine)}"
+
+
+def _identities(meta: Meta, stage: Stage, same_config: bool) -> Iterator[str]:
+    """What differs of the stage's name and of what its identities stand for."""
+    mine = {"stage": stage.name, **stage.identity}
+    theirs = {"stage": meta.stage, **meta.identity}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) == theirs.get(name):
+            continue
+        old, new = meta.described.get(name), stage.described.get(name)
+        details = [] if old is None or new is None else list(differences(old, new, name))
+        if details:
+            yield from details
+        else:
+            yield f"{name} {theirs.get(name)}, this run has {mine.get(name)}"
+            if name == "plan" and same_config:
+                yield "the config is the same, so its rows were prepared anew"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class Stage:
       work: what a batch of this host costs; None where nobody counts.
       identity: fingerprints that a checkpoint must carry to be resumed, by name ("vocabulary",
         "tokenizer", "plan", ...).
+      described: JSON data that those fingerprints stand for, by the same names, where there is
+        some: a refusal to resume says what of it differs.
     """
 
     name: str
@@ -83,3 +85,4 @@ class Stage:
     progress: Callable[[int], dict[str, float]] | None = None
     work: Measure | None = None
     identity: dict[str, str] = dataclasses.field(default_factory=dict)
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)

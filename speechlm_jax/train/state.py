@@ -65,7 +65,7 @@ class StateConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay: {self.ema_decay} is not within 0 .. 1")
-        if self.skip_above and self.skip_above <= 1:
+        if self.skip_above and not self.skip_above > 1:
             raise UserError(f"skip_above: {self.skip_above} would skip every other update; give 3")
 
 

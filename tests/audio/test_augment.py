@@ -17,6 +17,7 @@ from speechlm_jax.audio.augment import (
     warp,
 )
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
+from speechlm_jax.errors import UserError
 
 MEL = MelConfig()
 ALL = AugmentConfig(
@@ -174,5 +175,5 @@ def test_masks_are_bands_of_the_mean():
 
 @pytest.mark.parametrize("wrong", [{"max_joined": 0}, {"warp_ratio": 1.0}, {"gain_db": -3.0}])
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         AugmentConfig(**wrong)

@@ -1,9 +1,10 @@
 """Writes what a version leaves on disk, for `tests/test_old_runs.py`: `python make.py OUT.zip`.
 
-`v0.zip` was written on 2026-11-28 at commit e161a3a, jax 0.10.2, before `ExecutionConfig`. Never
-write it again: later code must go on from what earlier code left. It holds prepared rows, three
-runs stopped half-way with the figures of their ends, a training of the quickstart that is done and
-one that is not, the config of every kind of experiment, and fingerprints that lie on disk.
+`v0.zip` was written on 2026-11-28 at commit e161a3a, jax 0.10.2, before `ExecutionConfig` (its
+overrides were `model.transformer.remat=full` and so on). Never write it again: later code must go
+on from what earlier code left. It holds prepared rows, three runs stopped half-way with the figures
+of their ends, a training of the quickstart that is done and one that is not, the config of every
+kind of experiment, and fingerprints that lie on disk.
 """
 
 import dataclasses
@@ -64,10 +65,10 @@ def experiments() -> dict[str, LanguageModelExperiment]:
     tuned = config.override(
         plain,
         [
-            "model.transformer.remat=full",
-            "model.transformer.attention=blockwise",
-            'model.transformer.saved=["qkv"]',
-            "model.transformer.unroll=2",
+            "model.transformer.execution.remat=full",
+            "model.transformer.execution.attention=blockwise",
+            'model.transformer.execution.saved=["qkv"]',
+            "model.transformer.execution.unroll=2",
             "model.tied=false",
             "train.num_microbatches=2",
             "train.optimizer.name=muon",

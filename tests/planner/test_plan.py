@@ -218,7 +218,10 @@ def test_the_command(tmp_path, capsys, monkeypatch, plan):
     assert asked == [(1, "v5e:2x2", more), (2, "2 x v5e:2x2", more)]
     tried = [Tried(("train.mesh.tensor=1", 'model.transformer.execution.saved=["qkv"]'), plan)]
     monkeypatch.setattr("speechlm_jax.cli.plan.searching.search", lambda *_, **__: tried)
-    assert cli.main([*line, "--slices", "2", "--search", "z_loss=0.5"]) == EXIT_OK
+    assert (
+        cli.main([*line, "--slices", "2", "--search", "z_loss=0.5", "train.mesh.tensor=4"])
+        == EXIT_OK
+    )
     (best,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("best: ")]
     overrides = shlex.split(best)[1:]
     assert overrides == ["train.mesh.replica=2", "z_loss=0.5", *tried[0].overrides]

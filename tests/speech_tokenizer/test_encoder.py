@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
 
 
@@ -43,5 +44,5 @@ def test_the_pool_factor_sets_the_rate(make_config, pool_factor, rate):
 
 
 def test_a_block_must_hold_whole_codes():
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(UserError, match="multiple"):
         EncoderConfig(block_frames=10, pool_factor=4)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.speech_tokenizer.stage import functional
 
 CASES = [(1, 10_000.0), (2, None), (4, 10_000.0), (8, None)]
@@ -67,5 +68,5 @@ def test_axes_are_the_tree_of_the_parameters(config, params):
 
 def test_latents_and_codebook_must_be_equally_wide(config):
     narrow = dataclasses.replace(config.quantizer, codebook_dim=4)
-    with pytest.raises(ValueError, match="latent_dim"):
+    with pytest.raises(UserError, match="latent_dim"):
         dataclasses.replace(config, quantizer=narrow)

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from speechlm_jax.data.formats import Writer, example_to_document
 from speechlm_jax.nn.attention import Layout
@@ -45,4 +45,8 @@ def test_only_speech_counts(text, vocab, draw):
     assert out.weight_sum == 6 and out.metrics["accuracy"][1] == 6
     right = (logits[0].argmax(-1)[places - 1] == document.ids[places]).sum()
     assert out.metrics["accuracy"][0] == right
+    weighed = make_stage(config, vocab, lambda rows: iter(()), z_loss=0.1)
+    more = jax.jit(weighed.loss)(params, {}, batch, jax.random.key(0)).loss_sum - out.loss_sum
+    squares = logsumexp(logits[0], axis=-1)[places - 1] ** 2
+    np.testing.assert_allclose(more, 0.1 * squares.sum(), rtol=1e-3)
     assert stage.identity == {"vocabulary": vocab.fingerprint, "plan": "p"}

@@ -45,7 +45,56 @@ def test_matrices_decay_and_tables_on_request():
     }
     mask = decay_mask(params, axes)
     assert mask == {"table": False, "stacked_scale": False, "stacked_matrix": True}
-    assert decay_mask(params, axes, embeddings=True)["table"]
+    assert decay_mask(params, axes, OptimizerConfig(decay_embeddings=True))["table"]
+
+
+AXES_OF = {
+    "table": ("vocab", "embed"),
+    "head": ("embed", "vocab"),
+    "stack": ("layers", "embed", "mlp"),
+    "stacked_scale": ("layers", "embed"),
+    "bias": ("vocab",),
+}
+SHAPES = {
+    "table": (10, 8),
+    "head": (8, 10),
+    "stack": (3, 8, 6),
+    "stacked_scale": (3, 8),
+    "bias": (10,),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("head", [False, True])
+def test_what_decays_is_what_the_config_says_under_every_rule(name, tables, head):
+    """Without a gradient, an update of unit rate is the decay alone."""
+    config = OptimizerConfig(
+        name, weight_decay=0.5, decay_embeddings=tables, decay_head=head, warmup_steps=0
+    )
+    params = {key: jnp.ones(shape) for key, shape in SHAPES.items()}
+    transform = make_optimizer(config, total_steps=9, axes=AXES_OF).transform
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(grads, transform.init(params), params)
+    expected = {"table": tables, "head": head, "stack": True}
+    for key, update in updates.items():
+        np.testing.assert_allclose(update, 0.5 * expected.get(key, False), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_the_last_update_has_exactly_the_final_rate(schedule):
+    random = np.random.default_rng(0)
+    for total in (1, 2, 3, 10, *random.integers(4, 10**6, size=12).tolist()):
+        for warmup in {0, total - 1, int(random.integers(total))}:
+            config = OptimizerConfig(
+                peak=float(random.uniform(1e-5, 1)), final=float(random.uniform(0, 1e-2)),
+                warmup_steps=warmup, schedule=schedule,
+                decay_fraction=float(random.uniform(1e-3, 1)),
+            )  # fmt: skip
+            rate = make_schedule(config, total)
+            assert float(rate(total)) == np.float32(config.final), config
+            if warmup > 1:
+                np.testing.assert_allclose(rate(warmup), config.peak, rtol=1e-5)
 
 
 def test_updates_are_those_of_optax_adamw():
@@ -121,6 +170,11 @@ def test_moments_lie_where_their_parameters_lie(name):
     ("field", "change"),
     [
         ("warmup_steps", {"warmup_steps": 11}),
+        ("warmup_steps", {"warmup_steps": 10}),
+        ("warmup_steps", {"warmup_steps": -1}),
+        ("weight_decay", {"weight_decay": -0.1}),
+        ("b2", {"b2": 1.0}),
+        ("eps", {"eps": float("nan")}),
         ("peak", {"peak": 0.0}),
         ("decay_fraction", {"decay_fraction": 0.0}),
         ("clip_norm", {"clip_norm": -1.0}),
