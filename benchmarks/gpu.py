@@ -293,10 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [case for case in cases(args.tiny) if case["kind"] in (args.only or KINDS)]
     for case in chosen:
         left = args.seconds - (time.monotonic() - began)
-        lines = (
-            _in_process(case, left) if left > LEAST_SECONDS else [{**case, "skipped": "no time"}]
-        )
-        for line in lines:
+        late = [{**case, "skipped": "no time left"}]
+        for line in _in_process(case, left) if left > LEAST_SECONDS else late:
             print(json.dumps(line), flush=True)
             is_step = line["kind"] == "step" and line["size"] == chosen[0]["size"]
             rate = line.get("tokens_per_second", 0) if is_step else 0
