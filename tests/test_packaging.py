@@ -26,15 +26,18 @@ def _lines(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_setup_pins_nothing_and_the_constraints_satisfy_it(setup_value):
+@pytest.mark.parametrize(
+    "file, extra", [("constraints.txt", ["oracles"]), ("constraints-newest.txt", [])]
+)
+def test_setup_pins_nothing_and_the_tested_sets_satisfy_it(setup_value, file, extra):
     exact = {}
-    for line in _lines("constraints.txt"):
+    for line in _lines(file):
         requirement = Requirement(line)
         (specifier,) = requirement.specifier
         assert specifier.operator == "=="
         exact[canonicalize_name(requirement.name)] = specifier.version
     extras = setup_value("EXTRAS")
-    groups = (extras[name] for name in ("espeak", "dev", "gcs", "hf", "oracles"))
+    groups = (extras[name] for name in ("espeak", "dev", "gcs", "hf", *extra))
     installed = [*setup_value("REQUIRED"), *itertools.chain.from_iterable(groups)]
     for requirement in map(Requirement, installed):
         assert "==" not in str(requirement.specifier)
