@@ -153,3 +153,18 @@ def test_make_says_what_it_installed_and_where(tmp_path):
     ).stdout  # fmt: skip
     assert "GPL-3" in printed and "docs/licences.md" in printed and ".venv/bin/activate" in printed
     assert (ROOT / "docs/licences.md").is_file()
+
+
+def test_what_is_to_be_installed_is_the_checkout_with_an_extra_that_it_has(setup_value):
+    """Nothing of this name is on an index."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.sh"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    told = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in listed)
+    assert not re.search(r"install [^\n]*speechlm_jax\[", told)
+    named = {name for found in re.findall(r"'\.\[([\w,]+)\]'", told) for name in found.split(",")}
+    assert {"espeak", "gcs", "hf", "tpu", "wandb"} <= named <= {*setup_value("EXTRAS")}

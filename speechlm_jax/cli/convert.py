@@ -10,9 +10,7 @@ from speechlm_jax.errors import UserError
 try:
     from speechlm_jax.verbs import convert
 except ModuleNotFoundError as error:
-    raise UserError(
-        f"convert: {error.name} is not installed; `pip install 'speechlm_jax[hf]'`"
-    ) from None
+    raise UserError(f"convert: {error.name} is not installed; `pip install -e '.[hf]'`") from None
 
 DETAILS = """\
 A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
