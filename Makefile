@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# The newest of everything, which only newer Pythons take, is tested in an environment of its own.
+PYTHON_NEWEST := $(if $(findstring 3.13,$(PYTHON)),$(PYTHON),python3.13)
+VENV_NEWEST := .venv-newest
 
 # Compiled programs are kept between the processes of one run and from run to run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -10,7 +13,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-all lint format types clean
+.PHONY: help venv quickstart test test-all test-newest lint format types clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,8 +43,21 @@ quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size mic
 test: $(VENV)/.oracles  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-all: $(VENV)/.oracles  ## The same with the slow tests
+test-all: $(VENV)/.oracles  ## The same with the slow tests, then test-newest
 	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(MAKE) test-newest
+
+# Without constraints and without PyTorch, of which newer Pythons take a build of several GB: what
+# compares with it is skipped. `make clean` first, for what has come out since.
+$(VENV_NEWEST)/.installed: setup.py
+	@$(PYTHON_NEWEST) -c "" 2>/dev/null || { echo "test-newest: no Python 3.13 here; make PYTHON=/path/to/python3.13 test-newest" >&2; exit 1; }
+	$(PYTHON_NEWEST) -m venv $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python -m pip install --quiet --editable '.[dev,espeak,hf]'
+	$(VENV_NEWEST)/bin/python -m pip install --quiet --no-deps --upgrade --target $(VENV_NEWEST)/libtpu libtpu
+	touch $@
+
+test-newest: $(VENV_NEWEST)/.installed  ## Run the test-suite on Python 3.13 with the newest packages
+	$(VENV_NEWEST)/bin/python -m pytest -q $(ARGS)
 
 lint: venv  ## Check style and format
 	$(BIN)/ruff check .
@@ -55,4 +71,4 @@ types: venv  ## Check types with pyright
 	$(BIN)/pyright
 
 clean:  ## Remove what make made; runs/ stays
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV_NEWEST) .cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -401,12 +401,13 @@ def sentinel_line(folder: Path):
 
 @target(share=2)
 def sentencepiece_model(folder: Path):
-    return MODELS, encode_and_decode
+    path = folder / "text.model"
+    return MODELS, of_file(path, lambda: encode_and_decode(path))
 
 
-def encode_and_decode(model: bytes) -> Any:
-    """A text vocabulary of these bytes, used."""
-    found = TextTokenizer(model)
+def encode_and_decode(path: Path) -> Any:
+    """A text vocabulary, used."""
+    found = TextTokenizer.load(path)
     ids = found.encode("it is a b\u00e9 \u4e2d")
     return found.decode(ids), found.fingerprint, found.unknown_id
 
@@ -444,8 +445,7 @@ def tokenizer_json(folder: Path):
     path = folder / FILE
 
     def parse() -> Any:
-        model = read_tokenizer(folder)
-        return token_ids(model), encode_and_decode(model)
+        return token_ids(read_tokenizer(folder)), encode_and_decode(path)
 
     return as_json(*TOKENIZERS), of_file(path, parse)
 

@@ -156,7 +156,7 @@ def _file_system(protocol: str) -> Any:
     try:
         return fsspec.filesystem(protocol, skip_instance_cache=True)
     except ImportError as error:
-        hint = "pip install 'speechlm_jax[gcs]'" if protocol in ("gs", "gcs") else str(error)
+        hint = "pip install -e '.[gcs]'" if protocol in ("gs", "gcs") else str(error)
         raise UserError(f"{protocol}://: cannot be read here; {hint}") from None
     except ValueError as error:
         raise UserError(f"{protocol}://: {_line(error)}") from None

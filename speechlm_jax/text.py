@@ -76,7 +76,7 @@ class _HuggingFace:
             tokenizers = importlib.import_module("tokenizers")
         except ImportError:
             raise UserError(
-                "tokenizer.json: `tokenizers` is not installed; `pip install 'speechlm_jax[hf]'`"
+                "tokenizer.json: `tokenizers` is not installed; `pip install -e '.[hf]'`"
             ) from None
 
         def read(text: str) -> Any:

@@ -106,7 +106,7 @@ def test_without_gcsfs_the_line_says_what_to_install():
         "bucket.read_bytes('gs://b/x')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "gs://: cannot be read here; pip install 'speechlm_jax[gcs]'" in done.stderr
+    assert "gs://: cannot be read here; pip install -e '.[gcs]'" in done.stderr
 
 
 @pytest.mark.parametrize("place", ["gs://b/lm", "gs:/b/lm"])

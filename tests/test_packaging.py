@@ -26,15 +26,18 @@ def _lines(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_setup_pins_nothing_and_the_constraints_satisfy_it(setup_value):
+@pytest.mark.parametrize(
+    "file, extra", [("constraints.txt", ["oracles"]), ("constraints-newest.txt", [])]
+)
+def test_setup_pins_nothing_and_the_tested_sets_satisfy_it(setup_value, file, extra):
     exact = {}
-    for line in _lines("constraints.txt"):
+    for line in _lines(file):
         requirement = Requirement(line)
         (specifier,) = requirement.specifier
         assert specifier.operator == "=="
         exact[canonicalize_name(requirement.name)] = specifier.version
     extras = setup_value("EXTRAS")
-    groups = (extras[name] for name in ("espeak", "dev", "gcs", "hf", "oracles"))
+    groups = (extras[name] for name in ("espeak", "dev", "gcs", "hf", *extra))
     installed = [*setup_value("REQUIRED"), *itertools.chain.from_iterable(groups)]
     for requirement in map(Requirement, installed):
         assert "==" not in str(requirement.specifier)
@@ -150,3 +153,18 @@ def test_make_says_what_it_installed_and_where(tmp_path):
     ).stdout  # fmt: skip
     assert "GPL-3" in printed and "docs/licences.md" in printed and ".venv/bin/activate" in printed
     assert (ROOT / "docs/licences.md").is_file()
+
+
+def test_what_is_to_be_installed_is_the_checkout_with_an_extra_that_it_has(setup_value):
+    """Nothing of this name is on an index."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.sh"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    told = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in listed)
+    assert not re.search(r"install [^\n]*speechlm_jax\[", told)
+    named = {name for found in re.findall(r"'\.\[([\w,]+)\]'", told) for name in found.split(",")}
+    assert {"espeak", "gcs", "hf", "tpu", "wandb"} <= named <= {*setup_value("EXTRAS")}

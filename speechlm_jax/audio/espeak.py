@@ -103,7 +103,7 @@ def engine() -> str:
         version = importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            "espeakng-loader is not installed: `pip install 'speechlm_jax[espeak]'` (it is GPL-3)"
+            "espeakng-loader is not installed: `pip install -e '.[espeak]'` (it is GPL-3)"
         ) from None
     return f"espeakng-loader {version}, volume {VOLUME}"
 

@@ -50,9 +50,7 @@ def check(args: argparse.Namespace) -> None:
     """UserError where a library or the model is not there, or what is to be made is."""
     for library in EXTRA:
         if importlib.util.find_spec(library) is None:
-            raise UserError(
-                f"convert: {library} is not installed; `pip install 'speechlm_jax[hf]'`"
-            )
+            raise UserError(f"convert: {library} is not installed; `pip install -e '.[hf]'`")
     paths.check_source(args.source, args.out)
     paths.check_folder(args.run_folder, "--run a run, or a folder of codes")
 

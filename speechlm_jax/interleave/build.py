@@ -17,7 +17,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.documents import BAD, document_digest
-from speechlm_jax.interleave.spans import NUM_KEYS
+from speechlm_jax.interleave.spans import LONGEST_MEAN, NUM_KEYS
 from speechlm_jax.interleave.words import Lexicon, Plan, Say, choose_spans
 
 KIND = "interleaved"
@@ -45,7 +45,7 @@ class InterleaveConfig:
 
     def __post_init__(self) -> None:
         configs.at_least(self, 0, "span_corruption_ratio", most=1)
-        configs.above_0(self, "mean_span_length")
+        configs.above_0(self, "mean_span_length", most=LONGEST_MEAN)
         configs.at_least(self, 0, "seed", most=2**63 - 1)
         configs.at_least(self, 1, "batch_documents")
 

@@ -62,19 +62,21 @@ def from_experiment(data: Any, where: str) -> tuple[LanguageModelConfig, BenchCo
     if not isinstance(data, dict) or data.get("class") != "LanguageModelExperiment":
         raise UserError(f"{where}: is not the config of a language model")
     try:
-        train, rows, z_loss = data["train"], data["data"]["batch_size"], data["z_loss"]
-        parts = train["optimizer"], train["num_microbatches"], train["mesh"], data["model"]
+        train, steady = data["train"], {"schedule": "constant", "warmup_steps": 0}
+        found = {
+            "rows": data["data"]["batch_size"],
+            "num_microbatches": train["num_microbatches"],
+            "optimizer": {**train["optimizer"], **steady},
+            "mesh": train["mesh"],
+            "z_loss": data["z_loss"],
+        }
+        model = data["model"]
     except (KeyError, TypeError):
         raise UserError(f"{where}: is a config of another version; train again") from None
-    optimizer = configs.from_json(OptimizerConfig, parts[0])
-    config = BenchConfig(
-        rows=rows,
-        num_microbatches=parts[1],
-        optimizer=dataclasses.replace(optimizer, schedule="constant", warmup_steps=0),
-        mesh=configs.from_json(MeshConfig, parts[2]),
-        z_loss=z_loss,
-    )
-    return configs.from_json(LanguageModelConfig, parts[3]), config
+    try:
+        return configs.from_json(LanguageModelConfig, model), configs.from_json(BenchConfig, found)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:

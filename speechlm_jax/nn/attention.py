@@ -7,13 +7,15 @@ report, section 3.1), with `block=None` bidirectional attention.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
-from speechlm_jax.nn import flash
+from speechlm_jax.errors import UserError
+from speechlm_jax.nn import cudnn, flash
 from speechlm_jax.nn.blockwise import attend_blockwise
 from speechlm_jax.nn.flash import Kernel
 
@@ -55,23 +57,42 @@ def attend(
     return _attend(q, k, v, mask, "bkgd")
 
 
-def over(layout: Layout, block: int | None, *, kernel: Kernel = "auto") -> Attend:
+def over(
+    layout: Layout,
+    block: int | None,
+    *,
+    kernel: Kernel,
+    documents_at_once: int,
+    dtype: Any,
+    head_dim: int,
+) -> Attend:
     """Attention of packed rows to themselves, as a function of queries, keys and values.
 
     Every kernel gives the same; where there is padding each gives finite values of its own.
 
+    Args:
+      documents_at_once: see `cudnn.attend_documents`.
+      dtype, head_dim: of the queries: not every kernel takes all.
+
     Raises:
-      ValueError: the kernel does not know the mask (`block`) or the length.
+      UserError: the kernel does not know the mask (`block`).
     """
-    chosen = flash.choose(kernel, block=block, length=layout.segments.shape[1])
+    chosen = flash.choose(
+        kernel, block=block, length=layout.segments.shape[1], dtype=dtype, head_dim=head_dim
+    )
     if chosen in ("reference", "blockwise"):
         mask = visible(layout, layout, block)
         if chosen == "reference":
             return lambda q, k, v: attend(q, k, v, mask)
         return lambda q, k, v: attend_blockwise(q, k, v, mask, block=block)
     if block != 1:
-        raise ValueError(f"block {block}: {kernel} attention is causal; use the reference")
-    return lambda q, k, v: flash.attend_packed(q, k, v, layout.segments, kernel=chosen)
+        raise UserError(
+            f"attention={kernel}: is causal, and this stack has block={block}; use auto"
+        )
+    if chosen == "splash":
+        return lambda q, k, v: flash.attend_splash(q, k, v, layout.segments)
+    documents = cudnn.find_documents(layout.segments, documents_at_once)
+    return partial(cudnn.attend_documents, documents=documents, at_once=documents_at_once)
 
 
 def attend_cached(

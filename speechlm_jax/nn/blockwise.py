@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from speechlm_jax.arrays import Array, Bool, Float
-from speechlm_jax.nn.flash import kv_for
 from speechlm_jax.sharding import BATCH_AXES, axis_size, over_mesh
 
 QUERIES = 128  # of a block, at least
@@ -40,6 +39,13 @@ def attend_blockwise(
     by_head = PartitionSpec(BATCH_AXES, None, "tensor", None)
     specs = (by_head, by_head, by_head, PartitionSpec(BATCH_AXES))
     return over_mesh(partial(_rows, block=block), specs, by_head)(q, k, v, mask)
+
+
+def kv_for(shards: int, q: Array, *kvs: Array) -> tuple[Array, ...]:
+    """Keys and values whose heads divide over `shards`; repeated for each query head if need be."""
+    if kvs[0].shape[2] % shards == 0:
+        return kvs
+    return tuple(jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in kvs)
 
 
 def _rows(q: Array, k: Array, v: Array, mask: Array, *, block: int | None) -> Array:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from speechlm_jax.arrays import Array, Bool, Float, Int
-from speechlm_jax.sharding import BATCH_AXES, on_one_device, over_mesh
+from speechlm_jax.sharding import BATCH_AXES, on_one_device, over_mesh, platform
 
-CHUNK_POSITIONS = 1024  # on one device
+# Positions that a device of a platform takes at a time; GPUs are faster with more (docs/log.md).
+CHUNK_POSITIONS = {"cpu": 1024, "tpu": 1024, "gpu": 4096, "cuda": 4096}
 
 
 class FusedLoss(NamedTuple):
@@ -43,15 +44,18 @@ def fused_cross_entropy(
     weights: Float[Array, "batch length"],
     *,
     z_weight: float = 0.0,
-    chunk: int = CHUNK_POSITIONS,
+    chunk: int | None = None,
 ) -> FusedLoss:
     """Loss of `targets` under `softmax(hidden @ kernel)`; logits and sums are float32.
 
     Args:
       weights: how much each position counts; no gradient reaches them.
       z_weight: of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
-      chunk: positions whose logits a device holds at a time, at least a column of the batch.
+      chunk: positions whose logits a device holds at a time, at least a column of the batch; None
+        takes the platform's.
     """
+    if chunk is None:
+        chunk = CHUNK_POSITIONS.get(platform(), CHUNK_POSITIONS["cpu"])
     found: Any = _fused(hidden, kernel, targets, weights, z_weight, chunk)
     out = FusedLoss(*found)
     return out._replace(losses=jax.lax.stop_gradient(out.losses))
@@ -138,6 +142,10 @@ def _chunks(
     parts = [_split(x, number, columns) for x in (hidden, targets, weights)]
     start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32) if grads else None)
     (loss_sum, d_kernel), outs = jax.lax.scan(one, start, parts)
+    if d_kernel is not None and platform() == "cpu":
+        # XLA would write a single chunk's product transposed for a tied embedding, and its CPU
+        # matrix library has no such product of bfloat16 into float32
+        d_kernel = jax.lax.optimization_barrier(d_kernel)
     losses, correct, *d_hidden = (_join(out, length) for out in outs if out is not None)
     return (loss_sum, losses, correct, *d_hidden, *([] if d_kernel is None else [d_kernel]))
 

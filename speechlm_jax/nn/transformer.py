@@ -38,6 +38,8 @@ class ExecutionConfig:
       saved, offloaded: names of values (`CHECKPOINTED`) that "full" keeps on the device, or moves
         to the host's memory and back.
       unroll: layers per scan iteration.
+      documents_at_once: of a row that cuDNN attends to in one turn; its memory grows with it, and
+        rows with more documents take more turns.
     """
 
     attention: Kernel = "auto"
@@ -45,12 +47,17 @@ class ExecutionConfig:
     saved: tuple[str, ...] = ()
     offloaded: tuple[str, ...] = ()
     unroll: int = 1
+    documents_at_once: int = 64
 
     def __post_init__(self) -> None:
         configs.at_least(self, 1, "unroll")
         for name in (*self.saved, *self.offloaded):
             if name not in CHECKPOINTED:
                 raise UserError(f"execution: {name!r} is none of {', '.join(CHECKPOINTED)}")
+        if self.documents_at_once < 2:
+            raise UserError(
+                f"execution.documents_at_once: {self.documents_at_once}; give 2 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +301,11 @@ class Transformer(nnx.Module):
         """Reads whole (packed) sequences."""
         graphdef, stacked = nnx.split(self.blocks)
         execution = self.config.execution
-        attend = attention.over(layout, self.config.block, kernel=execution.attention)
+        attend = attention.over(
+            layout, self.config.block, kernel=execution.attention,
+            documents_at_once=execution.documents_at_once,
+            dtype=x.dtype, head_dim=self.config.head_dim,
+        )  # fmt: skip
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
             x = checkpoint_name(x, "block_input")

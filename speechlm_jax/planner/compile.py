@@ -88,7 +88,7 @@ def devices(slices: Slices) -> list[Any]:
         reason = str(error).partition("\n")[0]
         if "not installed" in reason or isinstance(error, ImportError):
             raise UserError(
-                "plan: the TPU compiler is not installed; `pip install 'speechlm_jax[tpu]'`"
+                "plan: the TPU compiler is not installed; `pip install -e '.[tpu]'`"
             ) from None
         raise UserError(f"{slices.name}: the TPU compiler knows no such slice ({reason})") from None
     return list(found.devices)

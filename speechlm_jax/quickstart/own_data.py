@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -22,7 +23,7 @@ from speechlm_jax.audio.recordings import BAD, CLIPS, NO_WORDS, Clips, audio_pat
 from speechlm_jax.bulk.features import write_features
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import normalize, to_words
+from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.interleave.build import DOCUMENTS
 from speechlm_jax.quickstart import data, making
 from speechlm_jax.quickstart.folders import Folders
@@ -150,7 +151,7 @@ def read_own(q: OwnData) -> None:
     for name in ("interleaved", "text"):
         rows_of = artifacts.read_jsonl(q.folders.documents / name / DOCUMENTS)
         lines += [row["text"] for row in rows_of if row["split"] == TRAIN]
-    TextTokenizer.train(lines, kind="bpe", size=q.text_size).save(q.folders.text_model)
+    TextTokenizer.train(lines, kind="exact", size=q.text_size).save(q.folders.text_model)
     for row in bad_recordings(q):
         _log.warning("set aside: %s", row["reason"])
 
@@ -199,14 +200,17 @@ def choose_held_out(speakers: Sequence[str], *, seed: int) -> set[int]:
 def text_to_documents(path: Path, *, words: int) -> list[str]:
     """A text file (or each "text" of a .jsonl file) cut into documents of about `words` words.
 
+    A document is a part of its text as it stands there, from a word's beginning to a word's end.
+
     Raises:
       UserError: the file is not UTF-8, not what its name says, or holds too little.
     """
     documents = []
     for text in _texts(path):
-        said = to_words(text)
-        pieces = max(1, round(len(said) / words))
-        documents += [" ".join(piece) for piece in np.array_split(said, pieces) if len(piece)]
+        places = [found.span() for found in re.finditer(r"\S+", text)]
+        pieces = max(1, round(len(places) / words))
+        ranges = [piece for piece in np.array_split(places, pieces) if len(piece)]
+        documents += [text[int(piece[0][0]) : int(piece[-1][1])] for piece in ranges]
     return documents
 
 
@@ -215,7 +219,7 @@ def _write_documents(q: OwnData) -> None:
     size = q.config.corpus
     inputs = {"text": artifacts.sha256_file(q.text_file)}
     groups = {"interleaved": size.documents, "text": size.text_documents}
-    config = [*groups.values(), size.document_words]
+    config = [*groups.values(), size.document_words, "verbatim"]
     if all(
         artifacts.is_current(
             q.folders.documents / name, "documents", inputs=inputs, config={"config": config}

@@ -85,7 +85,7 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise UserError(
-            "wandb_project: wandb is not installed; `pip install 'speechlm_jax[wandb]'`"
+            "wandb_project: wandb is not installed; `pip install -e '.[wandb]'`"
         ) from None
     try:
         return wandb.init(

@@ -15,7 +15,6 @@ from speechlm_jax.data.sources import numbered_rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.build import DOCUMENTS, InterleaveConfig, document_to_interleaved
 from speechlm_jax.interleave.documents import BAD, document_digest, good_documents
-from speechlm_jax.interleave.spans import LONGEST_MEAN
 from speechlm_jax.quickstart.models import spans_to_codes
 from speechlm_jax.text_to_token.synthesize import SynthesisConfig
 from speechlm_jax.verbs.opening import open_run
@@ -54,7 +53,7 @@ def interleave(
     """
     file, out = Path(file), Path(out)
     config = InterleaveConfig(span_corruption_ratio, mean_span_length, seed)
-    _check(file, out, config)
+    _check(file, out)
     models, synthesis = open_run(run, batch_size=64), SynthesisConfig()
     bad: list[dict[str, Any]] = []
     documents = _read_documents(file, models.voices, bad, seed=seed)
@@ -84,15 +83,8 @@ def interleave(
     return {"interleaved": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
 
 
-def _check(file: Path, out: Path, config: InterleaveConfig) -> None:
-    """UserError if a number is out of range, the file is missing, or `out` cannot be its folder."""
-    ratio, mean = config.span_corruption_ratio, config.mean_span_length
-    if not 0 <= ratio <= 1:
-        raise UserError(f"--span-corruption-ratio {ratio}: must be from 0 to 1")
-    if not 0 < mean <= LONGEST_MEAN:
-        raise UserError(
-            f"--mean-span-length {mean}: must be above 0 and at most {LONGEST_MEAN:.0f}"
-        )
+def _check(file: Path, out: Path) -> None:
+    """UserError if the file is missing, or `out` cannot be its folder."""
     check_documents(file)
     check_out_folder(out)
     if file.resolve() in ((out / name).resolve() for name in (DOCUMENTS, BAD)):

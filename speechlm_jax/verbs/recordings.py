@@ -133,9 +133,8 @@ class _Finder:
         name = row["audio"].encode(errors="replace").decode()
         if name != row["audio"]:
             row, reason = {"id": name, "audio": name}, f"{name}: its name is not UTF-8; rename it"
-        if reason is None and "text" in row:
-            row = {**row, "text": normalize(row["text"])}
-            reason = None if row["text"] else f"{path}: {NO_WORDS}"
+        if reason is None and "text" in row and not normalize(row["text"]):
+            reason = f"{path}: {NO_WORDS}"
         if reason is None:
             self.found.append(Found(path, row))
         else:
@@ -146,7 +145,8 @@ def _transcript(path: Path) -> tuple[str | None, str | None]:
     """The text of the file beside a recording that has its name in .txt; or why there is none."""
     beside = path.with_suffix(".txt")
     try:
-        return (beside.read_text(encoding="utf-8-sig") if beside.is_file() else None), None
+        text = beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else None
+        return text, None
     except UnicodeDecodeError:
         return None, f"{beside}: is not UTF-8; convert it, e.g. `iconv -t utf-8`"
 

@@ -116,19 +116,19 @@ def _word_fault(tables: Tables) -> str | None:
     for field, words in named.items():
         for word in words:
             if not re.fullmatch("[a-z]+", word):
-                return f"{field}: '{word}' is not one word of the letters a-z"
+                return f"{field}: {word!r} is not one word of the letters a-z"
             if word in seen:
-                return f"{field}: '{word}' stands in {seen[word]} too; each must be its own word"
+                return f"{field}: {word!r} stands in {seen[word]} too; each must be its own word"
             seen[word] = field
     for word in tables.unseen_words:
         if word in tables.words:
-            return f"unseen_words: '{word}' stands in a sentence"
+            return f"unseen_words: {word!r} stands in a sentence"
     return None
 
 
 def _sentence_fault(tables: Tables) -> str | None:
     if not _is_text(tables.answer_lead):
-        return f"answer_lead: '{tables.answer_lead}' is not words of the letters a-z"
+        return f"answer_lead: {tables.answer_lead!r} is not words of the letters a-z"
     for name in tables.attributes:
         if _fields(tables.questions[name]) != ["person"]:
             return f"questions.{name}: needs {{person}} once, and words of the letters a-z"
@@ -140,7 +140,7 @@ def _sentence_fault(tables: Tables) -> str | None:
                 )
         told = {word for wording in tables.wordings(name) for word in wording.split()}
         if clash := told & set(tables.entities):
-            return f"statements.{name}: '{sorted(clash)[0]}' is a name or a value; use another word"
+            return f"statements.{name}: {sorted(clash)[0]!r} is a name or a value; use another word"
         if len(set(tables.wordings(name))) < len(tables.wordings(name)):
             return f"statements.{name}: a sentence stands there twice"
     return None

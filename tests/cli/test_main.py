@@ -191,7 +191,7 @@ def test_a_missing_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "safetensors is not installed; `pip install 'speechlm_jax[hf]'`" in done.stderr
+    assert "safetensors is not installed; `pip install -e '.[hf]'`" in done.stderr
 
 
 def test_the_console_script_starts_once_more_with_large_pages(tmp_path):

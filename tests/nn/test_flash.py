@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from speechlm_jax.errors import UserError
-from speechlm_jax.nn import blockwise
-from speechlm_jax.nn.attention import Layout, attend, visible, whole
+from speechlm_jax.nn import blockwise, cudnn
+from speechlm_jax.nn.attention import Layout, attend, over, visible, whole
 from speechlm_jax.nn.blockwise import attend_blockwise
-from speechlm_jax.nn.flash import attend_packed, choose
+from speechlm_jax.nn.flash import attend_splash, choose
 from speechlm_jax.sharding import MeshConfig, make_mesh
 
 LENGTH = 256
@@ -55,10 +55,10 @@ def by_kernel(layout, kernel):
     if kernel == "blockwise":
         mask = visible(layout, layout, 1)
         return lambda q, k, v: attend_blockwise(q, k, v, mask, block=1)
-    return lambda q, k, v: attend_packed(q, k, v, layout.segments, kernel=kernel)
+    return lambda q, k, v: attend_splash(q, k, v, layout.segments)
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton", "blockwise"])
+@pytest.mark.parametrize("kernel", ["splash", "blockwise"])
 def test_a_kernel_agrees_with_the_reference(case, kernel):
     layout, qkv, weight = case
     out, grads = value_and_grads(by_kernel(layout, kernel), qkv, weight)
@@ -73,7 +73,6 @@ def test_a_kernel_agrees_with_the_reference(case, kernel):
     [
         ("splash", MeshConfig(fsdp=2, tensor=2)),
         ("splash", MeshConfig(fsdp=2, context=2)),
-        ("triton", MeshConfig(fsdp=2, tensor=2)),
         ("blockwise", MeshConfig(fsdp=2, tensor=2)),
     ],
     ids=str,
@@ -122,7 +121,7 @@ def test_a_row_at_a_time_takes_less_memory(monkeypatch):
     assert in_blocks < 0.5 * whole
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton", "blockwise"])
+@pytest.mark.parametrize("kernel", ["splash", "blockwise"])
 def test_a_change_in_one_document_changes_nothing_in_its_neighbours(case, kernel):
     layout, (q, k, v), _ = case
     second = (layout.segments == 2)[..., None, None]
@@ -133,25 +132,56 @@ def test_a_change_in_one_document_changes_nothing_in_its_neighbours(case, kernel
     assert not np.allclose(before, after)
 
 
+def auto(kernel="auto", *, block=1, length=256, dtype="bfloat16", head_dim=64):
+    return choose(kernel, block=block, length=length, dtype=dtype, head_dim=head_dim)
+
+
+def of_platform(name, kind="TPU v5", **axes):
+    """A mesh of a machine that is not there."""
+    sizes = {"replica": 1, "fsdp": 4, "tensor": 1, "context": 1, **axes}
+    device = jax.sharding.AbstractDevice(kind, 1, name)
+    return jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), abstract_device=device)
+    )
+
+
 def test_auto_follows_the_mesh_and_the_mask():
-    assert choose("auto", block=1, length=256) == "blockwise", "no mesh: this process's devices"
+    assert auto() == "blockwise", "no mesh: this process's devices"
     with jax.set_mesh(make_mesh(MeshConfig())):
-        assert choose("auto", block=8, length=200) == "blockwise", "a mesh of CPUs"
+        assert auto(block=8, length=200) == "blockwise", "a mesh of CPUs"
     with jax.set_mesh(make_mesh(MeshConfig(context=2))):
-        assert choose("auto", block=1, length=256) == "reference", "keys lie elsewhere"
-    assert choose("splash", block=1, length=256) == "splash"
-    topology = jax.sharding.AbstractMesh(
-        (1, 4, 1, 1), ("replica", "fsdp", "tensor", "context"),
-        abstract_device=jax.sharding.AbstractDevice("TPU v5", 1, "tpu"),
-    )  # fmt: skip
-    with jax.sharding.use_abstract_mesh(topology):
-        assert choose("auto", block=1, length=256) == "splash"
-        assert choose("auto", block=1, length=200) == "reference"
-        assert choose("auto", block=8, length=256) == "reference"
+        assert auto() == "reference", "keys lie elsewhere"
+    assert auto("splash") == "splash"
+    with of_platform("tpu"):
+        assert auto(dtype="float32") == "splash"
+        assert auto(length=200) == "reference"
+        assert auto(block=8) == "reference"
+    with of_platform("metal"):
+        assert auto() == "reference"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda"])
+def test_auto_takes_cudnn_on_a_gpu_where_it_can_attend(name, monkeypatch):
+    with of_platform(name):
+        assert auto() == "blockwise", "this process sees no GPU of Hopper's kind"
+        monkeypatch.setattr(cudnn.fused, "check_compute_capability", lambda least: True)
+        assert auto() == auto(length=200) == "cudnn"
+        assert auto(dtype="float32") == auto(head_dim=12) == auto(block=8) == "blockwise"
+        monkeypatch.setattr(cudnn, "fused", None)
+        assert auto() == "blockwise", "a JAX whose private module has moved"
+    with of_platform(name, context=2):
+        assert auto(dtype="float32") == "reference", "keys lie elsewhere"
+
+
+def test_a_kernel_that_does_not_know_the_mask_is_named():
+    layout = whole(jnp.array([128]), 128)
+    for kernel in ("splash", "cudnn"):
+        with pytest.raises(UserError, match=f"attention={kernel}: is causal, .* block=8"):
+            over(layout, 8, kernel=kernel, documents_at_once=64, dtype="bfloat16", head_dim=64)
 
 
 def test_a_length_that_no_kernel_takes_is_named(case):
     layout, qkv, _ = case
     short = tuple(x[:, :100] for x in qkv)
     with pytest.raises(UserError, match="length 100: splash attention takes multiples of 128"):
-        attend_packed(*short, layout.segments[:, :100], kernel="splash")
+        attend_splash(*short, layout.segments[:, :100])

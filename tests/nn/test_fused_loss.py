@@ -1,10 +1,13 @@
 """The fused loss against logits and autodiff, in any chunks, on a mesh; what it holds in memory."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.nn import fused_loss
 from speechlm_jax.nn.fused_loss import fused_cross_entropy
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.sharding import MeshConfig, make_mesh
@@ -52,6 +55,45 @@ def test_value_and_gradients_are_those_of_the_logits(arrays, z_weight, chunk):
     agree(jax.value_and_grad(fused, (0, 1), has_aux=True)(*arrays, z_weight, chunk), expected)
     value, _ = fused(*arrays, z_weight, chunk)
     np.testing.assert_allclose(value, 3.0 * expected[0][0], rtol=1e-5)
+
+
+@pytest.fixture
+def optimised():
+    """XLA as in training: only then are a single chunk's products part of the whole program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [8, 9999])
+def test_bfloat16_differs_by_its_rounding_alone(arrays, optimised, tied, chunk):
+    hidden, kernel, *rest = arrays
+    table = kernel.T if tied else kernel
+
+    def lost(hidden, table):
+        kernel = table.T if tied else table
+        return fused_cross_entropy(hidden, kernel, *rest, chunk=chunk).loss_sum
+
+    step = jax.jit(jax.value_and_grad(lost, (0, 1)))
+    half, table = hidden.astype(jnp.bfloat16), table.astype(jnp.bfloat16).astype(jnp.float32)
+    value, grads = step(half, table)
+    expected, expected_grads = step(half.astype(jnp.float32), table)
+    np.testing.assert_allclose(value, expected, rtol=2**-8)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("name, positions", [("cuda", 4096), ("tpu", 1024), ("cpu", 1024)])
+def test_chunks_are_those_of_the_platform(name, positions, monkeypatch):
+    monkeypatch.setattr(fused_loss, "platform", lambda: name)
+    hidden = jnp.zeros((2, 8192, 1))
+    ids = jnp.zeros((2, 8192), jnp.int32)
+    lost = jax.make_jaxpr(lambda *given: fused_cross_entropy(*given))(
+        hidden, jnp.zeros((1, 4)), ids, ids * 0.0
+    )
+    assert f"f32[2,{positions // 2},4]" in str(lost) and f"f32[2,{positions},4]" not in str(lost)
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,11 @@ def test_remat_and_unroll_change_nothing(value_and_grads, plain, execution):
 def test_a_value_that_no_block_has_is_refused():
     with pytest.raises(UserError, match="'mlp' is none of block_input, qkv, attended, mlp_hidden"):
         ExecutionConfig(remat="full", saved=("mlp",))
+    with pytest.raises(UserError, match="execution.documents_at_once: 1; give 2 or more"):
+        ExecutionConfig(documents_at_once=1)
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton"])
+@pytest.mark.parametrize("kernel", ["splash", "blockwise"])
 def test_a_stack_is_the_same_with_every_kernel(params, kernel):
     """Two documents and padding in a row."""
     segments = jnp.array([[1] * 60 + [2] * 50 + [0] * 18])

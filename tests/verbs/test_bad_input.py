@@ -180,8 +180,8 @@ def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
     documents = tmp_path / "documents.jsonl"
     artifacts.write_jsonl(documents, rows[:1])
     for file, options, expected in (
-        ("a.txt", ("--span-corruption-ratio", "nan"), "must be from 0 to 1"),
-        ("a.txt", ("--mean-span-length", "inf"), "must be above 0 and at most 1000000"),
+        ("a.txt", ("--span-corruption-ratio", "nan"), "_ratio: nan; give 0 to 1"),
+        ("a.txt", ("--mean-span-length", "inf"), "_length: inf; give more than 0, up to 1000000"),
         ("", (), "is a folder"),
         ("a.txt", ("--out", tmp_path / "a.txt"), "is a file; give a folder"),
         ("documents.jsonl", ("--out", tmp_path), "would be overwritten"),
@@ -200,8 +200,8 @@ def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("interleave", "x.txt", "--span-corruption-ratio", "1.5"), "must be from 0 to 1"),
-        (("interleave", "x.txt", "--mean-span-length", "0"), "must be above 0"),
+        (("interleave", "x.txt", "--span-corruption-ratio", "1.5"), "_ratio: 1.5; give 0 to 1"),
+        (("interleave", "x.txt", "--mean-span-length", "0"), "_length: 0.0; give more than 0"),
         (("synthesize", "it is", "--temperature", "-1"), "must be 0 (greedy) or more"),
         (("synthesize", "it is", "--voice", "Anne"), "did you mean 'Ann'?"),
         (("speak", "1 2 16"), "numbers from 0 to 15"),

@@ -88,7 +88,7 @@ def test_the_seed_reaches_the_sampling_of_codes(run, tmp_path, speaker):
     """Of a word that is always spoken, in one voice, the codes differ from seed to seed."""
     file = write_rows(tmp_path / "rows.jsonl", [{"text": "London", "speaker": "Ann"}])
     codes = set()
-    for seed in (-1, 0, 1, 2, 3, 2**70):
+    for seed in (0, 1, 2, 3, 2**63 - 1):
         interleave(file, run=run, out=tmp_path / "out", span_corruption_ratio=1.0, seed=seed)
         ((_, segments),) = interleaved(tmp_path / "out").values()
         codes.add(tuple(segments[0]["codes"]))

@@ -82,6 +82,6 @@ def test_a_task_that_fails_is_one_line_and_code_2(tmp_path, capsys):
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("speechlm: ")]
     assert out == "" and lines == [
-        "speechlm: error: task den_that_fails, split train: KeyError: 'shelf' "
+        "speechlm: error: task den_that_fails, split validation: KeyError: 'shelf' "
         "(my_lab_that_fails.py:3)"
     ]

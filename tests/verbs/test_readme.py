@@ -32,7 +32,7 @@ def expanded(words: list[str]) -> list[str]:
 
 @pytest.fixture
 def here(run, tmp_path, monkeypatch) -> Path:
-    """A folder with the run and ten recordings, where README's commands are given."""
+    """A folder with the run, ten recordings and a vocabulary of stories, as README makes it."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/quickstart").symlink_to(run)
     recordings = tmp_path / "my_recordings"
@@ -40,7 +40,11 @@ def here(run, tmp_path, monkeypatch) -> Path:
     for i in range(10):
         noise = np.random.default_rng(i).normal(0, 0.1, 16_000)
         soundfile.write(recordings / f"{i}.flac", noise, 16_000)
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories/one.txt").write_text("It is the cat, and it is the dog.\n" * 20)
     monkeypatch.chdir(tmp_path)
+    (vocab,) = printed("speechlm vocab stories/*")
+    assert cli.main(expanded(vocab)[1:]) == EXIT_OK
     return tmp_path
 
 
@@ -64,6 +68,7 @@ def test_recordings_with_a_manifest_become_speech_and_asr(here, capsys):
     rows = [{"audio": f"{i}.flac", "text": "It is the cat.", "speaker": "Ann"} for i in range(10)]
     artifacts.write_jsonl(here / "my_recordings/manifest.jsonl", rows)
     (tokenize,) = printed("speechlm tokenize my_recordings/*")
+    capsys.readouterr()
     assert cli.main(expanded(tokenize)[1:]) == EXIT_OK
     said = json.loads(capsys.readouterr().out)
     assert (said["clips"], said["without_text"], said["set_aside"]) == (10, 0, [])
@@ -77,6 +82,7 @@ def test_recordings_with_a_manifest_become_speech_and_asr(here, capsys):
 
 def test_recordings_without_text_are_speech_and_asr_says_how_to_give_it(here, capsys):
     (here / "my_recordings/3.txt").write_text("it is the cat")
+    capsys.readouterr()
     (tokenize,) = printed("speechlm tokenize my_recordings/*")
     assert cli.main(expanded(tokenize)[1:]) == EXIT_OK
     out, err = capsys.readouterr()

@@ -34,7 +34,7 @@ def test_a_folder_and_its_files_one_by_one_are_the_same_rows(tmp_path):
     manifest(tmp_path, "a.wav", "./b.flac")
     whole, bad = rows_of([tmp_path])
     assert not bad and [row["id"] for row in whole] == ["a.wav", "b.flac"]
-    assert all((row["text"], row["speaker"]) == ("the cat", "Ann") for row in whole)
+    assert all((row["text"], row["speaker"]) == ("The CAT!", "Ann") for row in whole)
     assert rows_of(files) == (whole, [])
     assert rows_of(files[1:]) == (whole[1:], [])
 
@@ -49,7 +49,7 @@ def test_without_a_manifest_a_text_beside_the_file_is_what_it_says(tmp_path):
     (tmp_path / "c.txt").write_bytes("caf\u00e9".encode("latin-1"))
     rows, bad = rows_of([tmp_path])
     assert rows == [
-        {"id": "a.wav", "audio": "a.wav", "text": "the cat"},
+        {"id": "a.wav", "audio": "a.wav", "text": "The Cat"},
         {"id": "sub/b.FLAC", "audio": "sub/b.FLAC"},
     ]
     assert [row["id"] for row in bad] == ["c.wav"] and "c.txt: is not UTF-8" in bad[0]["reason"]
