@@ -69,7 +69,7 @@ def _mutated_tree(rng: random.Random, data: bytes) -> bytes | None:
         tree = json.loads(data if at is None else lines[at])
     except (ValueError, RecursionError):
         return None
-    places = list(_places(tree))
+    places = list(_places(tree)) if isinstance(tree, (dict, list)) else []
     if not places:
         return None
     node, key = rng.choice(places)
@@ -246,8 +246,9 @@ def _child(
     try:
         made.write(json.dumps(run_inputs(target, seed, numbers, told)).encode())
         made.flush()
-    finally:
-        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(0)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The parsers of outside data, each with whole inputs to break; `benchmarks/fuzz.py` runs them."""
 
+import base64
 import contextlib
 import dataclasses
 import gzip
@@ -332,7 +333,9 @@ def offsets(folder: Path):
 
 @target()
 def checkpoint(folder: Path):
-    meta = checkpoint_folder.Meta("lm", 5, 40, {"a": "b"}, {"class": "X"}, "f", {"wall_seconds": 1})
+    meta = checkpoint_folder.Meta(
+        "lm", 5, 40, {"a": "b"}, {"class": "X"}, "f", {"wall_seconds": 1.0}
+    )
     step = folder / "checkpoints/00000005"
     step.mkdir(parents=True)
     (step / "params").write_bytes(b"a")
@@ -453,7 +456,9 @@ def tokenizer_json(folder: Path):
 @target()
 def tiktoken_ranks(folder: Path):
     path = folder / "tokenizer.model"
-    return [b"aXQ= 0\naXM= 1\nYQ== 2\n"], of_file(path, lambda: read_ranks(path))
+    pieces = [*(bytes([byte]) for byte in range(256)), b"it", b"is"]
+    lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate(pieces)]
+    return ["\n".join(lines).encode()], of_file(path, lambda: read_ranks(path))
 
 
 @target()
@@ -519,7 +524,7 @@ def audio(name: str, **written: Any) -> Callable:
             soundfile.write(made, noise, 16_000, **written)
             seeds.append(made.getvalue())
         path = folder / name
-        return seeds, of_file(path, lambda: read_wav(path, max_seconds=30))
+        return seeds, of_file(path, lambda: read_wav(path, max_seconds=30.0))
 
     return make
 

@@ -232,7 +232,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     unfinished = UserError(
         f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first"
     )
-    if isinstance(path, Path) and not path.is_file():
+    if isinstance(path, Path) and not os.path.isfile(path):  # pathlib raises at long names
         raise unfinished
     try:
         data = read_json(path)
@@ -265,8 +265,11 @@ def verify(folder: str | Path) -> list[str]:
     """Names the files of a finished stage that are missing or changed since; empty if none is."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    return [
-        name
-        for name, digest in manifest.files.items()
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest
-    ]
+    return [name for name, digest in manifest.files.items() if not _is(folder / name, digest)]
+
+
+def _is(path: Path, digest: str) -> bool:
+    try:
+        return sha256_file(path) == digest
+    except (OSError, ValueError):  # it is not there, or its name is none
+        return False

@@ -9,12 +9,27 @@ EXIT_INTERRUPTED = 130  # stopped by SIGINT where there was nothing to save
 EXIT_NO_READER = 141  # who read its output has gone, as after `| head`
 
 
+MOST_SAID = 1000  # characters of a message; a name or a number in it may be longer
+
+
 class UserError(Exception):
     """Something the user can mend.
 
     The message is one line: it names the file or the field, says what is wrong with it, and what
     to do. The command line prints it without a traceback and exits with `EXIT_USAGE`.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message without line ends and other controls, which names may hold; its middle may go."""
+    if not message.isprintable():
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        message = "".join(shown)
+    half = MOST_SAID // 2
+    return message if len(message) <= MOST_SAID else f"{message[:half]} [...] {message[-half:]}"
 
 
 class Stopped(Exception):

@@ -25,6 +25,9 @@ _MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 _PROBE = [chr(code) for code in (*range(33, 127), 0xE9, 0x416, 0x5D0, 0x915, 0x6F22, 0x1F600)]
 
 
+_NOT_OF_RUST = (KeyboardInterrupt, SystemExit, MemoryError)
+
+
 class _SentencePiece:
     """A SentencePiece model; a space is part of the piece that it precedes, the first one too."""
 
@@ -35,6 +38,8 @@ class _SentencePiece:
         messages: Any = sentencepiece_model_pb2  # made when it is imported: without types
         proto = messages.ModelProto.FromString(model)
         self.size: int = self._decoder.GetPieceSize()
+        if not self.size:
+            raise ValueError("a model without pieces")
         self.unknown_id: int = self._decoder.unk_id()
         rules = proto.normalizer_spec
         is_exact = proto.trainer_spec.byte_fallback and not (
@@ -82,7 +87,9 @@ class _HuggingFace:
         def read(text: str) -> Any:
             try:
                 found = tokenizers.Tokenizer.from_str(text)
-            except Exception as error:  # the library raises nothing narrower
+            except _NOT_OF_RUST:
+                raise
+            except BaseException as error:  # nothing narrower; a panic of Rust is no Exception
                 raise ValueError(str(error)) from None
             found.no_padding()
             found.no_truncation()
@@ -112,7 +119,7 @@ class _HuggingFace:
 
     def encode(self, text: str, continues: bool) -> list[int]:
         spaced = f" {text}" if continues and text else text
-        ids = self._encoder.encode(spaced, add_special_tokens=False).ids
+        ids = self._ids(spaced)
         if not self._reserved.isdisjoint(ids):
             raise UserError("text vocabulary: writes the id of a special for a text; remove the id")
         if self._leaves_out:
@@ -122,9 +129,16 @@ class _HuggingFace:
     def _lost(self, letter: str) -> bool:
         """Whether nothing is written for a letter; a blank may well part words alone."""
         if letter not in self._is_lost:
-            alone = self._encoder.encode(letter, add_special_tokens=False).ids
-            self._is_lost[letter] = not (alone or letter.isspace())
+            self._is_lost[letter] = not (self._ids(letter) or letter.isspace())
         return self._is_lost[letter]
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._encoder.encode(text, add_special_tokens=False).ids
+        except _NOT_OF_RUST:
+            raise
+        except BaseException as error:  # e.g. the token for unknown words is not there
+            raise UserError(f"text vocabulary: cannot write {text[:20]!r} ({error})") from None
 
     def decode(self, ids: list[int]) -> str:
         return self._decoder.decode(ids, skip_special_tokens=False).strip()

@@ -168,6 +168,10 @@ def test_verify_names_what_changed(stage):
     (stage / "a.txt").write_text("A")
     (stage / "sub/b.txt").unlink()
     assert artifacts.verify(stage) == ["a.txt", "sub/b.txt"]
+    data = artifacts.read_json(stage / artifacts.MANIFEST)
+    data["files"] = {"x" * 5000: "", "\0": "", ".": ""}
+    artifacts.write_json(stage / artifacts.MANIFEST, data)
+    assert artifacts.verify(stage) == list(data["files"])
 
 
 def test_the_fingerprint_changes_with_inputs_config_and_content(stage):
@@ -179,8 +183,9 @@ def test_the_fingerprint_changes_with_inputs_config_and_content(stage):
 
 
 def test_a_folder_without_a_readable_manifest_is_named(tmp_path):
-    with pytest.raises(UserError, match="run its stage first"):
-        artifacts.read_manifest(tmp_path)
+    for folder in (tmp_path, tmp_path / ("x" * 5000), tmp_path / "\0"):
+        with pytest.raises(UserError, match="run its stage first"):
+            artifacts.read_manifest(folder)
     artifacts.write_json(tmp_path / artifacts.MANIFEST, {"version": 9})
     with pytest.raises(UserError, match="run its stage again"):
         artifacts.read_manifest(tmp_path)

@@ -1,6 +1,7 @@
 """Text <-> ids: inverse, the same by words as whole, and trained the same in any order."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -76,8 +77,22 @@ def test_what_is_no_model_is_named(tmp_path):
     (tmp_path / "text.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="text.model: is no SentencePiece model or tokenizer.json"):
         TextTokenizer.load(tmp_path / "text.model")
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(UserError, match="empty.model: is no SentencePiece model"):
+        TextTokenizer.load(tmp_path / "empty.model")
     with pytest.raises(UserError, match="no words"):
         TextTokenizer.train(["", "  "])
+
+
+def test_a_tokenizer_json_that_fails_in_use_is_named(tmp_path):
+    """The library reads both; the second one is a panic of its Rust code."""
+    words = {"type": "WordLevel", "vocab": {"it": 0}, "unk_token": "[UNK]"}
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    for name, data in {"a.json": {}, "b.json": {"normalizer": charsmap}}.items():
+        text = json.dumps({"version": "1.0", "added_tokens": [], "model": words, **data})
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="text vocabulary: cannot write|is no SentencePiece"):
+            TextTokenizer.load(tmp_path / name).encode("it is")
 
 
 EXACT = TextTokenizer.train(

@@ -18,11 +18,11 @@ from speechlm_jax.errors import (
     EXIT_USAGE,
     Stopped,
     UserError,
+    one_line,
 )
 
 MALLOC = "GLIBC_TUNABLES"  # other C libraries ignore it
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
-LONGEST = 1000  # characters of what is said; a name or a number may be longer
 _HINTS = {
     errno.ENOSPC: "make room, then run it again",
     errno.EDQUOT: "make room, then run it again",
@@ -166,22 +166,12 @@ def _take_more(arguments: argparse.Namespace, unread: list[str]) -> None:
 
 def _leave(code: int, why: str, message: str, *, as_json: bool) -> int:
     """Says in one line why the command ends, and gives the exit code back."""
-    message = _one_line(message)
+    message = one_line(message)
     if as_json:
         _log.error(message, extra={"why": why, "exit_code": code})
     else:
         print(f"speechlm: {why}: {message}", file=sys.stderr)
     return code
-
-
-def _one_line(message: str) -> str:
-    """A message without line ends and other controls, which names may hold; its middle may go."""
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in message
-    )
-    half = LONGEST // 2
-    return shown if len(shown) <= LONGEST else f"{shown[:half]} [...] {shown[-half:]}"
 
 
 def _level(arguments: argparse.Namespace) -> logs.Level:

@@ -63,6 +63,7 @@ def token_ids(model: bytes) -> dict[str, int]:
 
 def _open(model: bytes, where: str) -> Tokenizer:
     try:
+        json.loads(model)  # what the library reads need not be JSON
         return Tokenizer.from_str(model.decode())
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise

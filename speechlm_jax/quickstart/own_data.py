@@ -6,8 +6,6 @@ tell of voices that were not heard in training, else clips. Transcripts and text
 """
 
 import dataclasses
-import gzip
-import json
 import logging
 import re
 from collections import Counter
@@ -248,22 +246,13 @@ def _write_documents(q: OwnData) -> None:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
-    except (gzip.BadGzipFile, EOFError):
-        raise UserError(f"{path}: is not a whole gzip file; copy it again") from None
     if ".jsonl" not in path.suffixes:
-        yield text
+        yield "\n".join(artifacts.read_lines(path))
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {"text": ""}
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: is not JSON ({error.msg})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    for number, row in artifacts.numbered_jsonl(path):
+        if isinstance(row, UserError):
+            raise row
+        if not isinstance(row.get("text"), str):
             raise UserError(f'{path}:{number}: has no "text"; give rows with one, or a .txt file')
         yield row["text"]
 

@@ -36,7 +36,7 @@ MISSING = {
     "vocab": [["/nope.txt"], ["README.md", "--run", "/nope"], ["docs"]],
     "tokenize": [["/nope.wav"], [LONG]],
     "synthesize": [["it is", "--run", "/nope"], ["it is", "--temperature", "nan"]],
-    "interleave": [["/nope"], ["README.md", "--run", "/nope"]],
+    "interleave": [["/nope"], ["docs"], ["README.md", "--run", "/nope"]],
     "evaluate": [["/nope"]],
     "speak": [["hello", "--run", "/nope"], ["/nope.jsonl"], ["hello", "--out", "a.mp3"]],
     "chat": [["/nope.wav"]],

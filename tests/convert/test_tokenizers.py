@@ -147,9 +147,11 @@ ADDED = {
         {**PLAIN, "added_tokens": [{**ADDED, "id": -1}]},
         {**PLAIN, "added_tokens": [{**ADDED, "id": 2**40}]},
         {**PLAIN, "added_tokens": [{**ADDED, "content": 3}]},
+        b'{"version": null1.0, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+        b"[" * 100_000,
         {**PLAIN, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_broken_tokenizer_json_is_named(tmp_path, data):
     """The last one is a panic of the library's Rust code."""

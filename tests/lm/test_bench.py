@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.cli import main as cli
 from speechlm_jax.convert.families import family_of
 from speechlm_jax.errors import EXIT_USAGE
+from speechlm_jax.experiment.configs import load_experiment
 from speechlm_jax.lm.bench import MEAN_DOCUMENT, BenchConfig, bench_train, synthetic_rows
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.nn.inference import functional
@@ -100,3 +101,14 @@ def test_the_step_of_a_config_is_measured(tmp_path, capsys):
 def test_what_is_no_language_model_is_refused(capsys):
     assert cli.main(["bench", "train", "configs/speech_tokenizer_digits.py"]) == EXIT_USAGE
     assert "is not the config of a language model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("train", 3), ("train", {}), ("data", []), ("z_loss", "a"), ("model", None), ("z_loss", {})],
+)
+def test_a_runs_config_that_is_broken_is_one_line(tmp_path, capsys, path, value):
+    data = configs.to_json(load_experiment(shipped.find("configs/lm_150m.py")))
+    artifacts.write_json(tmp_path / "config.json", {**data, path: value})
+    assert cli.main(["bench", "train", str(tmp_path / "config.json")]) == EXIT_USAGE
+    assert "config.json: " in capsys.readouterr().err

@@ -69,6 +69,9 @@ def test_text_that_cannot_be_read_is_named(tmp_path):
         ("b.txt.gz", b"no gzip", "b.txt.gz: is not a whole gzip file"),
         ("c.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', 'c.jsonl:2: has no "text"'),
         ("d.jsonl", b"{broken", "d.jsonl:1: is not JSON"),
+        ("e.jsonl", b"[" * 100_000, "e.jsonl:1: cannot be read"),
+        ("f.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "f.jsonl:1: cannot be read"),
+        ("part[1].jsonl", b'{"txt": "b"}', 'part[1].jsonl:1: has no "text"'),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as error:
@@ -82,6 +85,7 @@ def test_a_run_wants_both_and_says_what_is_missing(own_folder, tmp_path):
         ({"speech": speech}, "give both or neither"),
         ({"speech": tmp_path, "text": text}, "has no manifest.jsonl"),
         ({"speech": speech, "text": tmp_path / "gone.txt"}, "no such text file"),
+        ({"speech": speech, "text": tmp_path}, "is a folder; give --text a file"),
         ({"speech": speech, "text": text, "world": "w.json"}, "--world"),
     ):
         with pytest.raises(UserError, match=expected):
