@@ -14,7 +14,7 @@ bench = later("speechlm_jax.lm.bench")
 presets = later("speechlm_jax.lm.presets")
 # Of nn.language_model.Dtype and nn.flash.Kernel, which would import JAX; a test compares
 DTYPES = ("float32", "bfloat16")
-KERNELS = ("auto", "reference", "blockwise", "splash", "triton")
+KERNELS = ("auto", "reference", "blockwise", "splash", "cudnn")
 
 DETAILS = """\
 Compiles and times the very step that `speechlm train` runs, on synthetic packed rows: no data, no

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--span-corruption-ratio",
         metavar="R",
-        type=float,
+        type=options.real(0.0, 1.0),
         default=0.3,
         help="fraction of the words that become speech, of those that can be said "
         "(default: %(default)s)",
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--mean-span-length",
         metavar="WORDS",
-        type=float,
+        type=options.real(0.0, 1e6, open_at_least=True),
         default=10.0,
         help="mean of the Poisson lengths of spans (default: %(default)s)",
     )

@@ -60,16 +60,17 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     return read
 
 
-def real(least: float, most: float) -> Callable[[str], float]:
-    """What argparse reads a number from `least` to `most` with."""
+def real(least: float, most: float, *, open_at_least: bool = False) -> Callable[[str], float]:
+    """What argparse reads a number from `least` to `most` with; or one above `least`."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+        if not least <= value <= most or (open_at_least and value == least):
+            limits = f"{'above' if open_at_least else 'from'} {least:g} to {most:.10g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {limits}")
         return value
 
     return read

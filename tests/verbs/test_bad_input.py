@@ -147,7 +147,7 @@ def test_text_in_another_encoding(run, tmp_path, capsys, encoding, expected):
     line = refused(
         capsys, "quickstart", "--speech", tmp_path, "--text", path, "--out", tmp_path / "run"
     )
-    assert "text.txt: is not UTF-8; convert it" in line
+    assert f"text.txt: {expected}" in line
 
 
 def test_text_that_is_not_there_or_holds_no_words(run, tmp_path, capsys):
@@ -180,10 +180,10 @@ def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
     documents = tmp_path / "documents.jsonl"
     artifacts.write_jsonl(documents, rows[:1])
     for file, options, expected in (
-        ("a.txt", ("--span-corruption-ratio", "nan"), "_ratio: nan; give 0 to 1"),
-        ("a.txt", ("--mean-span-length", "inf"), "_length: inf; give more than 0, up to 1000000"),
+        ("a.txt", ("--span-corruption-ratio", "nan"), "'nan' is no number from 0 to 1;"),
+        ("a.txt", ("--mean-span-length", "inf"), "'inf' is no number above 0 to 1000000;"),
         ("", (), "is a folder"),
-        ("a.txt", ("--out", tmp_path / "a.txt"), "is a file; give a folder"),
+        ("a.txt", ("--out", tmp_path / "a.txt"), "is a file; name a folder"),
         ("documents.jsonl", ("--out", tmp_path), "would be overwritten"),
         ("a.txt", ("--run", tmp_path), "holds no run"),
         ("rows.jsonl", (), "row 'x': speaker 'Benn' is none of the run's 2 voices; did you mean"),
@@ -200,9 +200,12 @@ def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("interleave", "x.txt", "--span-corruption-ratio", "1.5"), "_ratio: 1.5; give 0 to 1"),
-        (("interleave", "x.txt", "--mean-span-length", "0"), "_length: 0.0; give more than 0"),
-        (("synthesize", "it is", "--temperature", "-1"), "must be 0 (greedy) or more"),
+        (
+            ("interleave", "x.txt", "--span-corruption-ratio", "1.5"),
+            "'1.5' is no number from 0 to 1;",
+        ),
+        (("interleave", "x.txt", "--mean-span-length", "0"), "'0' is no number above 0 to"),
+        (("synthesize", "it is", "--temperature", "-1"), "'-1' is no number from 0 to 100;"),
         (("synthesize", "it is", "--voice", "Anne"), "did you mean 'Ann'?"),
         (("speak", "1 2 16"), "numbers from 0 to 15"),
         (("speak", "it is", "--out", "speech.aiff"), "written as .wav or .flac"),

@@ -1,0 +1,79 @@
+"""What a command is given is looked at in one way, whatever is wrong with it."""
+
+import os
+
+import pytest
+
+from speechlm_jax.errors import UserError
+from speechlm_jax.verbs import paths
+
+LONG = "x" * 5000
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a file, a link to nothing, a codes folder, and a run without a chat model."""
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes/codes.jsonl").touch()
+    (tmp_path / "run/tokenizer").mkdir(parents=True)
+    (tmp_path / "run/text.model").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "told"),
+    [
+        (lambda path: paths.check_places([path]), "gone.wav", "no such audio file"),
+        (lambda path: paths.check_places([path]), "file.txt", "0 bytes"),
+        (lambda path: paths.check_places([path]), LONG, "cannot be opened"),
+        (paths.check_out_folder, "file.txt", "is a file; name a folder"),
+        (paths.check_out_folder, "gone", "is a file; name a folder"),
+        (paths.check_out_audio, "a.mp3", "audio is written as .wav or .flac"),
+        (paths.check_out_audio, "a", "audio is written as .wav or .flac"),
+        (paths.check_documents, "codes", "is a folder; give documents"),
+        (paths.check_documents, "part[1].txt", "no such file; give documents"),
+        (paths.check_documents, LONG, "no such file"),
+        (lambda path: paths.check_folder(path, "a run"), "file.txt", "is a file; give a run"),
+        (lambda path: paths.check_folder(path, "a run"), LONG, "no such folder; give a run"),
+        (lambda path: paths.check_source(path, path), "nope", "no such folder; give a model"),
+        (lambda path: paths.check_source(path, path), "codes", "is not empty"),
+        (paths.find_chat, "codes", "holds no run"),
+        (paths.find_chat, "run", "has no chat model"),
+        (paths.check_vocab, "codes", "holds no run"),
+        (paths.check_codes, LONG, "holds no run"),
+    ],
+)
+def test_what_is_not_as_a_command_needs_it_is_named(here, check, given, told):
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        check(here / given if given != "nope" else here / "nope")
+
+
+@pytest.mark.parametrize(
+    ("what", "out", "told"),
+    [
+        ("nope.jsonl", "a", "no such file"),
+        ("codes/codes.jsonl", "file.txt", "is a file; name a folder"),
+        ("codes", "a.wav", "is a folder; give its codes.jsonl"),
+        ("file.txt", "a.wav", "is a file of another kind"),
+        ("hello", "a.mp3", "audio is written as .wav or .flac"),
+        (LONG, "a", "audio is written as .wav or .flac"),
+    ],
+)
+def test_what_cannot_be_spoken_is_named(here, what, out, told):
+    with pytest.raises(UserError, match=told):
+        paths.check_speech(what, here / out)
+
+
+def test_what_is_there_passes(here):
+    (here / "part[1].txt").write_text("it is")
+    paths.check_documents(here / "part[1].txt")
+    paths.check_places([here, here / "part[1].txt"])
+    paths.check_speech("codes/codes.jsonl", here / "a.wav")
+    paths.check_speech("hello", here / "a.FLAC")
+    paths.check_out_folder(here / "new/folder")
+    paths.check_source(here / "codes", here / "new")
+    paths.check_vocab(here / "run")
+    assert os.path.samefile(paths.find_run("run").run, here / "run")
