@@ -218,7 +218,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, plan):
         asked.append((experiment.train.mesh.replica, slices.name, more))
         return plan
 
-    monkeypatch.setattr("speechlm_jax.cli.plan.plan_training", planned)
+    monkeypatch.setattr("speechlm_jax.cli.plan.planning.plan_training", planned)
     line = ["plan", str(path), "--topology", "v5e:2x2", "--length", "256", "--vocab", "1024"]
     line += ["--cache", str(tmp_path)]
     assert cli.main([*line, "--json"]) == EXIT_OK
