@@ -95,7 +95,10 @@ def find_module(name: str) -> Path | None:
     if top in sys.stdlib_module_names:
         raise UserError(f"--module {name}: is a module of Python; for a file give {name}.py")
     _look_here()
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # __main__
+        spec = None
     if spec is None:
         raise _no_module(name, top)
     here = [path for path in (Path(top, "__init__.py"), Path(f"{top}.py")) if path.is_file()]
@@ -118,13 +121,16 @@ def import_module(name: str) -> ModuleType:
         return import_file(path)
     try:
         with user_code(f"--module {name}"):
-            return importlib.import_module(name)
+            found = importlib.import_module(name)
     except UserError as error:
         cause = error.__cause__
         missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
         if missing is None or not f"{name}.".startswith(f"{missing}."):
             raise
         raise _no_module(name, missing) from None
+    if getattr(found, "__file__", None) is None:
+        raise UserError(f"--module {name}: is a folder; name a module in it, e.g. {name}.tasks")
+    return found
 
 
 def _look_here() -> None:

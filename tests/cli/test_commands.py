@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import get_args
@@ -9,12 +10,13 @@ from unittest import mock
 
 import pytest
 
-from speechlm_jax.cli import bench, options
+from speechlm_jax.cli import bench, convert, options
 from speechlm_jax.cli import main as cli
 from speechlm_jax.errors import UserError
 from speechlm_jax.lm import presets
 from speechlm_jax.lm.sizes import SIZES
 from speechlm_jax.nn.flash import Kernel
+from speechlm_jax.nn.language_model import Dtype
 
 PACKAGE = Path(cli.__file__).parents[1]
 
@@ -68,7 +70,10 @@ def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkey
         assert verb.call_args.kwargs["overrides"] == ["a=1", "b=2"]
 
 
-def test_what_help_shows_without_importing_it_is_what_is_there():
+def test_what_help_shows_without_importing_it_is_what_is_there(setup_value):
+    extra = {re.split(r"\W", one)[0] for one in setup_value("EXTRAS")["hf"]}
+    assert extra == set(convert.EXTRA)
+    assert bench.DTYPES == get_args(Dtype)
     assert bench.KERNELS == get_args(Kernel)
     assert set(presets._STACKS) == set(SIZES)
 

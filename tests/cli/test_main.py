@@ -320,6 +320,8 @@ def test_a_module_file_has_any_name(stub, tmp_path, monkeypatch, capsys, name):
     [
         ("json", "is a module of Python; for a file give json.py"),
         ("my_folder", "is a folder; name a module in it, e.g. my_folder.tasks"),
+        ("my_folder.inner", "is a folder; name a module in it, e.g. my_folder.inner.tasks"),
+        ("__main__", "no module '__main__'"),
         ("my_folder/", "is a folder; give a file in it"),
         (".", "is a folder; give a file in it"),
         ("no.such.thing", "no module 'no'"),
@@ -333,7 +335,7 @@ def test_a_module_file_has_any_name(stub, tmp_path, monkeypatch, capsys, name):
 def test_a_module_that_is_none_is_one_line(stub, tmp_path, monkeypatch, capsys, name, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    (tmp_path / "my_folder").mkdir()
+    (tmp_path / "my_folder/inner").mkdir(parents=True)
     for file in ("json.py", "numpy.py", "notes.txt"):
         (tmp_path / file).touch()
     stub(lambda args: 0)
