@@ -103,7 +103,6 @@ def config_from_json(data: Mapping[str, Any], where: str) -> tuple[Family, Langu
     _refuse_other_features(family, data, where)
     fields = Fields(data, where, family.defaults)
     made = _from_chatglm(fields) if family.model_type == "chatglm" else _from(family, fields)
-    _check_sizes(made.transformer, where)
     return family, made
 
 
@@ -113,7 +112,8 @@ def _from(family: Family, fields: Fields) -> LanguageModelConfig:
     bias = family.qkv_bias[0]
     if len(family.qkv_bias) > 1:
         bias = fields.flag("attention_bias", default=False)
-    stack = TransformerConfig(
+    stack = _stack(
+        fields.where,
         num_layers=fields.count("num_hidden_layers"),
         embed=embed,
         heads=heads,
@@ -176,7 +176,8 @@ def _long_context(rope: Fields) -> LongContext | None:
 def _from_chatglm(fields: Fields) -> LanguageModelConfig:
     heads = fields.count("num_attention_heads")
     grouped = fields.flag("multi_query_attention", default=False)
-    stack = TransformerConfig(
+    stack = _stack(
+        fields.where,
         num_layers=fields.count("num_layers"),
         embed=fields.count("hidden_size"),
         heads=heads,
@@ -208,18 +209,21 @@ def _refuse_other_features(family: Family, data: Mapping[str, Any], where: str) 
         raise UserError(f"{where}: layer_types is {shown(layers)}; only 'full_attention' is known")
 
 
-def _check_sizes(stack: TransformerConfig, where: str) -> None:
-    """UserError where sizes do not go together."""
-    if stack.heads % stack.kv_heads:
+def _stack(where: str, **shape: Any) -> TransformerConfig:
+    """The stack; UserError, in the words of the released config, if sizes do not go together."""
+    heads, kv_heads, fraction = shape["heads"], shape["kv_heads"], shape["rope_fraction"]
+    if heads % kv_heads:
+        raise UserError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
+    turning = int(shape["head_dim"] * fraction)
+    if fraction > 1 or turning % 2 or not turning:
         raise UserError(
-            f"{where}: {stack.heads} attention heads cannot share {stack.kv_heads} key-value heads"
+            f"{where}: partial_rotary_factor {fraction} of head_dim {shape['head_dim']} rotates "
+            f"{turning} dimensions; it must be an even number of them"
         )
-    turning = int(stack.head_dim * stack.rope_fraction)
-    if stack.rope_fraction > 1 or turning % 2 or not turning:
-        raise UserError(
-            f"{where}: partial_rotary_factor {stack.rope_fraction} of head_dim {stack.head_dim} "
-            f"rotates {turning} dimensions; it must be an even number of them"
-        )
+    try:
+        return TransformerConfig(**shape)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def config_to_json(config: LanguageModelConfig, *, dtype: str, length: int) -> dict[str, Any]:
