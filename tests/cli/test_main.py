@@ -321,7 +321,6 @@ def test_a_module_file_has_any_name(stub, tmp_path, monkeypatch, capsys, name):
         ("json", "is a module of Python; for a file give json.py"),
         ("my_folder", "is a folder; name a module in it, e.g. my_folder.tasks"),
         ("my_folder.inner", "is a folder; name a module in it, e.g. my_folder.inner.tasks"),
-        ("__main__", "no module '__main__'"),
         ("my_folder/", "is a folder; give a file in it"),
         (".", "is a folder; give a file in it"),
         ("no.such.thing", "no module 'no'"),
