@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _slices(args: argparse.Namespace) -> Slices:
-    if args.topology:
+    if args.topology is not None:
         return parse_topology(args.topology, slices=args.slices)
     return parse_accelerator(args.accelerator, slices=args.slices)
 
