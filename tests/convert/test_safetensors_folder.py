@@ -23,10 +23,10 @@ CONFIG = {
 
 def refused(folder, told, *, ask=lambda folder: folder.shapes):
     """Refused in one short line, within a second."""
-    began = time.monotonic()
+    began = time.process_time()  # not of the clock: others use the machine too
     with pytest.raises(UserError, match=told) as error:
         ask(Folder(folder))
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     said = str(error.value)
     assert "\n" not in said and len(said) < 400 + 2 * len(str(folder))
 

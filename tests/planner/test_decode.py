@@ -79,4 +79,4 @@ def test_one_thing_is_asked_at_a_time(capsys):
     assert cli.main(line) == EXIT_USAGE
     assert "not allowed with" in capsys.readouterr().err
     assert cli.main([*line[:-1], "--requests", "0"]) == EXIT_USAGE
-    assert "'0' is no whole number above 0" in capsys.readouterr().err
+    assert "'0' is no whole number of 1 or more" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_tokenize_reads_every_format_and_sets_one_bad_row_aside(run, recordings,
     said = tokenize([recordings], run=run, out=tmp_path / "codes")
     rows = list(artifacts.read_jsonl(tmp_path / "codes/codes.jsonl"))
     assert [row["id"] for row in rows] == ["a.wav", "b.flac", "c.ogg", "d.mp3"]
-    assert all(row["text"] == "the city of anna" for row in rows)
+    assert all(row["text"] == "The CITY of Anna!" for row in rows)
     assert all(abs(len(row["codes"]) - 12) <= 1 for row in rows)  # a second at 12.5 codes
     assert (said["clips"], said["num_codes"]) == (4, sum(len(row["codes"]) for row in rows))
     assert len(said["set_aside"]) == 1 and "gone.wav" in said["set_aside"][0]
