@@ -9,8 +9,14 @@ VENV_NEWEST := .venv-newest
 # Compiled programs are kept between the processes of one run and from run to run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+# With a limit, JAX locks the cache: processes that run at once do not read what is half written.
+export JAX_COMPILATION_CACHE_MAX_SIZE ?= 8000000000
 # Memory in large pages (glibc): a step's page faults cost a third of its time on some machines.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+# Processes that share the tests, a file at a time; 0: this one alone (as `pytest` by itself does).
+WORKERS ?= 2
+PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart test test-all test-newest lint format types clean
@@ -41,10 +47,10 @@ quickstart: venv  ## Run the whole chain; options in ARGS, e.g. ARGS="--size mic
 	@echo "Now: '. $(BIN)/activate', then 'speechlm chat', 'speechlm speak', 'speechlm evaluate' (README.md, Try it)."
 
 test: $(VENV)/.oracles  ## Run the test-suite; options in ARGS, e.g. ARGS=tests/nn
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.oracles  ## The same with the slow tests, then test-newest
-	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(BIN)/python $(PYTEST) -m "slow or not slow" $(ARGS)
 	$(MAKE) test-newest
 
 # Without constraints and without PyTorch, of which newer Pythons take a build of several GB: what
@@ -57,7 +63,7 @@ $(VENV_NEWEST)/.installed: setup.py
 	touch $@
 
 test-newest: $(VENV_NEWEST)/.installed  ## Run the test-suite on Python 3.13 with the newest packages
-	$(VENV_NEWEST)/bin/python -m pytest -q $(ARGS)
+	$(VENV_NEWEST)/bin/python $(PYTEST) $(ARGS)
 
 lint: venv  ## Check style and format
 	$(BIN)/ruff check .
