@@ -19,11 +19,12 @@ from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.data import content, findings, formats, mixture, rows, splits
 from speechlm_jax.data import tasks as data_tasks
+from speechlm_jax.data.code_identity import code_identity
 from speechlm_jax.data.contract import check_features, known_ids, row_to_example
 from speechlm_jax.data.formats import Example, example_to_document
 from speechlm_jax.data.packing import Packer, Row
 from speechlm_jax.data.rates import task_rates
-from speechlm_jax.data.sources import SPLITS, code_identity
+from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.user_code import user_code

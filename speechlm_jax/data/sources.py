@@ -1,9 +1,7 @@
 """Text files, codes folders, interleaved folders -> rows of a split, in plain Python."""
 
 import dataclasses
-import functools
 import glob
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.code_identity import code_identity
 from speechlm_jax.data.content import row_to_text, said_key
 from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.data.parquet import read_parquet
@@ -169,38 +168,6 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
     if not isinstance(value, str) or not is_unicode(value):
         raise _BadRow(f"has no text in '{field}'")
     return value.removeprefix("\ufeff")
-
-
-def code_identity(function: Any) -> Any:
-    """Names a function: its source, and what plain values it closes over or has bound.
-
-    Of an object that is called, or whose method this is: its class, and what plain values it holds.
-    """
-    if isinstance(function, functools.partial):
-        bound = [*function.args, *sorted(function.keywords.items())]
-        return [code_identity(function.func), [_value_identity(value) for value in bound]]
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        if not hasattr(function, "__qualname__"):
-            return [code_identity(type(function)), _held(function)]
-        source = function.__qualname__
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    found = [source, [_value_identity(value) for value in cells]]
-    return [*found, _held(function.__self__)] if inspect.ismethod(function) else found
-
-
-def _held(thing: Any) -> Any:
-    fields = {} if inspect.isclass(thing) else getattr(thing, "__dict__", {})
-    return [[name, _value_identity(value)] for name, value in sorted(fields.items())]
-
-
-def _value_identity(value: Any) -> Any:
-    if inspect.isfunction(value) or isinstance(value, functools.partial):
-        return code_identity(value)
-    if isinstance(value, (str, int, float, bool, Path, tuple, list, dict, type(None))):
-        return repr(value)
-    return type(value).__qualname__  # its repr may hold an address, which differs from run to run
 
 
 def _to_codes(value: Any, field: str, codebook_size: int | None) -> np.ndarray:
