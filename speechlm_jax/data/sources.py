@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
-NO_TEXT = (
+NO_TEXT = (  # of a row of codes
     "; for codes of recordings write it to manifest.jsonl or clip.txt beside them and tokenize "
     "again, or leave such rows out by `keep`"
 )
@@ -105,16 +106,30 @@ class Rows:
                 _check_codes(folder, vocab)
 
     def examples(
-        self, files: Sequence[Path], split: str, *, codebook_size: int | None = None
+        self,
+        files: Sequence[Path],
+        split: str,
+        *,
+        codebook_size: int | None = None,
+        passed_over: Counter[str] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The examples of `files` that belong to a split, in order; segments and turns are JSON.
+
+        Args:
+          files: of `files`.
+          split: whose examples.
+          codebook_size: codes must lie below it.
+          passed_over: counts the rows that are in none of SPLITS, by their split.
 
         Raises:
           UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
         """
         for file in files:
             for row in read_rows(file):
-                if self.split_of(row) == split and (self.keep is None or self.keep(row)):
+                its_split = self.split_of(row)
+                if passed_over is not None and its_split not in SPLITS:
+                    passed_over[its_split] += 1
+                if its_split == split and (self.keep is None or self.keep(row)):
                     yield row_to_example(file, row, self.fields, codebook_size=codebook_size)
 
     def split_of(self, row: Mapping[str, Any]) -> str:
@@ -158,7 +173,8 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
     if name == "text" and value is None and "segments" in row:
         value = _segments_to_text(row["segments"])
     if value is None:
-        raise _BadRow(f"has no field '{field}'{NO_TEXT if name == 'text' else ''}")
+        is_of_codes = name == "text" and "codes" in row
+        raise _BadRow(f"has no field '{field}'{NO_TEXT if is_of_codes else ''}")
     if name == "codes":
         return _to_codes(value, field, codebook_size)
     if name == "segments":
