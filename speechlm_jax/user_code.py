@@ -53,6 +53,11 @@ def user_code(whose: str) -> Iterator[None]:
         raise UserError(f"{whose}: {_describe(error)}") from error
 
 
+def is_users(file: str) -> bool:
+    """Whether a file of Python is neither ours nor installed."""
+    return not any(mark in file for mark in _NOT_THE_USERS)
+
+
 def _describe(error: Exception) -> str:
     """One line: the preprocessor that ran, what was raised, and the user's line that raised it."""
     text = str(error)
@@ -76,11 +81,7 @@ def _reason(error: Exception, text: str) -> str:
 
 def _user_line(text: str) -> str:
     """ " (my_lab.py:12)": the innermost line of a traceback in a file of the user's, or ""."""
-    found = [
-        f" ({Path(file).name}:{line})"
-        for file, line in _LINE.findall(text)
-        if not any(mark in file for mark in _NOT_THE_USERS)
-    ]
+    found = [f" ({Path(file).name}:{line})" for file, line in _LINE.findall(text) if is_users(file)]
     return found[-1] if found else ""
 
 

@@ -23,6 +23,8 @@ MP3_IN_WAV = 0x0055
 SLACK_SECONDS, SLACK_BYTES = 0.1, 4_096  # so much may lie behind the sound: tags, padding
 COPY, REWRITE = "copy it again", "write it again, e.g. with `ffmpeg -i OLD NEW.flac`"
 _SHORT = re.compile(r": (\d+) \(should be (\d+)\)")
+_SPHERE_COUNT = re.compile(rb"sample_count -i (\d+)")  # of each channel (NIST SPHERE)
+JOINED = (b".snd", b"caff")  # files behind which libsndfile sees no other
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
@@ -46,13 +48,25 @@ def open_whole(path: str | Path, *, max_seconds: float | None = None) -> soundfi
             opened.close()
             mended = to_whole_stream(data, max_seconds=max_seconds)
             return soundfile.SoundFile(io.BytesIO(mended))
-    if walk is None:
-        _check_log(opened.extra_info)
+        if walk is None:
+            _check_other(data, opened)
     return opened
 
 
-def _check_log(log: str) -> None:
-    for claimed, found in _SHORT.findall(log):
+def _check_other(data: Data, opened: soundfile.SoundFile) -> None:
+    """Checks a file of a kind that is not walked: its log, a second file behind it, its count."""
+    rate = opened.samplerate
+    if data[:4] in JOINED and data.find(data[:8], 8) > 0:
+        raise BrokenStream(
+            f"holds another recording behind {opened.frames / rate:.2f} s; {REWRITE}"
+        )
+    counted = _SPHERE_COUNT.search(data[:1024]) if data[:7] == b"NIST_1A" else None
+    if counted and int(counted[1]) != opened.frames:
+        raise BrokenStream(
+            f"is truncated or joined: holds {opened.frames / rate:.2f} s, and its header says "
+            f"{int(counted[1]) / rate:.2f} s; {COPY}"
+        )
+    for claimed, found in _SHORT.findall(opened.extra_info):
         if int(found) < int(claimed) < STREAMED:
             raise BrokenStream(f"is truncated: holds {found} of {claimed} bytes; {COPY}")
 

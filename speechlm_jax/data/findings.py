@@ -77,8 +77,17 @@ def tell(folders: Mapping[str, Path]) -> None:
                 'its held-out loss is too low; give all rows of a document the same "split"',
                 task, trained[task], held_out,
             )  # fmt: skip
-        train = counts["train"].get("documents", 0)
-        _log.info("task %s: %d documents to train on, %d held out", task, train, held_out)
+        train, others, long = (
+            counts["train"].get(f"{name}documents", 0) for name in ("", "other_split_", "dropped_")
+        )
+        if long:
+            _log.warning(
+                "task %s: %d of %d documents are longer than a row and are left out, as half of a "
+                "pair teaches a wrong answer; prepare longer rows with --length",
+                task, long, train + long,
+            )  # fmt: skip
+        passed = f"; {others} of other splits are left out" if others else ""
+        _log.info("task %s: %d documents to train on, %d held out%s", task, train, held_out, passed)
 
 
 def _split_counts(folder: Path) -> dict[str, dict[str, int]]:

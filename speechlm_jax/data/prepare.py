@@ -19,11 +19,12 @@ from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.data import content, findings, formats, mixture, rows, splits
 from speechlm_jax.data import tasks as data_tasks
+from speechlm_jax.data.code_identity import code_identity
 from speechlm_jax.data.contract import check_features, known_ids, row_to_example
 from speechlm_jax.data.formats import Example, example_to_document
 from speechlm_jax.data.packing import Packer, Row
 from speechlm_jax.data.rates import task_rates
-from speechlm_jax.data.sources import SPLITS, code_identity
+from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.user_code import user_code
@@ -165,6 +166,8 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     counts_path = path.with_suffix(".json")
     if path.is_file() and counts_path.is_file():
         return
+    passed_over = getattr(seqio.TaskRegistry.get(job.task).source, "passed_over", {})
+    passed_over.clear()
     packer = Packer(config.length, open_rows=config.open_rows)
     text = findings.TextCounts()
     examples = text.count(
@@ -181,6 +184,7 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
         f"{name}_documents": getattr(packer.counts, name) for name in ("split", "dropped", "empty")
     }
     found = dataclasses.asdict(counts) | dataclasses.asdict(text)
+    packed["other_split_documents"] = sum(passed_over.values())
     artifacts.write_json(counts_path, found | {"documents": packer.counts.documents} | packed)
 
 
@@ -331,6 +335,14 @@ def _check_finished(job: ShardJob, *, allow_unknown: bool) -> None:
     findings.check_unknown({job.task: job.folder.parent}, allow=allow_unknown, least=least)
 
 
+def _other_splits(task: str, counts: Mapping[str, int]) -> str:
+    """How many documents are of other splits, and of which, as far as that is remembered."""
+    names = getattr(seqio.TaskRegistry.get(task).source, "passed_over", {})
+    named = f": {', '.join(map(repr, sorted(names)[:3]))}" if names else ""
+    number = counts.get("other_split_documents", 0)
+    return f"{number} are of other splits than {' and '.join(SPLITS)}{named}"
+
+
 def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:
     """The finished splits of a task that hold rows, relative to `out`; with their offsets.
 
@@ -350,6 +362,6 @@ def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) ->
         raise UserError(
             f"task {task}: gives no rows of {config.length} ids in split train "
             f"({counts['dropped_documents']} documents are longer and were left out, "
-            f"{counts['empty_documents']} are empty)"
+            f"{counts['empty_documents']} are empty, {_other_splits(task, counts)})"
         )
     return splits

@@ -74,7 +74,15 @@ def _ask(mixture: seqio.Mixture, member: seqio.Task | seqio.Mixture) -> Any:
     if not callable(rate):
         return rate
     with user_code(f"mixture {mixture.name}: the rate of {member.name}"):
-        return rate(member)
+        try:
+            return rate(member)
+        except TypeError as error:  # SeqIO's own functions reckon with None
+            if not isinstance(member, seqio.Task) or member.num_input_examples("train") is not None:
+                raise
+            raise UserError(
+                "its source does not say how many examples it has; give the source "
+                "num_input_examples, or the task a number"
+            ) from error
 
 
 def _to_number(rate: Any) -> float:

@@ -1,10 +1,9 @@
 """Text files, codes folders, interleaved folders -> rows of a split, in plain Python."""
 
 import dataclasses
-import functools
 import glob
-import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.code_identity import code_identity
 from speechlm_jax.data.content import row_to_text, said_key
 from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.data.parquet import read_parquet
@@ -28,7 +28,7 @@ ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
-NO_TEXT = (
+NO_TEXT = (  # of a row of codes
     "; for codes of recordings write it to manifest.jsonl or clip.txt beside them and tokenize "
     "again, or leave such rows out by `keep`"
 )
@@ -106,16 +106,30 @@ class Rows:
                 _check_codes(folder, vocab)
 
     def examples(
-        self, files: Sequence[Path], split: str, *, codebook_size: int | None = None
+        self,
+        files: Sequence[Path],
+        split: str,
+        *,
+        codebook_size: int | None = None,
+        passed_over: Counter[str] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The examples of `files` that belong to a split, in order; segments and turns are JSON.
+
+        Args:
+          files: of `files`.
+          split: whose examples.
+          codebook_size: codes must lie below it.
+          passed_over: counts the rows that are in none of SPLITS, by their split.
 
         Raises:
           UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
         """
         for file in files:
             for row in read_rows(file):
-                if self.split_of(row) == split and (self.keep is None or self.keep(row)):
+                its_split = self.split_of(row)
+                if passed_over is not None and its_split not in SPLITS:
+                    passed_over[its_split] += 1
+                if its_split == split and (self.keep is None or self.keep(row)):
                     yield row_to_example(file, row, self.fields, codebook_size=codebook_size)
 
     def split_of(self, row: Mapping[str, Any]) -> str:
@@ -159,7 +173,8 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
     if name == "text" and value is None and "segments" in row:
         value = _segments_to_text(row["segments"])
     if value is None:
-        raise _BadRow(f"has no field '{field}'{NO_TEXT if name == 'text' else ''}")
+        is_of_codes = name == "text" and "codes" in row
+        raise _BadRow(f"has no field '{field}'{NO_TEXT if is_of_codes else ''}")
     if name == "codes":
         return _to_codes(value, field, codebook_size)
     if name == "segments":
@@ -169,38 +184,6 @@ def _to_value(row: Mapping[str, Any], name: str, field: str, codebook_size: int 
     if not isinstance(value, str) or not is_unicode(value):
         raise _BadRow(f"has no text in '{field}'")
     return value.removeprefix("\ufeff")
-
-
-def code_identity(function: Any) -> Any:
-    """Names a function: its source, and what plain values it closes over or has bound.
-
-    Of an object that is called, or whose method this is: its class, and what plain values it holds.
-    """
-    if isinstance(function, functools.partial):
-        bound = [*function.args, *sorted(function.keywords.items())]
-        return [code_identity(function.func), [_value_identity(value) for value in bound]]
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        if not hasattr(function, "__qualname__"):
-            return [code_identity(type(function)), _held(function)]
-        source = function.__qualname__
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    found = [source, [_value_identity(value) for value in cells]]
-    return [*found, _held(function.__self__)] if inspect.ismethod(function) else found
-
-
-def _held(thing: Any) -> Any:
-    fields = {} if inspect.isclass(thing) else getattr(thing, "__dict__", {})
-    return [[name, _value_identity(value)] for name, value in sorted(fields.items())]
-
-
-def _value_identity(value: Any) -> Any:
-    if inspect.isfunction(value) or isinstance(value, functools.partial):
-        return code_identity(value)
-    if isinstance(value, (str, int, float, bool, Path, tuple, list, dict, type(None))):
-        return repr(value)
-    return type(value).__qualname__  # its repr may hold an address, which differs from run to run
 
 
 def _to_codes(value: Any, field: str, codebook_size: int | None) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.data.content import has_words, is_blank, row_to_text
-from speechlm_jax.data.sources import SPLITS, Rows, read_rows
+from speechlm_jax.data.sources import SPLITS, Rows, read_rows, row_to_example
 from speechlm_jax.errors import UserError
 from speechlm_jax.user_code import user_code
 
@@ -90,12 +90,32 @@ def hold_out(rows: Rows) -> Rows:
         if below + named >= FEW and (len(said.keys) == CLOSED or not number):
             return rows
     if not seen:
-        raise UserError(f"{rows.paths()[0]}: holds no document")
+        raise UserError(f"{rows.paths()[0]}: {_why_none(rows)}")
     if len(said.keys) < CLOSED and number >= max(FEW * len(said.keys), 1):
         return dataclasses.replace(by_id, held_out=_few(called.keys, number, named))
     if seen == MOST_ROWS:
         return rows
     return dataclasses.replace(rows, held_out=_few(said.keys, len(said.keys), named))
+
+
+def _why_none(rows: Rows) -> str:
+    """Why no document can be made of any of the rows that are looked at.
+
+    Raises:
+      UserError: it is for a field that is not there, or not what it should be.
+    """
+    number = kept = 0
+    for file in rows.files():
+        for row in islice(read_rows(file), MOST_ROWS):
+            number += 1
+            if rows.keep is None or rows.keep(row):
+                kept += 1
+                row_to_example(file, row, rows.fields, codebook_size=None)
+    if not number:
+        return "holds no document"
+    if not kept:
+        return f"`keep` takes none of its {number} rows"
+    return f"holds no document: its {kept} rows have nothing to read or to hear"
 
 
 def _few(keys: list[int], number: int, named: int) -> frozenset[int]:

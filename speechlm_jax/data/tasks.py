@@ -8,6 +8,7 @@ import difflib
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -281,6 +282,7 @@ class RowSource(seqio.DataSource):
     def __init__(self, rows: Rows):
         super().__init__(SPLITS)
         self.rows = rows
+        self.passed_over: Counter[str] = Counter()  # rows of other splits
         self._counts: dict[str, tuple[Any, int]] = {}  # by split: of what, and how many
 
     @property
@@ -314,7 +316,9 @@ class RowSource(seqio.DataSource):
         if shard_info is not None:
             files = files[shard_info.index :: shard_info.num_shards]
         return tf.data.Dataset.from_generator(
-            lambda: self.rows.examples(files, split, codebook_size=vocab.codebook_size),
+            lambda: self.rows.examples(
+                files, split, codebook_size=vocab.codebook_size, passed_over=self.passed_over
+            ),
             output_signature=_spec(self.rows.fields),
         )
 

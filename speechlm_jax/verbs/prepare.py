@@ -17,7 +17,7 @@ from speechlm_jax.verbs.opening import open_vocab
 
 COUNTS = (
     "rows", "documents", "text_tokens", "speech_tokens", "unknown_tokens", "dropped_documents",
-    "empty_documents",
+    "empty_documents", "other_split_documents",
 )  # fmt: skip
 
 

@@ -47,6 +47,20 @@ def test_a_whole_file_is_read_and_one_that_is_cut_off_never(tmp_path, kind):
             read(tmp_path, data[: int(part * len(data))])
 
 
+@pytest.mark.parametrize("kind", ["AU", "CAF", "NIST"])
+def test_of_two_files_joined_not_one_is_read_alone(tmp_path, kind):
+    data = encoded(kind)
+    assert len(read(tmp_path, data)) == SAMPLES
+    with pytest.raises(BadAudio, match=r"another recording behind 3\.00 s|says 3\.00 s"):
+        read(tmp_path, data + data)
+
+
+def test_a_sphere_file_holds_what_its_header_counts(tmp_path):
+    data = encoded("NIST")
+    with pytest.raises(BadAudio, match=r"holds 1\.4\d s, and its header says 3\.00 s"):
+        read(tmp_path, data[: len(data) // 2])
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_an_ogg_file_has_all_its_pages_and_one_recording(tmp_path, subtype):
     data = encoded("OGG", subtype)

@@ -215,6 +215,35 @@ def test_splits_are_told_and_held_out_text_that_trains_is_counted(tmp_path, capl
     assert f"task {first}: 35 documents to train on, 5 held out" in log
 
 
+def test_documents_that_are_in_neither_split_or_too_long_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    splits_of = ["train", "dev", "", 3, "validation", "Train"]
+    rows = [{"text": text, "split": splits_of[i % 6]} for i, text in enumerate(sentences(60))]
+    artifacts.write_jsonl(tmp_path / "a.jsonl", rows)
+    artifacts.write_jsonl(
+        tmp_path / "b.jsonl", [{"text": text, "split": "Train"} for text in sentences(20)]
+    )
+    some, none, long = new_name(), new_name(), new_name()
+    tasks.text(some, tmp_path / "a.jsonl")
+    path = prepared(some, tmp_path / "rows")
+    for split in ("train", "validation"):
+        assert counts(path, split, some)["other_split_documents"] == 40
+    told = "10 documents to train on, 10 held out; 40 of other splits are left out"
+    assert f"task {some}: {told}" in caplog.text
+    tasks.text(none, tmp_path / "b.jsonl")
+    with pytest.raises(
+        UserError, match="20 are of other splits than train and validation: 'Train'"
+    ):
+        prepared(none, tmp_path / "rows")
+    codes = [[1] * (9 + 90 * (i % 2)) for i in range(20)]
+    rows = [{"text": text, "codes": its, "split": "train"}
+            for text, its in zip(sentences(20), codes, strict=True)]  # fmt: skip
+    write_codes(tmp_path / "codes", rows)
+    tasks.asr(long, tmp_path / "codes")
+    prepared(long, tmp_path / "rows")
+    assert f"task {long}: 10 of 20 documents are longer than a row and are left out" in caplog.text
+
+
 def test_the_verb_gives_both_splits_of_every_task(tmp_path, monkeypatch):
     WORD.save(tmp_path / "vocab/text.model")
     artifacts.write_json(tmp_path / "vocab/vocab.json", vocab_of(WORD).to_json())

@@ -189,3 +189,18 @@ def test_sources_know_their_examples(tmp_path):
         assert len(list(dataset.as_numpy_iterator())) == count
     artifacts.write_jsonl(tmp_path / "a.jsonl", rows[:50])
     assert task.num_input_examples("train") < counts["train"]
+
+
+def test_a_source_that_cannot_count_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a red cat\n")
+    name = new_name()
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "a.txt")})
+    features = tasks.output_features()
+    seqio.TaskRegistry.add(name, source=source, output_features=features, preprocessors=[])
+    for rate in (seqio.mixing_rate_num_examples, lambda task: None + 1):  # pyright: ignore
+        mixture = new_mixture({name: rate})
+        told = f"the rate of {name}: its source does not say how many examples it has"
+        with pytest.raises(UserError, match=told):
+            task_rates(mixture)
+    with pytest.raises(UserError, match="TypeError"):
+        task_rates(new_mixture({new_task(): lambda task: None + 1}))  # pyright: ignore

@@ -1,14 +1,13 @@
 """Rows belong to one split each, their identity follows what they hold, and bad ones are named."""
 
 import dataclasses
-import functools
 import gzip
 import json
 
 import pytest
 
 from speechlm_jax import artifacts
-from speechlm_jax.data.sources import Rows, code_identity
+from speechlm_jax.data.sources import Rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
@@ -147,38 +146,6 @@ def test_missing_or_wrong_places_are_named(tmp_path):
     source = text_rows(tmp_path / "latin.txt")
     with pytest.raises(UserError, match="latin.txt: is not UTF-8"):
         list(source.examples(source.files(), "train"))
-
-
-def test_code_identity_sees_code_and_plain_values():
-    def make(number):
-        return lambda row: row["n"] == number
-
-    assert code_identity(make(1)) == code_identity(make(1)) != code_identity(make(2))
-    assert code_identity(functools.partial(make, 1)) != code_identity(functools.partial(make, 2))
-    assert code_identity(make(object())) == code_identity(make(object()))
-
-
-def test_code_identity_sees_what_an_object_that_is_called_holds():
-    @dataclasses.dataclass
-    class Take:
-        field: str
-
-        def __call__(self, row):
-            return row[self.field]
-
-        def method(self, row):
-            return row[self.field]
-
-    @functools.cache
-    def cached(row):
-        return row
-
-    assert code_identity(Take("a")) == code_identity(Take("a")) != code_identity(Take("b"))
-    assert code_identity(Take("a").method) != code_identity(Take("b").method)
-    assert "self.field" in str(code_identity(Take("a"))) and "return row" in str(
-        code_identity(cached)
-    )
-    assert code_identity(len) == ["len", []]
 
 
 def lines_of(*places) -> list[str]:

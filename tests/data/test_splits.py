@@ -139,6 +139,26 @@ def test_files_without_a_document_are_named(tmp_path):
         hold_out(Rows((tmp_path / "a.txt",), False, {"text": "text"}))
 
 
+@pytest.mark.parametrize(
+    ("row", "options", "told"),
+    [
+        ({"content": "a"}, {}, r"a.jsonl: row 'a.jsonl:1' has no field 'text'$"),
+        ({"text": 5}, {}, "row 'a.jsonl:1' has no text in 'text'"),
+        ({"text": "a"}, {"keep": lambda row: False}, "`keep` takes none of its 1 rows"),
+        ({"text": " "}, {}, "its 1 rows have nothing to read or to hear"),
+        ({"codes": [1]}, {"fields": {"codes": "codes", "text": "text"}},
+         "has no field 'text'; for codes of recordings write it to manifest.jsonl"),
+        ({"codes": [1], "text": "..."}, {"fields": {"codes": "codes", "text": "text"}},
+         "its 1 rows have nothing"),
+    ],
+)  # fmt: skip
+def test_rows_of_which_no_document_can_be_made_say_why(tmp_path, row, options, told):
+    artifacts.write_jsonl(tmp_path / "a.jsonl", [row])
+    rows = dataclasses.replace(Rows((tmp_path / "a.jsonl",), False, {"text": "text"}), **options)
+    with pytest.raises(UserError, match=told):
+        hold_out(rows)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_held_out_contents_that_train_somewhere_are_counted(tmp_path, seed):
     random = np.random.default_rng(seed)
