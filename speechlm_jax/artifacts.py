@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -23,6 +24,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 
 MANIFEST = "stage.json"
+_log = logging.getLogger("speechlm.stages")
 _WIDE_BYTES = 1024  # of a file's beginning, to see whether it is UTF-16
 
 
@@ -251,14 +253,26 @@ def is_current(
 ) -> bool:
     """Whether `folder` holds this stage's finished output of these inputs and this config.
 
-    Dataclasses in `config` are compared as this version reads what an older one wrote.
+    Dataclasses in `config` are compared as this version reads what an older one wrote. Where it
+    holds another, the log says in what that differs: hours of work may be made anew.
     """
     if not (Path(folder) / MANIFEST).is_file():
         return False
     found = read_manifest(folder)
-    made_from = (kind, inputs, configs.to_json(config), seed)
-    theirs = configs.upgraded(found.config, config)
-    return (found.kind, found.inputs, theirs, found.seed) == made_from
+    mine = {"kind": kind, "inputs": inputs, "config": configs.to_json(config), "seed": seed}
+    theirs = {"kind": found.kind, "inputs": found.inputs, "seed": found.seed}
+    theirs["config"] = configs.upgraded(found.config, config)
+    if theirs == mine:
+        return True
+    say_stale(folder, theirs, mine)
+    return False
+
+
+def say_stale(folder: str | Path, theirs: Any, mine: Any) -> None:
+    """Says that what lies in a folder is made anew, and in what it differs from what is wanted."""
+    _log.info(
+        "%s: is made anew; it had %s", folder, configs.listed(configs.differences(theirs, mine))
+    )
 
 
 def verify(folder: str | Path) -> list[str]:

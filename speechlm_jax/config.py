@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import runpy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from speechlm_jax.user_code import user_code
 T = TypeVar("T")
 
 MOST = 2**31 - 1  # of a size: arrays are indexed by 32 bits
+_ABSENT = object()
+_MOST_NAMED = 6  # differences in a line
 added = typed.added
 
 
@@ -120,6 +122,30 @@ def as_started(config: T, stored: Any) -> T:
         elif typed.is_added(field) and mine == field.default:
             kept[field.name] = old if data.get(field.name, old) == old else mine
     return dataclasses.replace(config, **kept)  # type: ignore[type-var]
+
+
+def differences(theirs: Any, mine: Any, path: str = "") -> Iterator[str]:
+    """Each field in which two sets of JSON data differ, and what both have."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(theirs.keys() | mine.keys()):
+            where = f"{path}.{key}" if path else key
+            yield from differences(theirs.get(key, _ABSENT), mine.get(key, _ABSENT), where)
+    elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        for number, pair in enumerate(zip(theirs, mine, strict=True)):
+            yield from differences(*pair, f"{path}[{number}]")
+    elif theirs is _ABSENT:
+        yield f"no {path}, this run has {typed.short(mine)}"
+    elif mine is _ABSENT:
+        yield f"{path}={typed.short(theirs)}, this run has none"
+    elif theirs != mine:
+        yield f"{path or 'config'}={typed.short(theirs)}, this run has {typed.short(mine)}"
+
+
+def listed(found: Iterable[str]) -> str:
+    """Differences as a part of one line: some, and how many more there are."""
+    every = list(found)
+    more = f"; and {len(every) - _MOST_NAMED} more" if len(every) > _MOST_NAMED else ""
+    return "; ".join(every[:_MOST_NAMED]) + more
 
 
 def fingerprint(data: Any) -> str:

@@ -164,6 +164,19 @@ def test_a_stage_is_current_until_what_made_it_changes(stage, change, current):
     assert not artifacts.is_current(stage / "sub", **made_from)
 
 
+def test_what_is_made_anew_is_said_with_what_differs(stage, caplog):
+    made_from = {"kind": "codes", "inputs": {"clips": "1234"}, "config": _Config(), "seed": 3}
+    with caplog.at_level("INFO", "speechlm.stages"):
+        assert artifacts.is_current(stage, **made_from)
+        assert not artifacts.is_current(stage / "sub", **made_from)  # nothing is lost there
+        assert not caplog.messages
+        changed = {**made_from, "inputs": {"clips": "1234", "rules": "2"}, "seed": 4}
+        assert not artifacts.is_current(stage, **changed)
+    assert caplog.messages == [
+        f"{stage}: is made anew; it had no inputs.rules, this run has '2'; seed=3, this run has 4"
+    ]
+
+
 def test_verify_names_what_changed(stage):
     (stage / "a.txt").write_text("A")
     (stage / "sub/b.txt").unlink()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import count, takewhile
 from typing import Any
 
-from speechlm_jax.convert.tokenizers import CODE, extend_tokenizer, token_ids
+from speechlm_jax.convert.tokenizers import CODE, UNUSED, extend_tokenizer, token_ids
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import SPECIALS, Vocab
@@ -69,15 +69,19 @@ def _mapped(ids: Mapping[str, int], eos: str | None) -> tuple[tuple[str, int], .
 
 
 def _spoken(ids: Mapping[str, int], identity: Mapping[str, Any], size: int) -> Vocab:
-    """Specials that a model lacks take ids before its codes that no token uses."""
+    """Specials that a model lacks take ids before its codes that no token uses.
+
+    In an exported model of ours each id has a token: those that say they are unused count as none.
+    """
     found = [ids[name] for name in takewhile(ids.__contains__, map(CODE.format, count()))]
     first, number = found[0], identity["codebook_size"]
     if found != list(range(first, first + number)):
         raise UserError(
             f"the model has {len(found)} codes from id {first} on; --run has a codebook of {number}"
         )
-    text_size = 1 + max((id_ for id_ in ids.values() if id_ < first), default=-1)
+    taken = [id_ for name, id_ in ids.items() if name != UNUSED.format(id_)]
+    text_size = 1 + max((id_ for id_ in taken if id_ < first), default=-1)
     spare = first - text_size - (len(SPECIALS) - len(identity["mapped"]))
-    if spare < 0 or max(ids.values()) > found[-1] or size <= found[-1]:
+    if spare < 0 or max(taken) > found[-1] or size <= found[-1]:
         raise UserError(f"the model's ids around its codes ({first} to {found[-1]}) are all taken")
     return Vocab(text_size=text_size, num_spare=spare, pad_to_multiple=size, **identity)

@@ -20,6 +20,7 @@ FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TIKTOKEN = "tokenizer.model"
 CODE = "<|audio_{}|>"
+UNUSED = "<|unused_{}|>"  # the name of an id that none has
 LONGEST_PIECE = 1024  # bytes; released ranks have 128 at most
 # How GLM-4 (as cl100k_base) splits text before pieces are merged.
 SPLIT = (
@@ -147,7 +148,7 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
     names = {id_: f"{name[:-2]}_{id_}|>" if name in taken else name for id_, name in names.items()}
     names |= {vocab.speech_offset + code: CODE.format(code) for code in range(vocab.codebook_size)}
     names |= {vocab.voice_offset + i: f"<|voice_{name}|>" for i, name in enumerate(vocab.voices)}
-    new = {names.get(id_, f"<|unused_{id_}|>"): id_ for id_ in range(vocab.size) if id_ not in used}
+    new = {names.get(id_, UNUSED.format(id_)): id_ for id_ in range(vocab.size) if id_ not in used}
     for name in new.keys() & taken.keys():
         raise UserError(f"text vocabulary: has a token {name} of its own, with id {taken[name]}")
     # in order, or the library that reads them numbers them anew

@@ -192,10 +192,13 @@ def essence(experiment: Experiment) -> dict[str, Any]:
     return _essence(configs.to_json(experiment), experiment)
 
 
-def is_essence(stored: Any, experiment: Experiment) -> bool:
-    """Whether stored JSON data, of this version or an older one, has this experiment's essence."""
+def essences(stored: Any, experiment: Experiment) -> tuple[Any, Any]:
+    """The essence of stored JSON data, of this version or an older one, and this experiment's.
+
+    They are equal if the data is of this experiment.
+    """
     mine = configs.as_started(experiment, stored)
-    return _essence(configs.upgraded(stored, mine), mine) == essence(mine)
+    return _essence(configs.upgraded(stored, mine), mine), essence(mine)
 
 
 def _essence(data: Any, experiment: Experiment) -> Any:

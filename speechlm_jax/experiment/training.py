@@ -17,7 +17,6 @@ from speechlm_jax.experiment.configs import (
 )
 from speechlm_jax.train.logs import info
 from speechlm_jax.train.loop import CONFIG, fit
-from speechlm_jax.train.same_run import differences
 
 
 def train(config: str | Path, *, overrides: Sequence[str] = (), workdir: str | Path) -> None:
@@ -33,7 +32,7 @@ def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
     written = Path(workdir) / CONFIG
     if written.is_file():
         kept = configs.as_started(experiment, artifacts.read_json(written))
-        for change in differences(configs.to_json(kept), configs.to_json(experiment)):
+        for change in configs.differences(configs.to_json(kept), configs.to_json(experiment)):
             info("%s: as it was started: %s by default", workdir, change)
         experiment = kept
     makers: dict[type, Any] = {

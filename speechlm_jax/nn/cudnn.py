@@ -132,10 +132,15 @@ def _attend(q: Array, k: Array, v: Array, documents: Documents, *, at_once: int)
         )
     if jax.__version_info__ < GROUPS_SINCE:
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    length = q.shape[1]
+    if length % 2:  # JAX differentiates even lengths alone
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        numbers = jnp.pad(documents.numbers, ((0, 0), (0, 1)), constant_values=-1)
+        documents = documents._replace(numbers=numbers)
     out: Any = _turn(q, k, v, documents, 0, at_once)
     if documents.starts.shape[1] > at_once:
         out = _later(out, q, k, v, documents, at_once)
-    return jnp.where(documents.torn[:, None, None, None], jnp.nan, out)
+    return jnp.where(documents.torn[:, None, None, None], jnp.nan, out[:, :length])
 
 
 def _turn(

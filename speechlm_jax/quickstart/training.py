@@ -16,7 +16,7 @@ from tqdm import tqdm
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
-from speechlm_jax.experiment.configs import Experiment, essence, is_essence
+from speechlm_jax.experiment.configs import Experiment, essence, essences
 
 KIND = "training"
 LOG = "log.txt"
@@ -41,15 +41,19 @@ class Run:
         if not (self.workdir / artifacts.MANIFEST).is_file():
             return False
         found = artifacts.read_manifest(self.workdir)
-        return found.kind == KIND and self._is_of({"inputs": found.inputs, **found.config})
+        theirs, mine = self._compared({"inputs": found.inputs, **found.config})
+        return found.kind == KIND and theirs == mine
 
     def start(self) -> Path:
         """Makes the folder ready and returns its config file; another run's leavings go."""
         path = self.workdir / "experiment.json"
         old = self.workdir.with_name(f"{self.workdir.name}.old")
-        if path.is_file() and not self._is_of(artifacts.read_json(path)):
-            # Renamed first: a kill amid the deletion must not leave half of it in the run's place.
-            self.workdir.rename(old)
+        if path.is_file():
+            theirs, mine = self._compared(artifacts.read_json(path))
+            if theirs != mine:
+                artifacts.say_stale(self.workdir, theirs, mine)
+                # Renamed first: a kill amid the deletion must not leave half of it in its place.
+                self.workdir.rename(old)
         shutil.rmtree(old, ignore_errors=True)
         artifacts.write_json(path, {"inputs": self.inputs, **essence(self.experiment)})
         config = self.workdir / "train.json"
@@ -62,10 +66,11 @@ class Run:
             self.workdir, KIND, inputs=self.inputs, config=essence(self.experiment)
         )
 
-    def _is_of(self, stored: dict[str, Any]) -> bool:
-        """Whether stored inputs and essence, of whatever version, are this run's."""
+    def _compared(self, stored: dict[str, Any]) -> tuple[Any, Any]:
+        """Stored inputs and essence, of whatever version, and this run's, to be compared."""
         config = {key: value for key, value in stored.items() if key != "inputs"}
-        return stored.get("inputs") == self.inputs and is_essence(config, self.experiment)
+        theirs, mine = essences(config, self.experiment)
+        return {"inputs": stored.get("inputs"), **theirs}, {"inputs": self.inputs, **mine}
 
 
 def train_all(runs: Sequence[Run], *, threads: int) -> None:

@@ -33,7 +33,7 @@ from speechlm_jax.train.evaluations import Evaluations
 from speechlm_jax.train.goodput import Goodput
 from speechlm_jax.train.interval import Interval
 from speechlm_jax.train.logs import ScalarLog, info
-from speechlm_jax.train.optimizer import OptimizerConfig
+from speechlm_jax.train.optimizer import OptimizerConfig, check_new
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
@@ -223,6 +223,7 @@ class _Run:
                 self.config.total_steps,
             )
             return checkpoints.restore(folder, self.program.layout.abstract), meta.step
+        check_new(self.config.optimizer, self.config.total_steps)
         state = self.program.init(self.config.seed)
         if self.config.init_from is not None:
             abstract = self.program.layout.abstract

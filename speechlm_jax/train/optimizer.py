@@ -163,7 +163,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
             * 0.5
             * (1 + jnp.cos(math.pi * jnp.clip(n / max(1, after), 0, 1)))
         ),
-        "wsd": optax.linear_schedule(config.peak, config.final, decay, after - decay),
+        "wsd": optax.linear_schedule(config.peak, config.final, decay, max(0, after - decay)),
     }[config.schedule]
     if not config.warmup_steps:
         return body
@@ -194,11 +194,24 @@ def _named(axes: PyTree, params: PyTree, is_leaf: Callable[[Any], bool] | None =
     return jax.tree.map(lambda _: (), params, is_leaf=is_leaf) if axes is None else axes
 
 
+def check_new(config: OptimizerConfig, total_steps: int) -> None:
+    """Refuses for a new run what earlier versions took: a warm-up that leaves no step for `final`.
+
+    Raises:
+      UserError: says how long the warm-up may be.
+    """
+    if config.schedule != "constant" and config.warmup_steps == total_steps:
+        raise _too_long(config, total_steps, most=total_steps - 1)
+
+
 def _check(config: OptimizerConfig, total_steps: int) -> None:
-    """A warm-up that takes every step would leave none for `final`."""
-    most = total_steps - (config.schedule != "constant")
-    if config.warmup_steps > most:
-        raise UserError(
-            f"optimizer.warmup_steps: {config.warmup_steps} of the run's {total_steps} steps; give "
-            f"at most {most}"
-        )
+    if config.warmup_steps > total_steps:
+        most = total_steps - (config.schedule != "constant")
+        raise _too_long(config, total_steps, most=most)
+
+
+def _too_long(config: OptimizerConfig, total_steps: int, *, most: int) -> UserError:
+    return UserError(
+        f"optimizer.warmup_steps: {config.warmup_steps} of the run's {total_steps} steps; give "
+        f"at most {most}"
+    )

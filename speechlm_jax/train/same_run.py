@@ -8,7 +8,6 @@ from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.stage import Stage
-from speechlm_jax.typed import short
 
 # Fields that change how a run is carried out and not what comes out of it.
 OPERATIONAL = {
@@ -27,8 +26,6 @@ OPERATIONAL = {
         }
     )
 }
-MOST_NAMED = 6  # differences of a refusal
-ABSENT = object()
 
 
 def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL) -> Any:
@@ -58,31 +55,13 @@ def check_same_run(
     """
     theirs = decisive(configs.upgraded(meta.config, resolved), operational)
     mine = decisive(configs.to_json(resolved), operational)
-    found = [*_identities(meta, stage, mine == theirs), *differences(theirs, mine)]
+    found = [*_identities(meta, stage, mine == theirs), *configs.differences(theirs, mine)]
     if not found:
         return
-    more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     raise UserError(
-        f"{folder}: was trained with {'; '.join(found[:MOST_NAMED])}{more}; use another workdir "
+        f"{folder}: was trained with {configs.listed(found)}; use another workdir "
         f"(init_from takes the weights along)"
     )
-
-
-def differences(theirs: Any, mine: Any, path: str = "") -> Iterator[str]:
-    """Each field in which two sets of JSON data differ, and what both have."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted(theirs.keys() | mine.keys()):
-            where = f"{path}.{key}" if path else key
-            yield from differences(theirs.get(key, ABSENT), mine.get(key, ABSENT), where)
-    elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
-        for number, pair in enumerate(zip(theirs, mine, strict=True)):
-            yield from differences(*pair, f"{path}[{number}]")
-    elif theirs is ABSENT:
-        yield f"no {path}, this run has {short(mine)}"
-    elif mine is ABSENT:
-        yield f"{path}={short(theirs)}, this run has none"
-    elif theirs != mine:
-        yield f"{path or 'config'}={short(theirs)}, this run has {short(mine)}"
 
 
 def _identities(meta: Meta, stage: Stage, same_config: bool) -> Iterator[str]:
@@ -93,7 +72,7 @@ def _identities(meta: Meta, stage: Stage, same_config: bool) -> Iterator[str]:
         if mine.get(name) == theirs.get(name):
             continue
         old, new = meta.described.get(name), stage.described.get(name)
-        details = [] if old is None or new is None else list(differences(old, new, name))
+        details = [] if old is None or new is None else list(configs.differences(old, new, name))
         if details:
             yield from details
         else:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from speechlm_jax.convert.joint_vocab import joint_vocab
@@ -56,6 +57,20 @@ def test_specials_that_glm_has_are_mapped(model):
 def test_documents_end_in_the_token_of_that_name(model, names, eos, mapped):
     text = with_tokens(model, after(model, *names))
     assert joint_vocab(text, CODES, size=ROWS, eos=eos)["eos"] == token_ids(text.model)[mapped]
+
+
+def test_what_we_exported_comes_back_with_the_same_ids(model):
+    vocab = joint_vocab(TextTokenizer(model), CODES, size=ROWS)
+    exported = TextTokenizer(extend_tokenizer(model, vocab))
+    again = joint_vocab(exported, CODES, size=vocab.size)
+    assert again.special_ids == vocab.special_ids
+    assert (again.speech_offset, again.size) == (vocab.speech_offset, vocab.size)
+    assert extend_tokenizer(exported.model, again) == exported.model
+    for written in ("<|user|> the <|asr|><|audio_1|>", "<|unused_299|>", "<|unused_310|>"):
+        ids = exported.for_vocab(again).encode(written)
+        assert again.is_text(np.array(ids)).all() and not {299, 310} & set(ids), written
+    with pytest.raises(UserError, match="3 codes from id .* a codebook of 4"):
+        joint_vocab(exported, {**CODES, "codebook_size": 4}, size=vocab.size)
 
 
 def test_a_named_end_is_taken_where_no_known_name_is_there(model):

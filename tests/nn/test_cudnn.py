@@ -153,9 +153,9 @@ def by_cudnn(segments, at_once):
     return partial(attend_documents, documents=documents, at_once=at_once)
 
 
-@pytest.mark.parametrize("at_once, kv_heads", [(2, 2), (3, 1), (64, 4)])
-def test_every_document_is_attended_to_once(cudnn_here, at_once, kv_heads):
-    segments, qkv, weight = packed(at_once, kv_heads=kv_heads)
+@pytest.mark.parametrize("at_once, kv_heads, length", [(2, 2, 32), (3, 1, 31), (64, 4, 32)])
+def test_every_document_is_attended_to_once(cudnn_here, at_once, kv_heads, length):
+    segments, qkv, weight = packed(at_once, kv_heads=kv_heads, length=length)
     found = value_and_grads(by_cudnn(segments, at_once), qkv, weight)
     agrees_with_the_reference(segments, qkv, weight, found)
 
@@ -248,6 +248,19 @@ def test_it_lowers_for_a_gpu(hopper, at_once, calls, heads, kv_heads):
         assert re.search(setting, line.replace("\\22", '"')), setting
     text = lowered(backward, q, k, v, segments)
     assert text.count("stablehlo.custom_call @__cudnn$fmhaSoftmaxBackward(") == calls
+
+
+@pytest.mark.parametrize("length", [1, 33])
+def test_rows_of_an_odd_length_are_trained_on(hopper, length):
+    q = jax.ShapeDtypeStruct((2, length, 4, 16), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def backward(q, k, v, segments):
+        return jax.grad(lambda *qkv: jnp.sum(by_cudnn(segments, 64)(*qkv)), (0, 1, 2))(q, k, v)
+
+    text = lowered(backward, q, q, q, segments)
+    assert "stablehlo.custom_call @__cudnn$fmhaSoftmaxBackward(" in text
+    assert f"-> tensor<2x{length}x4x16xbf16>" in text
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_a_start_keeps_its_own_checkpoints_and_wipes_those_of_other_data(run, in
     assert checkpoint.exists() == stays
 
 
+def test_a_training_that_is_done_anew_is_said_with_what_differs(run, caplog):
+    run.start()
+    run.finish()
+    train = dataclasses.replace(EXPERIMENT.train, seed=1)
+    changed = dataclasses.replace(EXPERIMENT, train=train)
+    with caplog.at_level("INFO", "speechlm.stages"):
+        run.start()
+        assert not caplog.messages
+        dataclasses.replace(run, experiment=changed, inputs={"mixture": "n"}).start()
+    assert caplog.messages == [
+        f"{run.workdir}: is made anew; it had inputs.mixture='m', this run has 'n'; "
+        "train.seed=0, this run has 1"
+    ]
+
+
 def test_a_run_that_moved_is_the_same_run(run, tmp_path):
     run.start()
     run.finish()

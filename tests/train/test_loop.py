@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from toy_stage import CONFIG, assert_same, batch_of, make_stage
 from speechlm_jax import folder_lock
 from speechlm_jax.errors import Stopped, UserError
 from speechlm_jax.sharding import MeshConfig
-from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.train import checkpoint_folder, loop
 from speechlm_jax.train.loop import fit
 from speechlm_jax.train.stage import Evaluation
 from speechlm_jax.train.watchdog import Watchdog
@@ -246,6 +247,17 @@ def test_init_from_takes_the_weights_and_nothing_else(whole, tmp_path):
     assert int(new.step) == 1 and int(optax.tree_utils.tree_get(new.opt_state, "count")) == 1
     with pytest.raises(UserError, match="has vocabulary v1, this run has v9"):
         fit(make_stage(identity={"vocabulary": "v9"}), config, tmp_path / "other")
+
+
+def test_a_warmup_of_all_steps_is_refused_at_the_start_alone(whole, tmp_path):
+    """Earlier versions took it: what they began, or have finished, goes on."""
+    warmup = dataclasses.replace(CONFIG.optimizer, warmup_steps=CONFIG.total_steps)
+    config = dataclasses.replace(CONFIG, optimizer=warmup)
+    with pytest.raises(UserError, match="warmup_steps"):
+        fit(make_stage(), config, tmp_path / "new")
+    with patch.object(loop, "check_new"):  # as an earlier version
+        state = jax.device_get(fit(make_stage(), config, tmp_path / "old"))
+    assert_same(jax.device_get(fit(make_stage(), config, tmp_path / "old")), state)
 
 
 @pytest.mark.parametrize(

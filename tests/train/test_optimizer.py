@@ -9,7 +9,13 @@ from toy_stage import AXES, init, loss
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.sharding import MeshConfig, make_mesh
-from speechlm_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
+from speechlm_jax.train.optimizer import (
+    OptimizerConfig,
+    check_new,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+)
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import make_layout
 
@@ -170,7 +176,6 @@ def test_moments_lie_where_their_parameters_lie(name):
     ("field", "change"),
     [
         ("warmup_steps", {"warmup_steps": 11}),
-        ("warmup_steps", {"warmup_steps": 10}),
         ("warmup_steps", {"warmup_steps": -1}),
         ("weight_decay", {"weight_decay": -0.1}),
         ("b2", {"b2": 1.0}),
@@ -183,3 +188,15 @@ def test_moments_lie_where_their_parameters_lie(name):
 def test_numbers_out_of_range_are_named(field, change):
     with pytest.raises(UserError, match=field):
         make_optimizer(OptimizerConfig(**{"warmup_steps": 0, **change}), total_steps=10)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd", "constant"])
+def test_new_runs_alone_are_refused_a_warmup_that_takes_every_step(schedule):
+    config = OptimizerConfig(warmup_steps=10, schedule=schedule, peak=0.5)
+    rate = make_optimizer(config, total_steps=10).learning_rate  # earlier versions began such runs
+    np.testing.assert_allclose([rate(n) for n in (1, 10)], [0.05, 0.5], rtol=1e-6)
+    if schedule == "constant":
+        check_new(config, 10)
+    else:
+        with pytest.raises(UserError, match="warmup_steps: 10 .* give at most 9"):
+            check_new(config, 10)

@@ -11,7 +11,7 @@ from speechlm_jax.data.plan import MixturePlan, Phase, TaskRows
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.same_run import check_same_run, differences
+from speechlm_jax.train.same_run import check_same_run
 
 STAGE = dataclasses.replace(make_stage(), identity={"vocabulary": "v1"})
 CONFIG = TrainConfig(total_steps=3)
@@ -89,9 +89,9 @@ def test_a_checkpoint_that_does_not_say_what_its_plan_held_still_gives_a_line():
 
 def test_differences_of_equal_data_are_none():
     data = configs.to_json(CONFIG)
-    assert not list(differences(data, data))
-    assert list(differences({"a": [1, 2]}, {"a": [1]})) == ["a=[1, 2], this run has [1]"]
-    assert list(differences({}, {"a": 1})) == ["no a, this run has 1"]
+    assert not list(configs.differences(data, data))
+    assert list(configs.differences({"a": [1, 2]}, {"a": [1]})) == ["a=[1, 2], this run has [1]"]
+    assert list(configs.differences({}, {"a": 1})) == ["no a, this run has 1"]
 
 
 def test_a_field_that_came_since_is_of_the_same_run_at_its_default():
