@@ -16,7 +16,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from speechlm_jax import bucket
@@ -276,14 +276,24 @@ def say_stale(folder: str | Path, theirs: Any, mine: Any) -> None:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Names the files of a finished stage that are missing or changed since; empty if none is."""
+    """Names the files of a finished stage that are missing or changed since; empty if none is.
+
+    What lies outside of the folder, or is no plain file, is none of its files and is not read.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    return [name for name, digest in manifest.files.items() if not _is(folder / name, digest)]
+    return [name for name, digest in manifest.files.items() if not _is(folder, name, digest)]
 
 
-def _is(path: Path, digest: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a path that data names stays below the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and os.pardir not in path.parts
+
+
+def _is(folder: Path, name: str, digest: str) -> bool:
     try:
-        return sha256_file(path) == digest
-    except (OSError, ValueError):  # it is not there, or its name is none
+        path = folder / name
+        return is_inside(name) and path.is_file() and sha256_file(path) == digest
+    except (OSError, ValueError):  # its name is none
         return False

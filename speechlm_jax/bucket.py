@@ -6,6 +6,7 @@ TensorFlow for gs:// wherever it is installed.
 
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,9 +54,10 @@ def parent(place: str | Path) -> str | Path:
 def require_folder(place: str | Path, what: str) -> None:
     """UserError where a place must be a local folder and is an address."""
     # pathlib has made one slash of two, where the option is a path
-    if is_address(place) or str(place).startswith(("gs:/", "s3:/")):
+    address = re.sub(r"^(gs|s3):/(?!/)", r"\1://", str(place))
+    if is_address(address):
         raise UserError(
-            f"{what} {place}: must be a folder; mount the bucket (only rows are read by address)"
+            f"{what} {address}: must be a folder; mount the bucket (only rows are read by address)"
         )
 
 

@@ -74,6 +74,12 @@ class MeshConfig:
     tensor: int = 1
     context: int = 1
 
+    def __post_init__(self) -> None:
+        for axis in MESH_AXES:
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise UserError(f"{axis}: {size} devices; give 1 or more, or -1 for the rest")
+
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays the devices out as a mesh with axes `MESH_AXES`, all of type Auto.
@@ -105,9 +111,6 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
 
 def _mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    for axis, size in zip(MESH_AXES, sizes, strict=True):
-        if size < 1 and size != -1:
-            raise UserError(f"mesh.{axis}: {size} devices; give 1 or more, or -1 for the rest")
     if sizes.count(-1) > 1:
         raise UserError(f"mesh: only one axis may be -1, not {sizes.count(-1)}")
     known = math.prod(size for size in sizes if size != -1)

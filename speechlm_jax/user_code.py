@@ -40,13 +40,13 @@ def user_code(whose: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Stopped, MemoryError):
+    except (Stopped, MemoryError, KeyboardInterrupt, GeneratorExit):
         raise
     except UserError as error:
         raise UserError(f"{whose}: {error}") from error
     except SystemExit as error:
         raise UserError(f"{whose}: ends the process; leave exit() out") from error
-    except Exception as error:  # it is not our code: anything
+    except BaseException as error:  # it is not our code: anything
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         _log.debug("%s", whose, exc_info=True)
@@ -58,7 +58,7 @@ def is_users(file: str) -> bool:
     return not any(mark in file for mark in _NOT_THE_USERS)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """One line: the preprocessor that ran, what was raised, and the user's line that raised it."""
     text = str(error)
     ours = re.search(r"UserError: (.*)", text)  # one of ours that went through TensorFlow
@@ -68,7 +68,7 @@ def _describe(error: Exception) -> str:
     return f"{_preprocessor(error)}{_reason(error, text)}{where}"
 
 
-def _reason(error: Exception, text: str) -> str:
+def _reason(error: BaseException, text: str) -> str:
     if isinstance(error, SyntaxError):  # its text says the line too
         text = error.msg
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -85,7 +85,7 @@ def _user_line(text: str) -> str:
     return found[-1] if found else ""
 
 
-def _preprocessor(error: Exception) -> str:
+def _preprocessor(error: BaseException) -> str:
     """The preprocessor that SeqIO was calling, and the fields that it was given; "" elsewhere."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in filter(_is_seqio, frames):

@@ -1,6 +1,7 @@
 """Files are whole or absent, and a manifest says what a folder was made from."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -182,7 +183,13 @@ def test_verify_names_what_changed(stage):
     (stage / "sub/b.txt").unlink()
     assert artifacts.verify(stage) == ["a.txt", "sub/b.txt"]
     data = artifacts.read_json(stage / artifacts.MANIFEST)
-    data["files"] = {"x" * 5000: "", "\0": "", ".": ""}
+    data["files"] = {"x" * 5000: "", "\0": "", ".": "", "/dev/zero": "", "pipe": ""}
+    os.mkfifo(stage / "pipe")  # neither ever ends
+    outside = stage.parent / "outside.txt"
+    outside.write_text("a")
+    data["files"] |= {
+        name: artifacts.sha256_file(outside) for name in ("../outside.txt", str(outside))
+    }
     artifacts.write_json(stage / artifacts.MANIFEST, data)
     assert artifacts.verify(stage) == list(data["files"])
 

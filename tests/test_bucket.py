@@ -112,7 +112,7 @@ def test_without_gcsfs_the_line_says_what_to_install():
 @pytest.mark.parametrize("place", ["gs://b/lm", "gs:/b/lm"])
 def test_a_place_that_must_be_a_folder(place):
     bucket.require_folder("runs/lm", "--workdir")
-    with pytest.raises(UserError, match=r"--workdir gs:/.*mount the bucket"):
+    with pytest.raises(UserError, match=r"--workdir gs://b/lm: .*mount the bucket"):
         bucket.require_folder(place, "--workdir")
 
 

@@ -40,11 +40,17 @@ def test_one_axis_takes_the_rest(config, shape):
 
 @pytest.mark.parametrize(
     "config",
-    [MeshConfig(fsdp=3), MeshConfig(tensor=3), MeshConfig(tensor=-1), MeshConfig(context=0)],
+    [MeshConfig(fsdp=3), MeshConfig(tensor=3), MeshConfig(tensor=-1)],
 )
 def test_a_mesh_that_does_not_lay_out_is_the_users_mistake(config):
     with pytest.raises(UserError, match="mesh"):
         make_mesh(config)
+
+
+@pytest.mark.parametrize("given", [{"context": 0}, {"fsdp": -2}])
+def test_a_size_that_no_mesh_has_is_refused_where_it_is_read(given):
+    with pytest.raises(UserError, match="give 1 or more, or -1 for the rest"):
+        MeshConfig(**given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ def test_one_line_with_the_kind_the_words_and_the_place():
     assert told(KeyError("story")).startswith("task x: KeyError: 'story' (test_user_code.py:")
     assert told(ValueError("one\ntwo")).startswith("task x: ValueError: one (")
     assert told(ZeroDivisionError()).startswith("task x: ZeroDivisionError (")
+    assert told(type("Own", (BaseException,), {})("x")).startswith("task x: Own: x (")
     assert told(UserError("a.jsonl: row 3 is bad")) == "task x: a.jsonl: row 3 is bad"
     with pytest.raises(UserError, match=r"JSONDecodeError.*\(test_user_code.py:"):
         with user_code("task x"):

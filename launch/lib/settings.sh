@@ -12,7 +12,7 @@ set_setting() {
   local key value
   key=$(trimmed "${2%%=*}")
   value=$(trimmed "${2#*=}")
-  [[ $2 == *=* && " ${SETTINGS[*]} " == *" $key "* ]] ||
+  [[ $2 == *=* && $key != *[[:space:]]* && " ${SETTINGS[*]} " == *" $key "* ]] ||
     die "$1: there is no setting '$key'; there are: ${SETTINGS[*]}"
   [[ $value != *[[:cntrl:]]* ]] || die "$1: $key holds a line break or another control character"
   printf -v "$key" '%s' "$value"

@@ -146,13 +146,31 @@ class Features:
     """A feature folder, read without loading it: rows and the mel frames of each."""
 
     def __init__(self, folder: str | Path):
-        """UserError if the folder is not a finished feature folder."""
+        """UserError if the folder is no finished feature folder, or lacks what its rows say."""
         self.folder = Path(folder)
         self.manifest = artifacts.read_manifest(folder)
         if self.manifest.kind != FEATURES_KIND:
             raise UserError(f"{folder}: holds {self.manifest.kind}, not {FEATURES_KIND}")
         self.rows = list(artifacts.read_jsonl(self.folder / ROWS))
-        self._mels = np.load(self.folder / MELS, mmap_mode="r", allow_pickle=False)
+        self._mels = self._load()
+        for number, row in enumerate(self.rows, 1):
+            start, stop = row.get("start"), row.get("stop")
+            whole = type(start) is int and type(stop) is int
+            if not whole or not 0 <= start <= stop <= len(self._mels):
+                raise UserError(
+                    f"{self.folder / ROWS}: row {number}: frames {start} to {stop} are not in "
+                    f"{MELS} ({len(self._mels)} frames); make the folder again"
+                )
+
+    def _load(self) -> np.ndarray:
+        path, bins = self.folder / MELS, self.mel_config.num_mels
+        try:
+            mels = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); make the folder again") from None
+        if mels.ndim != 2 or mels.shape[1] != bins or mels.dtype.kind != "f":
+            raise UserError(f"{path}: holds no mel frames of {bins} bins; make the folder again")
+        return mels
 
     @property
     def mel_config(self) -> MelConfig:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from speechlm_jax.audio.wav import check_file
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
 from speechlm_jax.verbs import paths
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """UserError where the recording, or a run with a chat model, is not there."""
-    paths.check_places([args.audio])
+    check_file(args.audio)
     paths.check_out_folder(args.out)
     paths.find_chat(args.run_folder)
 

@@ -1,6 +1,7 @@
 """`speechlm train`: one training run from a config file."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.cli import options
 from speechlm_jax.cli.fields import config_to_fields
 from speechlm_jax.cli.later import later
-from speechlm_jax.errors import EXIT_OK
+from speechlm_jax.errors import EXIT_OK, UserError
 from speechlm_jax.train.cluster_config import ClusterConfig
 
 experiments = later("speechlm_jax.experiment.configs")
@@ -84,6 +85,8 @@ def check(args: argparse.Namespace) -> None:
     _hosts(args)
     if args.workdir:
         bucket.require_folder(args.workdir, "--workdir")
+        if os.path.lexists(args.workdir) and not os.path.isdir(args.workdir):
+            raise UserError(f"--workdir {args.workdir}: is a file; name a folder")
 
 
 def run(args: argparse.Namespace) -> int:

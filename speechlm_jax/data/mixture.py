@@ -14,11 +14,23 @@ from speechlm_jax.vocab import Vocab
 
 @dataclasses.dataclass(frozen=True)
 class PreparedTask:
-    """A task of a mixture: its SeqIO rate, and its shard folder by split, beside the file."""
+    """A task of a mixture: its SeqIO rate, and its shard folder by split, beside the file.
+
+    Raises:
+      UserError: a shard folder would lie elsewhere.
+    """
 
     name: str
     rate: float
     splits: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for split, folder in self.splits.items():
+            if not artifacts.is_inside(folder) or bucket.is_address(folder):
+                raise UserError(
+                    f"splits.{split}: {folder!r} does not lie beside the mixture's file; prepare "
+                    "again, or copy it with the folders that it names"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

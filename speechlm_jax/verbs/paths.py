@@ -1,10 +1,11 @@
 """What a command is given, looked at before JAX is imported; verbs look by the same functions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechlm_jax import artifacts
+from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
 from speechlm_jax.data.sources import ROW_FILES
 from speechlm_jax.errors import UserError
@@ -13,15 +14,35 @@ from speechlm_jax.quickstart.folders import NAMES, Folders, find_run
 BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
 TEXT_MODEL = NAMES["text_model"]  # of a run, and what `vocab` writes beside a vocab.json
 AUDIO_SUFFIXES = (".wav", ".flac")  # that are written
+RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # that are read
 CHECKPOINT = "a run's folder, or one of its steps"
 CODES = ROW_FILES["codes"]
 
 
 def check_places(places: Sequence[Path]) -> None:
-    """UserError for the first place that is neither a folder nor a file with something in it."""
+    """UserError for the first place that is neither a file with something in it nor a folder with
+    recordings, or with a manifest of them."""
     for place in places:
         if not os.path.isdir(place):  # pathlib's raises where a name is too long
             check_file(place)
+        elif not os.path.isfile(os.path.join(place, CLIPS)):
+            require_recordings(place)
+
+
+def find_files(folder: Path) -> Iterator[Path]:
+    """All files in and below a folder, but for hidden ones."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def require_recordings(folder: Path) -> None:
+    """UserError where a folder without a manifest has no recordings in or below it."""
+    if not any(path.suffix.lower() in RECORDINGS for path in find_files(folder)):
+        raise UserError(
+            f"{folder}: has no {CLIPS} and no recordings ({', '.join(RECORDINGS)}); give a "
+            "folder that has"
+        )
 
 
 def check_out_folder(out: Path) -> None:
@@ -44,6 +65,8 @@ def check_speech(what: str, out: Path) -> None:
         raise UserError(f"{what}: is a folder; give its {CODES}")
     if Path(what).suffix and os.path.isfile(what):
         raise UserError(f"{what}: is a file of another kind; give a {CODES}, codes, or a text")
+    if not what.strip():
+        raise UserError(f"{what!r}: holds no words; give a text to say")
     check_out_audio(out)
 
 

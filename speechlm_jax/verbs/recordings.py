@@ -10,11 +10,10 @@ from speechlm_jax.arrays import Float, ndarray
 from speechlm_jax.audio.mel import WHISPER, wav_to_mel
 from speechlm_jax.audio.recordings import CLIPS, NO_WORDS, audio_path, read_clips
 from speechlm_jax.audio.wav import BadAudio, read_wav
-from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize
+from speechlm_jax.verbs.paths import RECORDINGS, find_files, require_recordings
 
 MAX_SECONDS = 30.0  # as in Whisper; attention costs the square of it
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +82,8 @@ class _Finder:
 
     def add_folder(self, folder: Path) -> None:
         """Every recording in and below a folder without a manifest."""
-        paths = sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise UserError(
-                f"{folder}: has no {CLIPS} and no recordings ({', '.join(SUFFIXES)}); give a "
-                "folder that has"
-            )
-        for path in paths:
+        require_recordings(folder)
+        for path in sorted(p for p in find_files(folder) if p.suffix.lower() in RECORDINGS):
             try:
                 audio_path(folder, str(path.relative_to(folder)), anywhere=self.audio_anywhere)
             except BadAudio as error:
@@ -116,7 +110,7 @@ class _Finder:
                 }
         if path.name in self._beside[folder]:
             return self._beside[folder][path.name]
-        text, reason = _transcript(path)
+        text, reason = _transcript(path, anywhere=self.audio_anywhere)
         return {"audio": path.name, **({} if text is None else {"text": text})}, reason
 
     def _row(self, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -141,9 +135,15 @@ class _Finder:
             self.bad.append({**row, "reason": reason})
 
 
-def _transcript(path: Path) -> tuple[str | None, str | None]:
+def _transcript(path: Path, *, anywhere: bool) -> tuple[str | None, str | None]:
     """The text of the file beside a recording that has its name in .txt; or why there is none."""
     beside = path.with_suffix(".txt")
+    home = os.path.realpath(path.parent)
+    if not anywhere and not Path(os.path.realpath(beside)).is_relative_to(home):
+        return None, (
+            f"{beside}: is a link out of its folder; copy the text there, or allow that with "
+            "--audio-anywhere"
+        )
     try:
         text = beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else None
         return text, None
@@ -156,13 +156,6 @@ def _home(places: Sequence[Path]) -> Path:
     if len(places) == 1 and places[0].is_dir():
         return places[0]
     return Path(os.path.commonpath([os.path.abspath(place.parent) for place in places]))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files in and below a folder, but for hidden ones."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def read_recordings(found: Sequence[Found], bad: list[dict[str, Any]]) -> Iterator[Recording]:

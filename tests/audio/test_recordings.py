@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.recordings import Features, audio_path, read_clips
 from speechlm_jax.audio.wav import BadAudio, write_wav
 from speechlm_jax.errors import UserError
@@ -117,6 +120,34 @@ def test_a_folder_without_a_manifest_is_an_error(tmp_path):
     with pytest.raises(UserError, match="manifest.jsonl"):
         read_clips(tmp_path)
     with pytest.raises(UserError, match="not a finished stage"):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "mels", "told"),
+    [
+        ({"start": 0, "stop": 3}, np.zeros((3, 80), np.float16), None),
+        ({"start": 0, "stop": 4}, np.zeros((3, 80), np.float16), "row 1: frames 0 to 4 are not"),
+        ({"start": 2, "stop": 1}, np.zeros((3, 80), np.float16), "frames 2 to 1"),
+        ({"start": -1, "stop": 2}, np.zeros((3, 80), np.float16), "frames -1 to 2"),
+        ({"start": "0", "stop": 3}, np.zeros((3, 80), np.float16), "frames 0 to 3 are not"),
+        ({"stop": 3}, np.zeros((3, 80), np.float16), "frames None to 3"),
+        ({"start": 0, "stop": 3}, np.zeros(3, np.float16), "no mel frames of 80 bins"),
+        ({"start": 0, "stop": 3}, np.zeros((3, 8), np.float16), "no mel frames of 80 bins"),
+        ({"start": 0, "stop": 3}, np.array([{}]), "cannot be read"),
+        ({"start": 0, "stop": 3}, None, "cannot be read"),
+    ],
+)
+def test_features_hold_what_their_rows_say(tmp_path, row, mels, told):
+    if mels is not None:
+        np.save(tmp_path / "mels.npy", mels)
+    artifacts.write_jsonl(tmp_path / "clips.jsonl", [row])
+    config = {"mel": configs.to_json(MelConfig())}
+    artifacts.write_manifest(tmp_path, "features", inputs={}, config=config)
+    if told is None:
+        assert Features(tmp_path).mel(0).shape == (3, 80)
+        return
+    with pytest.raises(UserError, match=told):
         Features(tmp_path)
 
 

@@ -28,6 +28,7 @@ MISSING = {
     "quickstart": [["--world", "/nope"], ["--speech", "/nope", "--text", "/nope"]],
     "convert": [["/nope"]],
     "train": [["/nope.py"], ["configs/lm_150m.py", "--workdir", "gs://a/b"],
+              ["configs/lm_150m.py", "--workdir", "README.md"],
               ["configs/lm_150m.py", "--coordinator", "x"]],
     "bench": [["train", "/nope.py"], ["train", "7B"]],
     "plan": [["/nope.py", "--topology", "v5p:4x4x4"],
@@ -35,12 +36,13 @@ MISSING = {
              ["configs/lm_150m.py", "--topology", ""], ["configs/lm_150m.py", "--accelerator", ""]],
     "prepare": [["a", "--run", "/nope"], ["a", "--length", "1"], ["a", "--module", "/nope.py"]],
     "vocab": [["/nope.txt"], ["README.md", "--run", "/nope"], ["docs"]],
-    "tokenize": [["/nope.wav"], [LONG]],
+    "tokenize": [["/nope.wav"], [LONG], ["configs"]],
     "synthesize": [["it is", "--run", "/nope"], ["it is", "--temperature", "nan"]],
     "interleave": [["/nope"], ["docs"], ["README.md", "--run", "/nope"]],
     "evaluate": [["/nope"]],
-    "speak": [["hello", "--run", "/nope"], ["/nope.jsonl"], ["hello", "--out", "a.mp3"]],
-    "chat": [["/nope.wav"]],
+    "speak": [["hello", "--run", "/nope"], ["/nope.jsonl"], ["hello", "--out", "a.mp3"],
+              [""]],
+    "chat": [["/nope.wav"], ["docs"]],
 }  # fmt: skip
 
 

@@ -153,6 +153,14 @@ def test_a_broken_mixture_file_is_named(tmp_path, prepared):
     assert isinstance(RowShards(prepared.parent / "a/train"), RowShards)
 
 
+@pytest.mark.parametrize("folder", ["../other", "/etc", "gs://theirs/rows", "", ".", "a/../../x"])
+def test_a_mixture_of_somebody_else_names_no_folder_elsewhere(tmp_path, prepared, folder):
+    text = prepared.read_text().replace('"a/train"', f'"{folder}"')
+    (tmp_path / "x.mixture.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.mixture\.json: .*does not lie beside"):
+        mixture.open_shards(tmp_path / "x.mixture.json")
+
+
 def test_training_path_imports_no_tensorflow():
     code = (
         "import sys\n"

@@ -121,6 +121,7 @@ def test_losses_have_an_end(cloud):
         (["project="], "project and zone are needed"),
         (["accelerator=v7-8"], "accelerator 'v7-8'"),
         (["colour=red"], "there is no setting 'colour'"),
+        (["project name=x"], "there is no setting 'project name'"),
         (["tier=cheap"], "tier 'cheap'"),
         (["tier=flex-start"], "max_run_hours"),
         (["bucket=my-bucket"], "give gs://NAME"),

@@ -29,6 +29,7 @@ def here(tmp_path, monkeypatch):
         (lambda path: paths.check_places([path]), "gone.wav", "no such audio file"),
         (lambda path: paths.check_places([path]), "file.txt", "0 bytes"),
         (lambda path: paths.check_places([path]), LONG, "cannot be opened"),
+        (lambda path: paths.check_places([path]), "codes", "no manifest.jsonl and no recordings"),
         (paths.check_out_folder, "file.txt", "is a file; name a folder"),
         (paths.check_out_folder, "gone", "is a file; name a folder"),
         (paths.check_out_audio, "a.mp3", "audio is written as .wav or .flac"),
@@ -58,6 +59,7 @@ def test_what_is_not_as_a_command_needs_it_is_named(here, check, given, told):
         ("codes/codes.jsonl", "file.txt", "is a file; name a folder"),
         ("codes", "a.wav", "is a folder; give its codes.jsonl"),
         ("file.txt", "a.wav", "is a file of another kind"),
+        (" ", "a.wav", "holds no words"),
         ("hello", "a.mp3", "audio is written as .wav or .flac"),
         (LONG, "a", "audio is written as .wav or .flac"),
     ],
@@ -70,6 +72,8 @@ def test_what_cannot_be_spoken_is_named(here, what, out, told):
 def test_what_is_there_passes(here):
     (here / "part[1].txt").write_text("it is")
     paths.check_documents(here / "part[1].txt")
+    (here / "below").mkdir()
+    (here / "below/a.OGG").touch()
     paths.check_places([here, here / "part[1].txt"])
     paths.check_speech("codes/codes.jsonl", here / "a.wav")
     paths.check_speech("hello", here / "a.FLAC")

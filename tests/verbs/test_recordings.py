@@ -105,6 +105,18 @@ def test_links_out_of_a_folder_without_a_manifest_need_a_word(tmp_path):
     assert [row["id"] for row in rows] == ["a.wav", "link.wav"] and not bad
 
 
+def test_a_text_that_is_a_link_out_of_its_folder_is_not_read_without_a_word(tmp_path):
+    folder = tmp_path / "clips"
+    clip(folder / "a.wav")
+    (tmp_path / "secret.txt").write_text("my own words")
+    (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
+    for places in ([folder], [folder / "a.wav"]):
+        rows, bad = rows_of(places)
+        assert not rows and "a link out of its folder" in bad[0]["reason"]
+        rows, bad = rows_of(places, audio_anywhere=True)
+        assert rows[0]["text"] == "my own words" and not bad
+
+
 def test_a_name_that_is_not_utf8_is_set_aside(tmp_path):
     name = os.fsdecode(b"caf\xe9.wav")
     try:
