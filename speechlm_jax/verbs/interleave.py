@@ -1,5 +1,7 @@
 """A text file -> interleaved speech-text documents."""
 
+import datetime
+import decimal
 import difflib
 import functools
 import logging
@@ -20,6 +22,7 @@ from speechlm_jax.text_to_token.synthesize import SynthesisConfig
 from speechlm_jax.verbs.opening import open_run
 from speechlm_jax.verbs.paths import check_documents, check_out_folder
 
+_PRINTED = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
 MOST_TOLD = 10  # rows set aside that are told one by one; the file lists all
 _log = logging.getLogger("speechlm.interleave")
 
@@ -116,7 +119,8 @@ def _placed_rows(file: Path, bad: list[dict[str, Any]]) -> Iterator[tuple[str, d
         if isinstance(row, UserError):
             bad.append({"place": place, "reason": str(row)})
         else:
-            yield place, row
+            # Columns of Parquet that JSON has no word for are carried over as they are printed.
+            yield place, {k: str(v) if isinstance(v, _PRINTED) else v for k, v in row.items()}
 
 
 def _tell(file: Path, bad: Sequence[dict[str, Any]]) -> None:

@@ -1,10 +1,14 @@
 """`speechlm interleave` on a tiny run: text as it is written, all from document and seed."""
 
+import datetime
+import decimal
 import gzip
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from speechlm_jax import artifacts
@@ -123,3 +127,17 @@ def test_what_cannot_be_interleaved_is_set_aside_listed_and_counted(run, tmp_pat
     assert all(f"rows.jsonl:{row['place'].split(':')[1]}: " in row["reason"] for row in bad)
     assert caplog.text.count("set aside: ") == 8
     assert len(interleaved(tmp_path / "out")) == 3 and not artifacts.verify(tmp_path / "out")
+
+
+def test_dates_and_decimals_of_parquet_set_nothing_aside(run, tmp_path, speaker):
+    columns = {
+        "text": TEXTS[:3],
+        "when": [datetime.datetime(2026, 1, day) for day in (1, 2, 3)],
+        "price": [decimal.Decimal("1.50")] * 3,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    said = interleave(tmp_path / "rows.parquet", run=run, out=tmp_path / "out")
+    made = list(artifacts.read_jsonl(tmp_path / "out/documents.jsonl"))
+    assert (said["documents"], said["bad"]) == (3, 0)
+    assert [row["when"][:10] for row in made] == ["2026-01-01", "2026-01-02", "2026-01-03"]
+    assert {row["price"] for row in made} == {"1.50"}
