@@ -13,7 +13,8 @@ DETAILS = """\
 Every figure comes with its item count and a bootstrap 95% interval; the scored items are written
 beside them, so that anyone can recount."""
 EXAMPLE = """\
-speechlm evaluate runs/quickstart/lm_interleaved --run runs/quickstart --out runs/figures"""
+speechlm evaluate runs/quickstart/lm_interleaved --run runs/quickstart --out runs/figures
+speechlm evaluate runs/lab --run runs/vocab"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,7 +37,7 @@ def check(args: argparse.Namespace) -> None:
     """UserError where the checkpoint, or the run, is not there."""
     paths.check_folder(args.checkpoint, paths.CHECKPOINT)
     paths.check_out_folder(args.out)
-    paths.find_run(args.run_folder)
+    paths.check_vocab(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from speechlm_jax.quickstart.evaluate import lm_items
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.scoring import loss_items
 from speechlm_jax.quickstart.spoken import Spoken
-from speechlm_jax.verbs.opening import open_run
-from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
+from speechlm_jax.verbs.opening import open_run, open_vocab
+from speechlm_jax.verbs.paths import BASE_VOCAB, CHECKPOINT, check_folder
 from speechlm_jax.world.world import World
 
 _log = logging.getLogger("speechlm.evaluate")
@@ -32,7 +32,8 @@ def evaluate(
 
     Args:
       checkpoint: a training run's folder, or one of its steps.
-      run: a quickstart run's folder: its evaluation clips and its tokenizer's reader.
+      run: a quickstart run's folder: its evaluation clips and its tokenizer's reader. Or what has
+        the checkpoint's vocabulary alone (`speechlm vocab`, `convert`): then only held-out loss.
       out: folder; each checkpoint has its own inside.
       seed: of the controls and the intervals.
 
@@ -41,8 +42,9 @@ def evaluate(
     """
     checkpoint = Path(checkpoint)
     check_folder(checkpoint, CHECKPOINT)
-    models = open_run(run, batch_size=64)
-    _, experiment = load_inference(checkpoint, kind="lm", vocab=models.vocab)
+    vocab, _ = open_vocab(run)
+    _, experiment = load_inference(checkpoint, kind="lm", vocab=vocab)
+    models = None if (Path(run) / BASE_VOCAB).is_file() else open_run(run, batch_size=64)
     name = _name(checkpoint)
     items = list(_items(models, checkpoint, experiment.data.mixture, name, seed=seed))
     if not items:
@@ -63,16 +65,16 @@ def evaluate(
 
 
 def _items(
-    models: Models, checkpoint: Path, mixture: str, name: str, *, seed: int
+    models: Models | None, checkpoint: Path, mixture: str, name: str, *, seed: int
 ) -> Iterator[Item]:
-    beside = models.folders.prepared / Path(mixture).name  # where a run that was moved has it
-    there = bucket.is_address(mixture) or Path(mixture).is_file()
-    prepared = mixture if there else beside
-    if there or beside.is_file():
+    prepared = mixture
+    if models is not None and not (bucket.is_address(mixture) or Path(mixture).is_file()):
+        prepared = models.folders.prepared / Path(mixture).name  # where a run that was moved has it
+    if bucket.is_address(prepared) or Path(prepared).is_file():
         yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
     else:
         _log.warning("%s: is not there; held-out loss is left out", mixture)
-    if models.folders.world.is_file():
+    if models is not None and models.folders.world.is_file():
         world = configs.from_json(World, artifacts.read_json(models.folders.world))
         spoken = Spoken(models.codes("evaluation"), world)
         yield from lm_items(models, checkpoint, name, spoken=spoken, seed=seed)

@@ -140,6 +140,20 @@ def test_evaluate_gives_figures_that_can_be_recounted(run, tmp_path):
     assert step["figures"] == said["figures"] and Path(step["items"]).parent.name == "interleaved-1"
 
 
+def test_evaluate_needs_no_run_beyond_the_checkpoints_vocabulary(run, tmp_path):
+    base = tmp_path / "vocab"
+    base.mkdir()
+    shutil.copy(run / "text.model", base)
+    rows = run / "prepared/some_text/validation"
+    vocab = artifacts.read_manifest(rows).extra["vocab"]
+    artifacts.write_json(base / "vocab.json", vocab)
+    said = evaluate(run / "lm_interleaved", run=base, out=tmp_path / "figures")
+    assert list(said["figures"]) == ["held_out_loss/some_text"]
+    with pytest.raises(UserError, match="trained with vocabulary"):
+        artifacts.write_json(base / "vocab.json", {**vocab, "num_spare": 3})
+        evaluate(run / "lm_interleaved", run=base, out=tmp_path / "figures")
+
+
 def test_evaluate_finds_the_rows_of_a_run_that_was_moved(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
