@@ -44,7 +44,7 @@ def test_several_slices():
         (parse_accelerator, "v5p-12", "no such slice; known: v5p-8, v5p-16"),
         (parse_accelerator, "v6e-3", "no such slice; known: v6e-1, v6e-4"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_is_no_slice_is_named(parse, text, told):
     with pytest.raises(UserError, match=told):
