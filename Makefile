@@ -7,11 +7,8 @@ PYTHON_NEWEST := $(if $(findstring 3.13,$(PYTHON)),$(PYTHON),python3.13)
 VENV_NEWEST := .venv-newest
 
 # Compiled programs are kept between the processes of one run and from run to run.
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax_locked
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-# With a limit, JAX locks the cache: processes that run at once do not read what is half written.
-# A folder that was written without one will not do.
-export JAX_COMPILATION_CACHE_MAX_SIZE ?= 8000000000
 # Memory in large pages (glibc): a step's page faults cost a third of its time on some machines.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import atexit
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -10,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import fsspec
@@ -18,9 +20,12 @@ import numpy as np
 import pytest
 from fsspec.asyn import AsyncFileSystem, get_loop
 
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
-)
+# The second flag halves the time to compile, which is half of the tests' time. XLA ends a process
+# that gives it a flag it does not know, so a version that nobody tried goes without.
+_FLAGS = ["--xla_force_host_platform_device_count=4"]
+if jax.__version_info__ < (0, 11):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # What is compiled runs for milliseconds: most of XLA's optimisations cost more than they give.
@@ -31,14 +36,23 @@ jax.config.update(
 
 # Many tests build the same small model anew, here or in a process of their own; each is compiled
 # once a session.  A path that the caller has set stays.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+if _cache is None:
     _cache = tempfile.mkdtemp(prefix="speechlm_test_cache_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
     # a plugin of pytest may have imported JAX already, which then has not seen the environment
-    jax.config.update("jax_compilation_cache_dir", _cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+elif "PYTEST_XDIST_WORKER" in os.environ:
+    # JAX writes its cache in place, so a folder has one writer at a time. Its lock is no way out: it
+    # comes with a limit of size, for which every write reads the whole folder (5 of 12 minutes).
+    _shared, _cache = _cache, os.path.join(_cache, os.environ["PYTEST_XDIST_WORKER"])
+    os.makedirs(_cache, exist_ok=True)
+    for _path in Path(_shared).rglob("*-cache"):  # what any process compiled in an earlier run
+        with contextlib.suppress(FileExistsError):
+            os.link(_path, os.path.join(_cache, _path.name))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+jax.config.update("jax_compilation_cache_dir", _cache)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +62,14 @@ def logging_as_it_was():
     before = (root.handlers[:], root.level, ours.level)
     yield
     root.handlers[:], root.level, ours.level = before
+
+
+@pytest.fixture(scope="session")
+def count_fetchers():
+    """count_fetchers(): threads that fetch rows of a bucket; other tests' threads come and go."""
+    from speechlm_jax.data.bucket_rows import THREAD
+
+    return lambda: sum(thread.name == THREAD for thread in threading.enumerate())
 
 
 @pytest.fixture(scope="session")

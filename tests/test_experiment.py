@@ -1,7 +1,6 @@
 """Experiments as files and JSON; weights are loaded as what they were trained as, or refused."""
 
 import dataclasses
-import threading
 
 import jax
 import numpy as np
@@ -177,12 +176,12 @@ def prepared(tmp_path):
 
 
 def test_held_out_rows_of_a_bucket_keep_to_the_experiments_cache(
-    trained, prepared, pail, monkeypatch, tmp_path
+    trained, prepared, pail, count_fetchers, monkeypatch, tmp_path
 ):
     pail.folder, there = tmp_path, f"pail://prepared/{prepared.name}"
     opened, made = [], runs.RowFetcher
     monkeypatch.setattr(runs, "RowFetcher", lambda **given: opened.append(given) or made(**given))
-    threads, cache = threading.active_count(), tmp_path / "cache"
+    threads, cache = count_fetchers(), tmp_path / "cache"
     config = configs.override(
         LM, [f"data.mixture={there}", "data.disk_gb=4", f"data.cache={cache}"]
     )
@@ -198,7 +197,7 @@ def test_held_out_rows_of_a_bucket_keep_to_the_experiments_cache(
     assert opened == [{"disk_gb": 4.0, "folder": ""}, {"disk_gb": 4.0, "folder": str(cache)}]
     asked = [request for request in pail.requests if request[1] is not None]
     assert len(asked) == 7 + 10 + 2  # rows, and a file's tail
-    assert threading.active_count() == threads and not list(cache.glob("*/rows-*"))
+    assert count_fetchers() == threads and not list(cache.glob("*/rows-*"))
 
 
 def stage_of(loss):
@@ -226,11 +225,11 @@ def test_an_evaluation_that_cannot_be_is_one_line(wrong):
         configs.override(LM, [wrong])
 
 
-def test_a_vocabulary_is_read_without_rows(prepared, pail, tmp_path):
-    pail.folder, threads = tmp_path, threading.active_count()
+def test_a_vocabulary_is_read_without_rows(prepared, pail, count_fetchers, tmp_path):
+    pail.folder, threads = tmp_path, count_fetchers()
     assert read_vocab(prepared) == VOCAB
     assert read_vocab(f"pail://prepared/{prepared.name}") == VOCAB
-    assert len(pail.requests) == 2 and threading.active_count() == threads
+    assert len(pail.requests) == 2 and count_fetchers() == threads
 
 
 @pytest.fixture

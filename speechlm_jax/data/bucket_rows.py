@@ -29,6 +29,7 @@ from speechlm_jax.errors import UserError
 
 ROWS_AHEAD = 1024  # at most; fewer where they would take more than a quarter of the limit
 _THREADS, _GROUP = 4, 64  # threads that fetch, and requests of one of them at once
+THREAD = "speechlm row fetcher"  # the threads' name
 _PADDING = 1 << 16  # of a tail, at most
 _Key = tuple[int, int]  # a file's place in the order of opening, and a row in it
 
@@ -160,7 +161,7 @@ class RowFetcher:
         self._cache = RowCache(limit=self._limit, folder=self._folder)
         work = (weakref.ref(self), self._queue)
         self._threads = [
-            threading.Thread(target=RowFetcher._work, args=work, daemon=True)
+            threading.Thread(target=RowFetcher._work, args=work, name=THREAD, daemon=True)
             for _ in range(_THREADS)
         ]
         for thread in self._threads:

@@ -227,12 +227,12 @@ def test_no_more_rows_are_asked_for_than_are_read(pail, remote, written, make_fe
 
 
 def test_a_fetcher_starts_with_the_first_file_and_ends_with_its_last_holder(
-    remote, written, tmp_path
+    remote, written, count_fetchers, tmp_path
 ):
-    folder, before = tmp_path / "own", threading.active_count()
+    folder, before = tmp_path / "own", count_fetchers()
 
     def ours() -> tuple[int, int]:
-        return threading.active_count() - before, len(list(folder.glob("*/rows-*")))
+        return count_fetchers() - before, len(list(folder.glob("*/rows-*")))
 
     with RowFetcher(folder=folder) as fetcher:
         mixture.open_shards(written, fetcher=fetcher)
