@@ -55,7 +55,6 @@ EXTRAS = {
         "import-linter>=2.11",
         "pre-commit>=4.0",
         "pyright[nodejs]>=1.1.400",
-        "filelock>=3.16",  # JAX's lock of its cache, where two processes test at once
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.15",

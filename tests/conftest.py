@@ -44,8 +44,8 @@ if _cache is None:
     # a plugin of pytest may have imported JAX already, which then has not seen the environment
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 elif "PYTEST_XDIST_WORKER" in os.environ:
-    # JAX writes its cache in place, so a folder has one writer at a time. Its lock is no way out: it
-    # comes with a limit of size, for which every write reads the whole folder (5 of 12 minutes).
+    # JAX writes its cache in place, so a folder has one writer at a time. Its lock is no way out:
+    # it comes with a limit of size, for which each write reads the whole folder (5 of 12 minutes).
     _shared, _cache = _cache, os.path.join(_cache, os.environ["PYTEST_XDIST_WORKER"])
     os.makedirs(_cache, exist_ok=True)
     for _path in Path(_shared).rglob("*-cache"):  # what any process compiled in an earlier run

@@ -1,5 +1,7 @@
 """Mel frames -> samples without a trained vocoder (Griffin & Lim 1984; librosa adds momentum)."""
 
+import inspect
+
 import librosa
 import numpy as np
 from jaxtyping import Float
@@ -8,6 +10,8 @@ from numpy import ndarray
 from speechlm_jax.audio.mel import WHISPER, MelConfig, mel_filters, mel_to_power
 
 HEADROOM = 0.99
+_NAMES = inspect.signature(librosa.griffinlim).parameters
+_SEED = "rng" if "rng" in _NAMES else "random_state"  # its name from librosa 1.0 on, and before
 
 
 def mel_to_wav(
@@ -33,7 +37,7 @@ def mel_to_wav(
         win_length=config.win_length,
         n_fft=config.n_fft,
         length=len(mel) * config.hop_length,
-        random_state=seed,
+        **{_SEED: seed},
     )
     peak = float(np.abs(wav).max(initial=0.0))
     return (wav * min(1.0, HEADROOM / max(peak, HEADROOM))).astype(np.float32)

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from speechlm_jax import artifacts
 from speechlm_jax.data.declare import declare_codes
@@ -21,6 +19,8 @@ from speechlm_jax.nn.inference import functional
 from speechlm_jax.verbs.convert import convert
 from speechlm_jax.verbs.opening import open_vocab
 
+torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 sys.path.insert(0, str(Path(__file__).parent))  # whatever pytest's import mode
 
 from conftest import LONG, SIZES, save_as_chatglm, stir  # noqa: E402

@@ -5,11 +5,12 @@ import logging
 import shutil
 
 import pytest
-import transformers
 
 from speechlm_jax.convert.companions import Companions, read_companions
 from speechlm_jax.convert.tokenizers import token_ids
 from speechlm_jax.errors import UserError
+
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
 SIZE = 300
 EOS = ("<|endoftext|>", 285)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import transformers
 
 from speechlm_jax.convert.families import FAMILIES, family_of
 from speechlm_jax.convert.model_config import ONLY, ONLY_OF, config_from_json, config_to_json
@@ -11,6 +10,8 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.rotary import LongContext
 from speechlm_jax.nn.transformer import TransformerConfig
+
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
 CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "glm": "Glm", "glm4": "Glm4"}
 NEEDED = {

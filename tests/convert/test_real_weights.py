@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from speechlm_jax import artifacts
 from speechlm_jax.data.declare import declare_codes
@@ -23,6 +21,9 @@ from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference, functional
 from speechlm_jax.verbs.convert import convert
 from speechlm_jax.verbs.opening import open_vocab
+
+torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
 FOLDER = os.environ.get("SPEECHLM_LLAMA", "")
 PROMPTS = ("The capital of France is", "Water boils at", "Once upon a time")

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from speechlm_jax.convert.safetensors_folder import Folder
 from speechlm_jax.convert.weights import read_config, read_params, write_params
@@ -19,6 +17,9 @@ from speechlm_jax.nn.inference import GenerateRequest, Inference, functional
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
+
+torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
+transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
 IDS = np.random.default_rng(0).integers(0, 40, (3, 23))
 
