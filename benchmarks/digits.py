@@ -22,15 +22,15 @@ import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax import shipped
+from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.recordings import Features
-from speechlm_jax.bulk.features import write_features
 from speechlm_jax.errors import EXIT_STOPPED, EXIT_USAGE, Stopped, UserError
 from speechlm_jax.evals.codebook import code_counts
 from speechlm_jax.evals.items import Item, figure_from_items, write_items
 from speechlm_jax.evals.wer import Reading, wer_items
 from speechlm_jax.experiment.configs import SpeechTokenizerExperiment
+from speechlm_jax.experiment.processes import Run, train_all
 from speechlm_jax.experiment.runs import load_reader
-from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.speech_tokenizer.reading import Reader
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints

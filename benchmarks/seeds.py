@@ -15,7 +15,7 @@ from typing import Any
 
 from speechlm_jax import artifacts
 from speechlm_jax.evals.items import Figure
-from speechlm_jax.quickstart.report_claims import CLAIMS, judge
+from speechlm_jax.report.claims import CLAIMS, judge
 
 NOT_RATIOS = ("_db", "perplexity")
 

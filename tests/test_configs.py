@@ -14,9 +14,9 @@ import pytest
 from speechlm_jax import config as configs
 from speechlm_jax import shipped
 from speechlm_jax.audio.augment import AugmentConfig
+from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
-from speechlm_jax.bulk.features import write_features
 from speechlm_jax.cli import main as cli
 from speechlm_jax.experiment import training
 from speechlm_jax.experiment.configs import (

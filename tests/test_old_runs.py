@@ -16,9 +16,9 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import EXPERIMENTS, experiment_from_json
+from speechlm_jax.experiment.processes import Run
 from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.nn.transformer import ExecutionConfig
-from speechlm_jax.quickstart.training import Run
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.typed import field_types, is_added, moves
 

@@ -2,7 +2,7 @@
 
 A clip folder holds `manifest.jsonl`, an object a line: `audio` (a path inside the folder), `text`,
 `speaker`, and optionally `id`, `split`, `words` or anything else. A feature folder is made from it
-by `speechlm_jax.bulk.features.write_features`.
+by `speechlm_jax.audio.features.write_features`.
 
 Every `audio` becomes a path by `audio_path`, which keeps it to its folder.
 """

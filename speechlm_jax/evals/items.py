@@ -12,7 +12,6 @@ from speechlm_jax import artifacts
 from speechlm_jax.arrays import Float, ndarray
 from speechlm_jax.errors import UserError
 
-ARMS = ("interleaved", "baseline")  # a margin is the first arm's figure minus the second's
 MARGIN = "margin"
 RESAMPLES = 2000
 By = Literal["item", "fact", "voice"]
@@ -130,14 +129,25 @@ def margin_from_items(
     return _exact_if_alike(figure, _ratio(pairs[:, :2]) - _ratio(pairs[:, 2:]), lowest=-1.0)
 
 
-def figures_from_items(items: Iterable[Item], *, seed: int = 0) -> dict[str, Figure]:
-    """Every figure that the items tell, and `.../margin` wherever both arms have items."""
+def figures_from_items(
+    items: Iterable[Item], *, arms: tuple[str, str] | None = None, seed: int = 0
+) -> dict[str, Figure]:
+    """Returns the figure of each name in the items.
+
+    Args:
+      items: of any number of figures.
+      arms: two models that were compared. Where `STEM/FIRST` and `STEM/SECOND` both have items,
+        `STEM/margin` is the first one's figure minus the second one's.
+      seed: of the draws.
+    """
     groups = by_figure(items)
     figures = {name: figure_from_items(group, seed=seed) for name, group in groups.items()}
     for name in groups:
         stem, _, arm = name.rpartition("/")
-        other = f"{stem}/{ARMS[1]}"
-        if arm == ARMS[0] and other in groups:
+        if arms is None or arm != arms[0]:
+            continue
+        other = f"{stem}/{arms[1]}"
+        if other in groups:
             figures[f"{stem}/{MARGIN}"] = margin_from_items(
                 groups[name], groups[other], by=default_by(groups[name]), seed=seed
             )

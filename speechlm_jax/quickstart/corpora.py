@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from speechlm_jax.audio.corpus import CorpusClip
 from speechlm_jax.audio.espeak import Voice, Voices
-from speechlm_jax.bulk.corpus import CorpusClip
 from speechlm_jax.quickstart.sizes import CorpusConfig
 from speechlm_jax.world import texts
 from speechlm_jax.world.world import Fact, Kind, World

@@ -14,11 +14,19 @@ from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item, write_items
+from speechlm_jax.evals.suites import (
+    chat,
+    interleaved,
+    language_model,
+    speech_decoder,
+    text_to_token,
+    tokenizer,
+)
+from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.interleave.build import DOCUMENTS
-from speechlm_jax.quickstart import corpora, scoring
+from speechlm_jax.quickstart import corpora
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
-from speechlm_jax.quickstart.spoken import Spoken
 
 DECODED_CLIPS = 100  # Griffin-Lim takes a fifth of a second for each
 READ_SPANS = 500
@@ -27,11 +35,11 @@ _log = logging.getLogger("speechlm.quickstart")
 
 def score(q: Quickstart) -> None:
     """Every figure, as scored items."""
-    score_group(q, "tokenizer", q.folders.tokenizer, lambda: scoring.tokenizer_items(
+    score_group(q, "tokenizer", q.folders.tokenizer, lambda: tokenizer.tokenizer_items(
         q.spoken, q.read, q.reader, seed=q.seed))  # fmt: skip
     score_group(q, "text_to_token", q.folders.text_to_token, lambda: _text_to_token_items(q))
     documents = artifacts.read_jsonl(q.folders.interleaved / DOCUMENTS)
-    score_group(q, "interleaved", q.folders.interleaved, lambda: scoring.span_items(
+    score_group(q, "interleaved", q.folders.interleaved, lambda: interleaved.span_items(
         documents, q.read, most=READ_SPANS))  # fmt: skip
     score_group(q, "speech_decoder", q.folders.speech_decoder, lambda: decoder_items(
         q, q.spoken.of_kind("eval_string")[:DECODED_CLIPS]))  # fmt: skip
@@ -71,13 +79,19 @@ def _text_to_token_items(q: Quickstart) -> list[Item]:
         "text_to_token/wer": draw("sentence", number),
         "text_to_token/wer_strings": draw("string", number),
     }
-    return scoring.text_to_token_items(texts, q.text_to_token, q.read, voices=q.voices, seed=q.seed)
+    return text_to_token.text_to_token_items(
+        texts, q.text_to_token, q.read, voices=q.voices, seed=q.seed
+    )
 
 
-def lm_items(q: Models, checkpoint: Path, arm: str, *, spoken: Spoken, seed: int) -> list[Item]:
+def lm_items(
+    q: Models, checkpoint: Path, arm: str, *, spoken: EvaluationClips, seed: int
+) -> list[Item]:
     """Every figure of a language model of a world's run, under the name `arm`."""
     formats = Formats(q.vocab, q.text)
-    return scoring.lm_items(arm, spoken, q.language_model(checkpoint), formats, q.read, seed=seed)
+    return language_model.lm_items(
+        arm, spoken, q.language_model(checkpoint), formats, q.read, seed=seed
+    )
 
 
 def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
@@ -87,13 +101,13 @@ def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
     def mels_to_text(mels: Sequence[np.ndarray]) -> list[str]:
         return q.read(q.reader.mels_to_codes(mels))
 
-    return scoring.decoder_items(
+    return speech_decoder.decoder_items(
         rows, wavs, q.speech_decoder, mels_to_text, mel=MelConfig(), seed=q.seed
     )
 
 
 def _chat_items(q: Quickstart) -> list[Item]:
-    chat = Chat(q.language_model(q.folders.chat), q.writer)
+    assistant = Chat(q.language_model(q.folders.chat), q.writer)
     told = corpora.told_people(q.world)
     asked = [x for x in q.spoken.questions() if x.fact.split("/")[0] not in told]
-    return scoring.chat_items(asked, chat, q.read, seed=q.seed)
+    return chat.chat_items(asked, assistant, q.read, seed=q.seed)

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.audio.corpus import corpus
 from speechlm_jax.audio.espeak import make_voices
-from speechlm_jax.bulk.corpus import corpus
-from speechlm_jax.bulk.features import write_features
+from speechlm_jax.audio.features import write_features
 from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
@@ -21,13 +21,13 @@ from speechlm_jax.experiment.configs import (
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
 )
+from speechlm_jax.experiment.processes import Run, train_all
 from speechlm_jax.interleave.build import DOCUMENTS, document_to_interleaved
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.quickstart import corpora, data
 from speechlm_jax.quickstart.models import spans_to_codes
 from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.sizes import TrainingSize
-from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab

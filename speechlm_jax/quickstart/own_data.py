@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.recordings import BAD, CLIPS, NO_WORDS, Clips, audio_path, read_clips
-from speechlm_jax.bulk.features import write_features
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.text_norm import normalize

@@ -6,15 +6,18 @@ from speechlm_jax import artifacts
 from speechlm_jax.evals.codebook import code_counts, perplexity_figure, usage_items
 from speechlm_jax.evals.controls import exchange
 from speechlm_jax.evals.items import Item, figures_from_items
+from speechlm_jax.evals.suites.clips import readings
+from speechlm_jax.evals.suites.held_out import loss_items
+from speechlm_jax.evals.suites.text_to_token import text_to_token_items
 from speechlm_jax.evals.wer import wer_items
 from speechlm_jax.experiment.runs import held_out_losses
-from speechlm_jax.quickstart import evaluate, samples, scoring, summary
+from speechlm_jax.quickstart import evaluate, samples, summary
 from speechlm_jax.quickstart.own_data import OwnData, bad_recordings
-from speechlm_jax.quickstart.report import write_report
-from speechlm_jax.quickstart.report_inputs import ReportInputs
 from speechlm_jax.quickstart.run import TRAIN
 from speechlm_jax.quickstart.samples import Sample, reconstructions, speak
 from speechlm_jax.quickstart.sizes import MICRO
+from speechlm_jax.report.inputs import ReportInputs
+from speechlm_jax.report.write import write_report
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest
 
@@ -33,7 +36,7 @@ def score(q: OwnData) -> None:
         ),
         "lm_interleaved": (
             q.folders.lm_interleaved,
-            lambda: scoring.loss_items(held_out_losses(q.folders.lm_interleaved)),
+            lambda: loss_items(held_out_losses(q.folders.lm_interleaved)),
         ),
     }  # fmt: skip
     for name, (model, make) in groups.items():
@@ -87,17 +90,17 @@ def _tokenizer_items(q: OwnData) -> list[Item]:
     items = []
     known = list(artifacts.read_jsonl(q.codes("train") / CODES))[: len(q.held_out)]
     for figure, rows in (("tokenizer/wer", q.held_out), ("tokenizer/wer_train", known)):
-        items += wer_items(figure, scoring.readings(rows, q.read([row["codes"] for row in rows])))
+        items += wer_items(figure, readings(rows, q.read([row["codes"] for row in rows])))
     codes, texts = [row["codes"] for row in q.held_out], [row["text"] for row in q.held_out]
     if 2 * max(texts.count(text) for text in texts) <= len(texts):  # else none can be exchanged
         heard = q.read(exchange(codes, texts, seed=q.seed))
-        items += wer_items("tokenizer/wer_shuffled", scoring.readings(q.held_out, heard))
+        items += wer_items("tokenizer/wer_shuffled", readings(q.held_out, heard))
     counts = code_counts(codes, codebook_size=len(q.reader.codebook))
     return [*items, *usage_items("tokenizer/codebook_usage", counts)]
 
 
 def _text_to_token_items(q: OwnData) -> list[Item]:
-    return scoring.text_to_token_items(
+    return text_to_token_items(
         {"text_to_token/wer": [_short(row) for row in q.held_out]},
         q.text_to_token, q.read, voices=q.voices, seed=q.seed,
     )  # fmt: skip

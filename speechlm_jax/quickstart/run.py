@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from speechlm_jax import artifacts
 from speechlm_jax.audio.recordings import Features, audio_path
 from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.sizes import QuickstartConfig
-from speechlm_jax.quickstart.spoken import Spoken
 from speechlm_jax.text_to_token.synthesize import TextToToken
 from speechlm_jax.world.world import World
 
@@ -87,6 +87,6 @@ class Quickstart(Chain):
     pair_kinds = ("string",)
 
     @cached_property
-    def spoken(self) -> Spoken:
+    def spoken(self) -> EvaluationClips:
         """The evaluation clips as codes."""
-        return Spoken(self.codes("evaluation"), self.world)
+        return EvaluationClips(self.codes("evaluation"), self.world)

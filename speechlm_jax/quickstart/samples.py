@@ -15,11 +15,11 @@ from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.spoken_qa import Question, answer_in_text
+from speechlm_jax.evals.suites.language_model import MAX_ANSWER_CODES
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.quickstart import corpora
-from speechlm_jax.quickstart.report_inputs import DUEL
 from speechlm_jax.quickstart.run import Chain, Quickstart
-from speechlm_jax.quickstart.scoring import MAX_ANSWER_CODES
+from speechlm_jax.report.inputs import DUEL
 
 KIND = "audio"
 SAMPLES = "samples.jsonl"

@@ -12,13 +12,18 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import BAD
 from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.data.formats import segments_to_text
 from speechlm_jax.evals.codebook import code_counts, perplexity_figure
 from speechlm_jax.evals.exposure import Exposure, count_exposure, statement_finder
 from speechlm_jax.evals.items import Item, figures_from_items, read_items
+from speechlm_jax.evals.suites.tokenizer import held_out_codes
 from speechlm_jax.quickstart import clock, samples
-from speechlm_jax.quickstart.report import write_report
-from speechlm_jax.quickstart.report_claims import CHANCE, CLAIMS
-from speechlm_jax.quickstart.report_inputs import (
+from speechlm_jax.quickstart.claims import CHANCE, CLAIMS
+from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
+from speechlm_jax.quickstart.sizes import FULL
+from speechlm_jax.report.inputs import (
+    COMPARED,
+    DUEL,
     Audio,
     Examples,
     MelPair,
@@ -27,9 +32,7 @@ from speechlm_jax.quickstart.report_inputs import (
     StepTime,
     Training,
 )
-from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
-from speechlm_jax.quickstart.scoring import held_out_codes
-from speechlm_jax.quickstart.sizes import FULL
+from speechlm_jax.report.write import write_report
 
 NOTHING_LEARNT = (
     "Micro size: every step ran, to see that it works, with models too small and trained too "
@@ -46,13 +49,32 @@ TRAININGS = (
     ("Chat", LAST, "chat"),
 )
 
+TILES = (
+    ("qa/s2t/interleaved", "of spoken questions right"),
+    ("qa/s2t/baseline", "in the other arm"),
+    ("tokenizer/wer", "tokenizer word errors"),
+)
+NOTES = {
+    DUEL: (
+        "A voice that nothing was trained on asks about a fact. The interleaved arm met the fact "
+        "in documents of text with spans of speech; the baseline met the same documents as text "
+        "alone. Both write and say what they make of it."
+    ),
+    COMPARED: (
+        "Both arms start from the same weights and see as many tokens; only rows differ: "
+        "interleaved documents in one, the same documents as text plus speech that states none of "
+        "the facts in the other. Whiskers are 95% intervals (bootstrap by fact), the dashed line "
+        "is a guess."
+    ),
+}
+
 
 def write(q: Quickstart, *, command: str) -> None:
     """Writes report.json and report.html into the run's folder; `command` is what made the run."""
     items = all_items(q)
     codes = held_out_codes(q.spoken)
     counts = code_counts(codes, codebook_size=len(q.reader.codebook))
-    figures = figures_from_items(items, seed=q.seed)
+    figures = figures_from_items(items, arms=ARMS, seed=q.seed)
     figures["tokenizer/codebook_perplexity"] = perplexity_figure(
         codes, codebook_size=len(counts), seed=q.seed
     )
@@ -70,6 +92,9 @@ def write(q: Quickstart, *, command: str) -> None:
             warning="" if is_full else NOTHING_LEARNT,
             claims=CLAIMS if is_full else (),
             chance=CHANCE,
+            arms=ARMS,
+            tiles=TILES,
+            notes=NOTES,
             trainings=trainings(q, TRAININGS),
             codebook_counts=counts,
             exposure=_exposure(q),
@@ -150,7 +175,7 @@ def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
     classes = {fact.id: fact.kind for fact in q.world.facts}
     text = list(artifacts.read_jsonl(q.folders.documents / "text" / "documents.jsonl"))
     told = list(artifacts.read_jsonl(q.folders.interleaved / "documents.jsonl"))
-    plain = [{"text": " ".join(segment["text"] for segment in row["segments"])} for row in told]
+    plain = [{"text": segments_to_text(row["segments"])} for row in told]
     rows: dict[str, list[dict[str, Any]]] = {ARMS[0]: [*text, *told], ARMS[1]: [*text, *plain]}
     return {arm: count_exposure(rows[arm], find=find, classes=classes) for arm in ARMS}
 

@@ -11,11 +11,11 @@ from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import Item, figures_from_items, write_items
+from speechlm_jax.evals.suites.clips import EvaluationClips
+from speechlm_jax.evals.suites.held_out import loss_items
 from speechlm_jax.experiment.runs import held_out_losses, load_inference
 from speechlm_jax.quickstart.evaluate import lm_items
 from speechlm_jax.quickstart.models import Models
-from speechlm_jax.quickstart.scoring import loss_items
-from speechlm_jax.quickstart.spoken import Spoken
 from speechlm_jax.verbs.opening import open_run, open_vocab
 from speechlm_jax.verbs.paths import BASE_VOCAB, CHECKPOINT, check_folder
 from speechlm_jax.world.world import World
@@ -76,7 +76,7 @@ def _items(
         _log.warning("%s: is not there; held-out loss is left out", mixture)
     if models is not None and models.folders.world.is_file():
         world = configs.from_json(World, artifacts.read_json(models.folders.world))
-        spoken = Spoken(models.codes("evaluation"), world)
+        spoken = EvaluationClips(models.codes("evaluation"), world)
         yield from lm_items(models, checkpoint, name, spoken=spoken, seed=seed)
 
 

@@ -106,8 +106,8 @@ def test_a_reader_who_stops_early_leaves_no_process(monkeypatch):
 
 
 def test_the_room_imports_no_jax():
-    audio, bulk = "espeak espeak_worker recordings griffin_lim", "corpus features worker"
-    names = [f"audio.{name}" for name in audio.split()] + [f"bulk.{name}" for name in bulk.split()]
+    audio = "espeak espeak_worker recordings griffin_lim corpus features"
+    names = [*(f"audio.{name}" for name in audio.split()), "jobs.worker"]
     code = ";".join(f"import speechlm_jax.{name}" for name in names)
     code += ";import sys;sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -32,8 +32,10 @@ def test_figures_are_recountable_from_the_files_alone(tmp_path):
     items += [Item("tokenizer/wer", "v", "", "", "a b c", "a", 2.0, 3.0)]
     items += [Item("tokenizer/wer", "v", "", "", "d", "d", 0.0, 1.0)]
     write_items(tmp_path, items)
-    figures = figures_from_items(read_items(tmp_path))
-    assert figures == figures_from_items(items)
+    arms = ("interleaved", "baseline")
+    figures = figures_from_items(read_items(tmp_path), arms=arms)
+    assert figures == figures_from_items(items, arms=arms)
+    assert "qa/s2t/margin" not in figures_from_items(items), "nothing is compared"
     for name in ("qa/s2t/interleaved", "tokenizer/wer"):
         # Recounted with nothing but json: the promise to a reader.
         rows = [json.loads(x) for p in tmp_path.glob("*.jsonl") for x in p.read_text().splitlines()]

@@ -32,6 +32,7 @@ from speechlm_jax.experiment.configs import (
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
 )
+from speechlm_jax.experiment.processes import Run
 from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.interleave.build import InterleaveConfig
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -39,7 +40,6 @@ from speechlm_jax.nn.layers import Lora
 from speechlm_jax.nn.rotary import LongContext
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart.sizes import MICRO
-from speechlm_jax.quickstart.training import Run
 from speechlm_jax.text_to_token.synthesize import SynthesisConfig
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.loop import TrainConfig

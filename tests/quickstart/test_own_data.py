@@ -17,8 +17,8 @@ from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.quickstart import own_data
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.own_data import choose_held_out, make_own, text_to_documents
-from speechlm_jax.quickstart.report import figures_from_json
 from speechlm_jax.quickstart.steps import quickstart
+from speechlm_jax.report.write import figures_from_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,8 +9,8 @@ from speechlm_jax.arrays import Float, Integer, ndarray
 from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
 
-LOSSES = "held_out_loss/"  # how figures in nats begin; a task's name follows
 DUEL = "One question, two arms"  # the group of recordings that is shown first
+COMPARED = "Two arms, one difference"  # the section with both arms' figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,9 @@ class ReportInputs:
       provenance: timing, seeds, versions, fingerprints.
       claims: what must hold; none where nothing is claimed (`--size micro`).
       chance: what a guess gives, by the beginning of a figure's name; the longest fits.
+      arms: names of the two models that are compared, the expected winner first; () for none.
+      tiles: (figure, words) of the numbers at the page's top, where they were measured.
+      notes: a sentence under a section's heading, by heading.
       trainings: whose metrics.jsonl give the loss curves.
       codebook_counts: how often each entry was met on held-out clips.
       exposure: by arm, by class of facts.
@@ -135,6 +138,9 @@ class ReportInputs:
     warning: str = ""
     claims: tuple[Claim, ...] = ()
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arms: tuple[str, ...] = ()
+    tiles: tuple[tuple[str, str], ...] = ()
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trainings: tuple[Training, ...] = ()
     codebook_counts: Integer[ndarray, " codebook"] | None = None
     exposure: Mapping[str, Mapping[str, Exposure]] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,6 @@
 """One training run in a process of its own, which ends when the quickstart that started it does.
 
-Usage: python -m speechlm_jax.quickstart.child CONFIG.json WORKDIR
+Usage: python -m speechlm_jax.experiment.child CONFIG.json WORKDIR
 
 Its standard input is the parent's pipe.
 """

@@ -10,9 +10,9 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.evals.codebook import codebook_use
 from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure
-from speechlm_jax.quickstart.report_claims import judge
-from speechlm_jax.quickstart.report_inputs import Provenance, ReportInputs
-from speechlm_jax.quickstart.report_page import page
+from speechlm_jax.report.claims import judge
+from speechlm_jax.report.inputs import Provenance, ReportInputs
+from speechlm_jax.report.page import page
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.audio.corpus import CorpusClip, corpus
 from speechlm_jax.audio.espeak import make_voices
+from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import Features, read_clips
 from speechlm_jax.audio.wav import read_wav, write_wav
-from speechlm_jax.bulk import corpus as corpora
-from speechlm_jax.bulk import features
-from speechlm_jax.bulk.corpus import CorpusClip, corpus
-from speechlm_jax.bulk.features import write_features
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs import corpus as corpora
+from speechlm_jax.jobs import features
 
 
 def corpus_clips(count: int) -> list[CorpusClip]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from speechlm_jax import artifacts
-from speechlm_jax.bulk import pool
-from speechlm_jax.bulk.shards import ShardTask, run_shards
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs import pool
+from speechlm_jax.jobs.shards import ShardTask, run_shards
 
 TASKS = """
 import os, time
@@ -103,7 +103,7 @@ def test_kill_9_and_the_same_call_ends_in_the_same_bytes(tasks, tmp_path):
     folder = tmp_path / "s"
     # The job in a process of its own, that is killed in the middle of shards.
     code = (
-        "from speechlm_jax.bulk.shards import *;import sys;"
+        "from speechlm_jax.jobs.shards import *;import sys;"
         f"sys.path.insert(0, {str(tmp_path / 'modules')!r});"
         f"log = {str(tmp_path / 'log')!r};"
         "task = ShardTask('shard_tasks:write', {'log': log, 'seconds': 0.3});"

@@ -1,4 +1,4 @@
-"""The evaluation clips of a run, as the questions, stories and words that `evals` scores."""
+"""Evaluation clips about a closed world, as the questions, stories and words that are scored."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from speechlm_jax import artifacts
 from speechlm_jax.evals.abx import SpokenWord
 from speechlm_jax.evals.spoken_qa import Question
 from speechlm_jax.evals.storycloze import Part, Story
+from speechlm_jax.evals.wer import Reading
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.world.world import World
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
+class EvaluationClips:
     """Codes of every evaluation clip, by kind."""
 
     folder: Path
@@ -90,3 +91,11 @@ def _part(row: dict[str, Any]) -> Part:
 def by_class(questions: Sequence[Question], kind: str) -> list[Question]:
     """The questions about facts of one class."""
     return [question for question in questions if question.wording == kind]
+
+
+def readings(rows: Sequence[dict[str, Any]], heard: Sequence[str]) -> list[Reading]:
+    """Clips (rows of a codes folder) and what was heard in each."""
+    return [
+        Reading(row["text"], text, voice=row["speaker"], fact=row.get("fact", ""))
+        for row, text in zip(rows, heard, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The process behind `speechlm_jax.bulk.pool`: a job in, then shard numbers, until stdin ends."""
+"""The process behind `speechlm_jax.jobs.pool`: a job in, then shard numbers, until stdin ends."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax.bulk import shards
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs import shards
 
 
 def main() -> None:

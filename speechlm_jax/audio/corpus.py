@@ -12,7 +12,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio import espeak
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import wav_to_file
-from speechlm_jax.bulk.shards import ShardTask, run_shards
+from speechlm_jax.jobs.shards import ShardTask, run_shards
 
 KIND = "clips"
 CLIPS_PER_SHARD = 200  # a crash loses the seconds that this many take
@@ -65,7 +65,7 @@ def corpus(
     artifacts.write_jsonl(folder / REQUESTS, rows)
     arguments = {"requests": str(folder.resolve() / REQUESTS), "sample_rate": sample_rate}
     made = run_shards(
-        ShardTask("speechlm_jax.bulk.corpus:write_clips", arguments),
+        ShardTask("speechlm_jax.audio.corpus:write_clips", arguments),
         num_shards=math.ceil(len(rows) / CLIPS_PER_SHARD),
         folder=folder / "audio",
         fingerprint=configs.fingerprint(config),

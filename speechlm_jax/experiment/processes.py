@@ -104,7 +104,7 @@ def train_all(runs: Sequence[Run], *, threads: int) -> None:
 
 def _start(run: Run, cores: list[int]) -> subprocess.Popen[bytes]:
     config = run.start()
-    command = [sys.executable, "-m", "speechlm_jax.quickstart.child", str(config), str(run.workdir)]
+    command = [sys.executable, "-m", "speechlm_jax.experiment.child", str(config), str(run.workdir)]
     environment = dict(os.environ)
     if len(cores) == 1:
         # One thread a process: Eigen's pool would only add overhead on a single core.

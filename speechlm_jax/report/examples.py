@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from speechlm_jax.evals.items import ARMS, Item
-from speechlm_jax.quickstart.report_charts import label
-from speechlm_jax.quickstart.report_inputs import Audio, MelPair
-from speechlm_jax.quickstart.report_media import mel_to_png, wav_to_address, wav_to_bars
+from speechlm_jax.evals.items import Item
+from speechlm_jax.report.charts import label
+from speechlm_jax.report.inputs import Audio, MelPair
+from speechlm_jax.report.media import mel_to_png, wav_to_address, wav_to_bars
 
 NUM_ANSWERS = 8
-_COLUMNS = ("Fact", "Voice", "Right", *ARMS)
 _GOLDEN_ANGLE = 137.508  # neighbouring codes get hues far apart
 
 
@@ -58,20 +57,24 @@ def documents(rows: Sequence[Mapping[str, Any]]) -> str:
     return drawn
 
 
-def answers(groups: Mapping[str, Sequence[Item]], stems: Sequence[str]) -> str:
-    """What the two arms said to the same questions, a few of each kind."""
-    tables = []
+def answers(
+    groups: Mapping[str, Sequence[Item]], stems: Sequence[str], *, arms: Sequence[str]
+) -> str:
+    """What two arms said to the same questions, a few of each kind; "" where there are not two."""
+    if len(arms) != 2:
+        return ""
+    columns, tables = ("Fact", "Voice", "Right", *arms), []
     for stem in stems:
         first, second = (
             {(i.fact, i.voice, i.wording): i for i in groups.get(f"{stem}/{arm}", ())}
-            for arm in ARMS
+            for arm in arms
         )
         asked = [key for key in first if key in second]
         # Every n-th, so that different facts and voices show.
         chosen = asked[:: max(1, len(asked) // NUM_ANSWERS)][:NUM_ANSWERS]
         if chosen:
-            rows = "".join(_answer_row(first[key], second[key]) for key in chosen)
-            head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+            rows = "".join(_answer_row(columns, first[key], second[key]) for key in chosen)
+            head = "".join(f"<th>{name}</th>" for name in columns)
             tables.append(
                 f'<h3>{escape(label(stem))}</h3><div class="scroll"><table class="answers">'
                 f"<tr>{head}</tr>{rows}</table></div>"
@@ -79,7 +82,7 @@ def answers(groups: Mapping[str, Sequence[Item]], stems: Sequence[str]) -> str:
     return "".join(tables)
 
 
-def _answer_row(first: Item, second: Item) -> str:
+def _answer_row(columns: Sequence[str], first: Item, second: Item) -> str:
     """A row; each cell carries its column's name, under which narrow windows show it."""
     asked = [escape(x) for x in (first.fact, first.voice, first.reference)]
     given = [
@@ -87,7 +90,7 @@ def _answer_row(first: Item, second: Item) -> str:
         f"{escape(item.hypothesis) or '(silence)'}</span>"
         for item in (first, second)
     ]
-    cells = zip(_COLUMNS, [*asked, *given], strict=True)
+    cells = zip(columns, [*asked, *given], strict=True)
     drawn = "".join(f'<td data-column="{name}">{cell}</td>' for name, cell in cells)
     return f"<tr>{drawn}</tr>"
 

@@ -9,11 +9,11 @@ import pytest
 from tqdm import tqdm
 
 from speechlm_jax.errors import EXIT_STOPPED, Stopped, UserError
+from speechlm_jax.experiment import processes
 from speechlm_jax.experiment.configs import LanguageModelExperiment, RowsData
+from speechlm_jax.experiment.processes import Run, train_all
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.transformer import TransformerConfig
-from speechlm_jax.quickstart import training
-from speechlm_jax.quickstart.training import Run, train_all
 from speechlm_jax.train.loop import TrainConfig
 
 EXPERIMENT = LanguageModelExperiment(
@@ -77,17 +77,17 @@ def test_a_run_that_moved_is_the_same_run(run, tmp_path):
 
 def test_a_bar_follows_the_last_whole_line(tmp_path):
     bar, metrics = tqdm(total=60, file=io.StringIO()), tmp_path / "metrics.jsonl"
-    training._advance(bar, metrics)
+    processes._advance(bar, metrics)
     assert bar.n == 0
     long = '"x": 1.5, ' * 600
     metrics.write_text('{"step": 20, "loss": 1.0}\n{"step": 40, "lo')
-    training._advance(bar, metrics)
+    processes._advance(bar, metrics)
     assert bar.n == 20
     metrics.write_text(f'{{{long}"y": 2}}\n{{"loss": 2.0, "step": 40}}\n')
-    training._advance(bar, metrics)
+    processes._advance(bar, metrics)
     assert bar.n == 40 and bar.initial == 20
     metrics.write_text('{"step": 30}\n')
-    training._advance(bar, metrics)
+    processes._advance(bar, metrics)
     assert bar.n == 40, "it never goes back"
     bar.close()
 
@@ -100,15 +100,15 @@ def scripts(monkeypatch):
     def start(run, cores):
         run.start()
         started.append(run.name)
-        with open(run.workdir / training.LOG, "ab") as log:
+        with open(run.workdir / processes.LOG, "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", made[run.name]],
                 stderr=log,
                 stdin=subprocess.PIPE,
             )
 
-    monkeypatch.setattr(training, "_start", start)
-    monkeypatch.setattr(training, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(processes, "_start", start)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
     made["started"] = started
     return made
 

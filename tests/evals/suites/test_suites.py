@@ -9,10 +9,18 @@ from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.chat.dialogue import Chat, Reply
 from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import figures_from_items
+from speechlm_jax.evals.suites import (
+    chat,
+    interleaved,
+    language_model,
+    speech_decoder,
+    text_to_token,
+    tokenizer,
+)
+from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.nn.inference import Inference
-from speechlm_jax.quickstart import corpora, scoring
+from speechlm_jax.quickstart import corpora
 from speechlm_jax.quickstart.sizes import CorpusConfig
-from speechlm_jax.quickstart.spoken import Spoken
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.speech_tokenizer.reading import Reader
@@ -43,7 +51,7 @@ def spoken(tmp_path_factory):
     clips = corpora.clips(WORLD, make_voices(0), CONFIG, seed=0)
     rows = [{**clip.row, "codes": codes_of(clip.text)} for clip in clips]
     artifacts.write_jsonl(folder / CODES, (r for r in rows if r["split"] == corpora.EVALUATION))
-    return Spoken(folder, WORLD)
+    return EvaluationClips(folder, WORLD)
 
 
 def values(items):
@@ -59,23 +67,23 @@ def test_spans_of_documents_are_read_back():
     right = {"text": "paris today", "codes": codes_of("paris today")}
     wrong = {"text": "anna", "codes": codes_of("cairo")}
     documents = [{"segments": [{"text": "my friend"}, right]}, {"segments": [wrong, wrong]}]
-    assert values(scoring.span_items(documents, read, most=2)) == {
+    assert values(interleaved.span_items(documents, read, most=2)) == {
         "interleaved/wer": pytest.approx(1 / 3)
     }
 
 
 def test_a_perfect_tokenizer_and_its_shuffled_control(spoken):
-    found = values(scoring.tokenizer_items(spoken, read, Codebook(), seed=0))
+    found = values(tokenizer.tokenizer_items(spoken, read, Codebook(), seed=0))
     for name in ("wer", "wer_sentences", "wer_questions", "entity_wer", "abx_dtw", "abx_edit"):
         assert found[f"tokenizer/{name}"] == 0, name
     assert found["tokenizer/wer_shuffled"] > 0.8
-    used = {code for clip in scoring.held_out_codes(spoken) for code in clip}
+    used = {code for clip in tokenizer.held_out_codes(spoken) for code in clip}
     assert found["tokenizer/codebook_usage"] == pytest.approx(len(used) / ENTRIES)
 
 
 def test_a_deaf_tokenizer_has_no_word_right(spoken):
     found = values(
-        scoring.tokenizer_items(spoken, lambda clips: [""] * len(clips), Codebook(), seed=0)
+        tokenizer.tokenizer_items(spoken, lambda clips: [""] * len(clips), Codebook(), seed=0)
     )
     assert found["tokenizer/wer"] == found["tokenizer/wer_questions"] == 1
 
@@ -96,7 +104,7 @@ def test_what_cannot_be_said_counts_as_deleted():
     names = WORLD.tables.people[:4]
     texts = {"text_to_token/wer": [f"{names[0]} {names[1]}", names[2], names[3]]}
     speaker = Speaker(mute=(names[2],))
-    items = scoring.text_to_token_items(texts, speaker, read, voices=("low", "high"), seed=5)
+    items = text_to_token.text_to_token_items(texts, speaker, read, voices=("low", "high"), seed=5)
     assert values(items) == {"text_to_token/wer": 1 / 4}
     assert [request.voice for request in speaker.asked] == ["low", "high", "low"]
     assert [request.seed for request in speaker.asked] == [5, 6, 7]
@@ -117,12 +125,12 @@ def test_a_chat_that_listens_falls_with_shuffled_codes(spoken):
     questions = spoken.questions()
     assert len(questions) == len(WORLD.facts)
     answers = {q.text: f"{q.lead} {q.answer}" for q in questions}
-    found = values(scoring.chat_items(questions, Assistant(answers), read, seed=0))
+    found = values(chat.chat_items(questions, Assistant(answers), read, seed=0))
     for mode in ("speech_only", "text_guided"):
         assert found[f"chat/{mode}"] == 1
         assert found[f"chat/{mode}_shuffled"] < 0.4
     deaf = dict.fromkeys(answers, f"{questions[0].lead} {questions[0].answer}")
-    found = values(scoring.chat_items(questions, Assistant(deaf), read, seed=0))
+    found = values(chat.chat_items(questions, Assistant(deaf), read, seed=0))
     assert found["chat/speech_only"] == found["chat/speech_only_shuffled"] < 0.1
 
 
@@ -173,7 +181,7 @@ def formats():
 
 
 def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, formats):
-    found = values(scoring.lm_items("arm", spoken, Knower(formats), formats, read, seed=0))
+    found = values(language_model.lm_items("arm", spoken, Knower(formats), formats, read, seed=0))
     for mode in ("s2t", "s2t_choice", "t2t", "t2t_choice", "s2s", "s2s_choice"):
         for suffix in ("", "_new_wording", "_text_only"):
             stem, _, choice = mode.partition("_")
@@ -186,7 +194,7 @@ def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, formats):
 
 def test_a_deaf_model_knows_what_is_written_alone(spoken, formats):
     found = values(
-        scoring.lm_items("arm", spoken, Knower(formats, deaf=True), formats, read, seed=0)
+        language_model.lm_items("arm", spoken, Knower(formats, deaf=True), formats, read, seed=0)
     )
     assert found["qa/t2t/arm"] == found["storycloze/t2t/arm"] == 1
     assert found["qa/s2t/arm"] < 0.3 and found["qa/s2s/arm"] < 0.3
@@ -209,7 +217,7 @@ def test_audio_that_comes_back_unchanged_has_the_errors_of_the_reader_alone(spok
         assert [len(one) for one in mels] == [len(wav) // mel.hop_length for wav in wavs]
         return [rows[0]["text"], ""]
 
-    items = scoring.decoder_items(rows, wavs, Unchanged(), heard, mel=mel, seed=0)
+    items = speech_decoder.decoder_items(rows, wavs, Unchanged(), heard, mel=mel, seed=0)
     found = values(items)
     lost, all_words = (len(rows[1]["text"].split()), sum(len(r["text"].split()) for r in rows))
     assert found["speech_decoder/wer"] == pytest.approx(lost / all_words)

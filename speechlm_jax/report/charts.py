@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from speechlm_jax.arrays import Float, Integer, ndarray
-from speechlm_jax.evals.items import ARMS, MARGIN, Figure
-from speechlm_jax.quickstart.report_claims import chance_of
+from speechlm_jax.evals.items import MARGIN, Figure
+from speechlm_jax.report.claims import chance_of
 
 Curve = Sequence[tuple[float, float]]
 MAX_POINTS = 300
@@ -100,20 +100,24 @@ def amount(figure: str, value: float) -> str:
     return f"{value:+.1f} dB" if figure.endswith("_db") else percent(value)
 
 
-def arms_chart(figures: Mapping[str, Figure], chance: Mapping[str, float]) -> str:
+def arms_chart(
+    figures: Mapping[str, Figure], chance: Mapping[str, float], *, arms: Sequence[str]
+) -> str:
     """The two arms side by side, one group a question kind: bars, intervals, the chance line."""
-    ends = tuple(f"/{arm}" for arm in ARMS)
+    ends = tuple(f"/{arm}" for arm in arms)
     stems = list(dict.fromkeys(n.rpartition("/")[0] for n in figures if n.endswith(ends)))
-    shown = "".join(_duel(stem, figures, chance) for stem in HEADLINES if stem in stems)
-    folded = "".join(_duel(stem, figures, chance) for stem in stems if stem not in HEADLINES)
+    shown = "".join(_duel(stem, figures, chance, arms) for stem in HEADLINES if stem in stems)
+    folded = "".join(_duel(stem, figures, chance, arms) for stem in stems if stem not in HEADLINES)
     more = f"<details><summary>Variants and controls</summary>{folded}</details>" if folded else ""
     return shown + more
 
 
-def _duel(stem: str, figures: Mapping[str, Figure], chance: Mapping[str, float]) -> str:
+def _duel(
+    stem: str, figures: Mapping[str, Figure], chance: Mapping[str, float], arms: Sequence[str]
+) -> str:
     rows = "".join(
         rate_row(figures[name], kind=arm, name=arm, chance=chance_of(stem, chance))
-        for arm in ARMS
+        for arm in arms
         if (name := f"{stem}/{arm}") in figures
     )
     heading = f"{escape(label(stem))}{_margin_chip(figures.get(f'{stem}/{MARGIN}'))}"
@@ -145,8 +149,11 @@ def rate_row(
     )
 
 
-def line_chart(title: str, curves: Mapping[str, Curve]) -> str:
-    """One panel of curves over steps; the last value of each stands in the legend."""
+def line_chart(title: str, curves: Mapping[str, Curve], *, arms: Sequence[str] = ()) -> str:
+    """One panel of curves over steps; the last value of each stands in the legend.
+
+    Curves of `arms` keep their colours from panel to panel.
+    """
     points = {
         name: thin(np.array(curve, float).reshape(-1, 2)) for name, curve in curves.items() if curve
     }
@@ -161,7 +168,7 @@ def line_chart(title: str, curves: Mapping[str, Curve]) -> str:
     low, high = float(ticks[0]), float(ticks[-1])
     last = max(curve[-1, 0] for curve in points.values())
     lines = "".join(
-        f'<polyline class="curve {_series_class(name, i)}{" dot" * (len(curve) == 1)}" '
+        f'<polyline class="curve {_series_class(name, i, arms)}{" dot" * (len(curve) == 1)}" '
         f'points="{_polyline(curve, last, low, high)}"/>'
         for i, (name, curve) in reversed(list(enumerate(points.items())))
     )
@@ -170,7 +177,8 @@ def line_chart(title: str, curves: Mapping[str, Curve]) -> str:
         for tick in ticks
     )
     legend = "".join(
-        f'<span class="{_series_class(name, i)}">{escape(name)} <b>{curve[-1, 1]:.2f}</b></span>'
+        f'<span class="{_series_class(name, i, arms)}">{escape(name)} '
+        f"<b>{curve[-1, 1]:.2f}</b></span>"
         for i, (name, curve) in enumerate(points.items())
     )
     return (
@@ -224,8 +232,8 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.0f}".replace("-", "−")
 
 
-def _series_class(name: str, number: int) -> str:
-    return name if name in ARMS else f"series{number % 4}"
+def _series_class(name: str, number: int, arms: Sequence[str]) -> str:
+    return name if name in arms else f"series{number % 4}"
 
 
 def _polyline(curve: Float[ndarray, "points 2"], last: float, low: float, high: float) -> str:

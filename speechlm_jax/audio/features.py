@@ -13,8 +13,8 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import WHISPER, MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import BAD, FEATURES_KIND, MELS, ROWS, Features, read_clips
 from speechlm_jax.audio.wav import BadAudio, read_wav
-from speechlm_jax.bulk.shards import Shard, ShardTask, run_shards
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs.shards import Shard, ShardTask, run_shards
 
 CLIPS_PER_SHARD = 250
 PARTS, REQUESTS = "parts", "requests.jsonl"
@@ -58,7 +58,7 @@ def write_features(
         **configs.to_json(config),
     }
     parts = run_shards(
-        ShardTask("speechlm_jax.bulk.features:write_part", arguments),
+        ShardTask("speechlm_jax.audio.features:write_part", arguments),
         num_shards=math.ceil(len(clips.rows) / CLIPS_PER_SHARD),
         folder=folder / PARTS,
         fingerprint=configs.fingerprint([inputs, config]),

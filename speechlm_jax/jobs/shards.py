@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from speechlm_jax import artifacts
-from speechlm_jax.bulk import pool
+from speechlm_jax.jobs import pool
 
 Result = dict[str, Any] | None
 Task = Callable[[int, Path], Result]

@@ -10,20 +10,14 @@ from typing import Any
 
 from speechlm_jax import artifacts
 from speechlm_jax.evals.codebook import codebook_use
-from speechlm_jax.evals.items import ARMS, MARGIN, by_figure
-from speechlm_jax.quickstart import report_charts as charts
-from speechlm_jax.quickstart import report_examples as examples
-from speechlm_jax.quickstart.report_chain import chain_picture
-from speechlm_jax.quickstart.report_claims import Verdict, chance_of, judge
-from speechlm_jax.quickstart.report_inputs import (
-    DUEL,
-    LOSSES,
-    Provenance,
-    ReportInputs,
-    Training,
-)
+from speechlm_jax.evals.items import MARGIN, by_figure
+from speechlm_jax.evals.suites.held_out import LOSSES
+from speechlm_jax.report import charts, examples
+from speechlm_jax.report.chain import chain_picture
+from speechlm_jax.report.claims import Verdict, chance_of, judge
+from speechlm_jax.report.inputs import COMPARED, DUEL, Provenance, ReportInputs, Training
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("template.html")
 ANSWERED = ("qa/s2t_new_wording", "qa/s2t", "qa/s2s")  # answers shown side by side
 PAPER = "https://arxiv.org/abs/2411.17607"
 _ERRORS = ("wer", "entity_wer", "abx", "clipped")  # how names of figures of errors begin
@@ -38,21 +32,27 @@ def page(inputs: ReportInputs) -> str:
     others = [clip for clip in shown.audio if clip.group != DUEL]
     sections = (
         ("The chain", "", chain_picture(inputs.figures)),
-        (DUEL, _DUEL_NOTE, examples.players(duel, headings=False)),
-        ("Two arms, one difference", _ARMS_NOTE, _arms(inputs)),
+        (DUEL, "", examples.players(duel, headings=False)),
+        (COMPARED, "", _arms(inputs)),
         ("What had to hold", "", _claims(verdicts)),
         ("Single figures", _SINGLE_NOTE, _single_figures(inputs)),
         ("Listen", "", examples.players(others)),
         ("Through the codes and back", _MEL_NOTE, examples.mel_pairs(shown.mel_pairs)),
         ("Interleaved examples", _INTERLEAVED_NOTE, examples.documents(shown.documents)),
-        ("Answers side by side", "", examples.answers(by_figure(shown.items), ANSWERED)),
+        (
+            "Answers side by side",
+            "",
+            examples.answers(by_figure(shown.items), ANSWERED, arms=inputs.arms),
+        ),
         ("Codebook", "", _codebook(inputs)),
-        ("Training", "", _trainings(inputs.trainings)),
+        ("Training", "", _trainings(inputs.trainings, arms=inputs.arms)),
         ("How often facts were met", "", _exposure(inputs)),
         ("Recordings set aside", "", _bad_recordings(inputs.bad_recordings)),
         ("Where this comes from", "", _provenance(inputs)),
     )
-    told = [section for section in sections if section[2]]
+    told = [
+        (heading, inputs.notes.get(heading, note), body) for heading, note, body in sections if body
+    ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(inputs.title),
         origin=_origin(inputs.provenance),
@@ -64,16 +64,6 @@ def page(inputs: ReportInputs) -> str:
     )
 
 
-_DUEL_NOTE = (
-    "A voice that nothing was trained on asks about a fact. The interleaved arm met the fact in "
-    "documents of text with spans of speech; the baseline met the same documents as text alone. "
-    "Both write and say what they make of it."
-)
-_ARMS_NOTE = (
-    "Both arms start from the same weights and see as many tokens; only rows differ: interleaved "
-    "documents in one, the same documents as text plus speech that tells no facts in the other. "
-    "Whiskers are 95% intervals (bootstrap by fact), the dashed line is a guess."
-)
 _SINGLE_NOTE = "Value, 95% interval and number of items. The solid mark is the bar to meet."
 _MEL_NOTE = "Log-mel of a held-out clip, and of what the speech decoder makes of its codes."
 _INTERLEAVED_NOTE = (
@@ -114,11 +104,7 @@ def _tiles(inputs: ReportInputs, verdicts: Sequence[Verdict]) -> str:
     if bars:
         met = sum(verdict.met is True for verdict in bars)
         tiles.append((f"{met} of {len(bars)}", "bars met"))
-    for name, words in (
-        ("qa/s2t/interleaved", "of spoken questions right"),
-        ("qa/s2t/baseline", "in the other arm"),
-        ("tokenizer/wer", "tokenizer word errors"),
-    ):
+    for name, words in inputs.tiles:
         if name in inputs.figures:
             tiles.append((charts.percent(inputs.figures[name].value), words))
     seconds = sum(time.wall_seconds for time in inputs.provenance.timing.values())
@@ -131,9 +117,12 @@ def _tiles(inputs: ReportInputs, verdicts: Sequence[Verdict]) -> str:
 
 
 def _arms(inputs: ReportInputs) -> str:
-    chart = charts.arms_chart(inputs.figures, inputs.chance)
-    key = '<p class="key"><span class="interleaved">interleaved</span><span class="baseline">'
-    return f"{key}baseline, the other arm</span></p>{chart}" if chart else ""
+    if len(inputs.arms) != 2:
+        return ""
+    first, second = inputs.arms
+    chart = charts.arms_chart(inputs.figures, inputs.chance, arms=inputs.arms)
+    key = f'<p class="key"><span class="{first}">{first}</span><span class="{second}">'
+    return f"{key}{second}, the other arm</span></p>{chart}" if chart else ""
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
@@ -165,7 +154,7 @@ def _single_figures(inputs: ReportInputs) -> str:
     bars = {c.figure: c.bar for c in inputs.claims if c.part == "value"}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, figure in inputs.figures.items():
-        is_arm = name.rpartition("/")[2] in (*ARMS, MARGIN)
+        is_arm = name.rpartition("/")[2] in (*inputs.arms, MARGIN)
         is_fraction = 0 <= figure.value <= 1 and not name.startswith(LOSSES)
         if is_arm or name.endswith("_db") or not is_fraction:
             continue
@@ -211,14 +200,14 @@ def read_curves(workdir: Path) -> dict[str, list[tuple[float, float]]]:
     return dict(curves)
 
 
-def _trainings(trainings: Sequence[Training]) -> str:
+def _trainings(trainings: Sequence[Training], *, arms: Sequence[str]) -> str:
     """A small panel for each loss of each group of runs; runs of a group share it."""
     panels: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for training in trainings:
         for name, curve in read_curves(training.workdir).items():
             panels[training.panel, name][training.series] = curve
     drawn = "".join(
-        charts.line_chart(f"{panel}: {_loss_of(name)}", curves)
+        charts.line_chart(f"{panel}: {_loss_of(name)}", curves, arms=arms)
         for (panel, name), curves in panels.items()
     )
     return f'<div class="panels">{drawn}</div>' if drawn else ""

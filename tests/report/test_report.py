@@ -13,11 +13,13 @@ import pytest
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
-from speechlm_jax.quickstart.report import figures_from_json, write_report
-from speechlm_jax.quickstart.report_chain import NODES
-from speechlm_jax.quickstart.report_charts import LABELS, line_chart, thin
-from speechlm_jax.quickstart.report_claims import CHANCE, CLAIMS, chance_of, judge
-from speechlm_jax.quickstart.report_inputs import (
+from speechlm_jax.quickstart.claims import CHANCE, CLAIMS
+from speechlm_jax.quickstart.run import ARMS
+from speechlm_jax.quickstart.summary import NOTES, TILES
+from speechlm_jax.report.chain import NODES
+from speechlm_jax.report.charts import LABELS, line_chart, thin
+from speechlm_jax.report.claims import chance_of, judge
+from speechlm_jax.report.inputs import (
     DUEL,
     Audio,
     Claim,
@@ -28,7 +30,8 @@ from speechlm_jax.quickstart.report_inputs import (
     StepTime,
     Training,
 )
-from speechlm_jax.quickstart.report_page import duration
+from speechlm_jax.report.page import duration
+from speechlm_jax.report.write import figures_from_json, write_report
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks/quickstart.py"
 VOID = {"meta", "img", "link", "br"}
@@ -170,6 +173,9 @@ def make_inputs(folder):
         ),
         warning="Nothing here was learnt.",
         claims=CLAIMS,
+        arms=ARMS,
+        tiles=TILES,
+        notes=NOTES,
         chance=CHANCE,
         trainings=(
             Training("Tokenizer", "tokenizer", make_workdir(folder / "tokenizer", 5)),

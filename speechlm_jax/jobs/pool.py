@@ -24,14 +24,14 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """A process that runs the shards of one job (`speechlm_jax.bulk.worker`)."""
+    """A process that runs the shards of one job (`speechlm_jax.jobs.worker`)."""
 
     def __init__(self, job: dict[str, Any]):
         # Two workers on two cores: a BLAS of many threads in each would only get in the way.
         single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "speechlm_jax.bulk.worker"],
+            [sys.executable, "-m", "speechlm_jax.jobs.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**single, **os.environ, "PYTHONPATH": paths},

@@ -1,0 +1,1 @@
+"""Pages made from figures, scored items and training logs; knows no model and no training."""
