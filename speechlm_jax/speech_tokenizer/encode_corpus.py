@@ -8,7 +8,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.jobs.commit import SHARDS, clear
-from speechlm_jax.jobs.shards import iter_shards, join_files, total
+from speechlm_jax.jobs.shards import iter_shards, total
 from speechlm_jax.speech_tokenizer.reading import Reader
 
 KIND = "codes"
@@ -50,7 +50,6 @@ def features_to_codes(
     if artifacts.is_current(out, KIND, inputs=inputs, config=config):
         clear(out)
         return artifacts.read_manifest(out)
-
     calls = [chosen[i : i + CLIPS_PER_CALL] for i in range(0, len(chosen), CLIPS_PER_CALL)]
     made = []
     for shard in iter_shards(
@@ -61,9 +60,10 @@ def features_to_codes(
     ):
         made.append(shard)
         progress(total([shard], "clips"))
-    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    join_files([shard.path for shard in made], out / CODES)
     counts = {name: total(made, name) for name in ("clips", "codes")}
+    rows = (row for shard in made for row in artifacts.read_jsonl(shard.path))
+    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
+    artifacts.write_jsonl(out / CODES, rows)
     manifest = artifacts.write_manifest(
         out, KIND, inputs=inputs, config=config, counts=counts, files=[CODES],
         extra=identity(reader, tokenizer),
@@ -73,7 +73,7 @@ def features_to_codes(
 
 
 def _encode(features: Features, numbers: list[int], reader: Reader, path: Path) -> dict[str, int]:
-    """Writes the rows of some clips with their codes; returns how many of both there are."""
+    """Shard task: writes the rows of some clips with their codes; returns how many there are."""
     codes = reader.mels_to_codes([features.mel(i) for i in numbers])
     rows = [
         {k: v for k, v in features.rows[i].items() if k not in ("start", "stop")} for i in numbers
