@@ -20,7 +20,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.documents import BAD, document_digest
 from speechlm_jax.interleave.spans import LONGEST_MEAN, NUM_KEYS
 from speechlm_jax.interleave.words import Lexicon, Plan, Say, choose_spans
-from speechlm_jax.jobs.commit import SHARDS, clear
+from speechlm_jax.jobs.commit import SHARDS, Shard, clear
 from speechlm_jax.jobs.shards import iter_shards, join_files, total
 
 KIND = "interleaved"
@@ -114,24 +114,15 @@ def document_to_interleaved(
         clear(out)
         return artifacts.read_manifest(out)
     lexicon, made = Lexicon(say), []
-
-    def write(batch: list[dict[str, Any]], path: Path) -> dict[str, int]:
-        counts = InterleaveCounts()
-        rows = interleave_batch(batch, text_to_codes, lexicon, config)
-        artifacts.write_jsonl(path, counts.counting(rows))
-        return dataclasses.asdict(counts)
-
     for shard in iter_shards(
-        write,
+        lambda batch, path: _write_batch(batch, text_to_codes, lexicon, config, path),
         _batches(documents, config.batch_documents),
         folder=out / SHARDS,
         fingerprint=configs.fingerprint({"inputs": inputs, "config": config}),
     ):
         made.append(shard)
         progress(total([shard], "documents"))
-    names = [field.name for field in dataclasses.fields(InterleaveCounts)]
-    counts = InterleaveCounts(**{name: total(made, name) for name in names})
-    counts.bad = len(bad)
+    counts = InterleaveCounts.of(made, bad=len(bad))
     (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
     join_files([shard.path for shard in made], out / DOCUMENTS)
     artifacts.write_jsonl(out / BAD, bad)
@@ -163,6 +154,12 @@ class InterleaveCounts:
     codes: int = 0
     bad: int = 0
 
+    @classmethod
+    def of(cls, shards: Sequence[Shard], *, bad: int) -> "InterleaveCounts":
+        """Of all shards together, and of rows that were set aside."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "bad"]
+        return cls(**{name: total(shards, name) for name in names}, bad=bad)
+
     def counting(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Passes finished documents on and counts them."""
         for row in rows:
@@ -179,6 +176,20 @@ class InterleaveCounts:
             "ratio": self.speech_words / max(self.words, 1),
             "sayable_ratio": self.speech_words / max(sayable, 1),
         }
+
+
+def _write_batch(
+    batch: Sequence[dict[str, Any]],
+    text_to_codes: SpansToCodes,
+    lexicon: Lexicon,
+    config: InterleaveConfig,
+    path: Path,
+) -> dict[str, int]:
+    """Shard task: writes the rows of a batch; returns their counts."""
+    counts = InterleaveCounts()
+    rows = interleave_batch(batch, text_to_codes, lexicon, config)
+    artifacts.write_jsonl(path, counts.counting(rows))
+    return dataclasses.asdict(counts)
 
 
 def interleave_batch(
