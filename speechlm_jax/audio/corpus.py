@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio import espeak
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import wav_to_file
-from speechlm_jax.jobs.shards import ShardTask, run_shards
+from speechlm_jax.jobs.shards import ShardTask, join_files, run_shards, total
 
 KIND = "clips"
 CLIPS_PER_SHARD = 200  # a crash loses the seconds that this many take
@@ -72,15 +71,14 @@ def corpus(
         workers=workers,
         progress=progress,
     )
-    _join(folder, [shard.path for shard in made])
+    join_files([shard.path / CLIPS for shard in made], folder / CLIPS)
     (folder / REQUESTS).unlink()
-    seconds = sum(shard.result["seconds"] for shard in made if shard.result)
     return artifacts.write_manifest(
         folder,
         KIND,
         inputs={},
         config=config,
-        counts={"clips": len(rows), "seconds": round(seconds, 3)},
+        counts={"clips": len(rows), "seconds": round(total(made, "seconds"), 3)},
         files=[CLIPS],
         extra={"audio_sha256": {shard.path.name: shard.sha256 for shard in made}},
     )
@@ -105,10 +103,3 @@ def write_clips(shard: int, path: Path, *, requests: str, sample_rate: int) -> d
         seconds += len(clip.wav) / sample_rate
     artifacts.write_jsonl(path / CLIPS, rows)
     return {"seconds": seconds}
-
-
-def _join(folder: Path, shards: Sequence[Path]) -> None:
-    with artifacts.atomic_file(folder / CLIPS) as file:
-        for shard in shards:
-            with open(shard / CLIPS, "rb") as part:
-                shutil.copyfileobj(part, file)

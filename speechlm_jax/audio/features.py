@@ -14,7 +14,8 @@ from speechlm_jax.audio.mel import WHISPER, MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import BAD, FEATURES_KIND, MELS, ROWS, Features, read_clips
 from speechlm_jax.audio.wav import BadAudio, read_wav
 from speechlm_jax.errors import UserError
-from speechlm_jax.jobs.shards import Shard, ShardTask, run_shards
+from speechlm_jax.jobs.commit import Shard
+from speechlm_jax.jobs.shards import ShardTask, run_shards
 
 CLIPS_PER_SHARD = 250
 PARTS, REQUESTS = "parts", "requests.jsonl"

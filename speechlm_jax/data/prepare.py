@@ -1,11 +1,12 @@
 """Tasks -> packed rows on disk, once per task: run its preprocessors, pack, write, manifest last.
 
-Everything is a function of (task, config, shard): a shard that is done is skipped, shards may be
-made in any order, and their rows do not depend on how many are made at once.
+The rows of a shard are a function of (task, config, shard) alone, so that a split which was
+interrupted goes on with the shards that are not done (`speechlm_jax.jobs.shards`).
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from speechlm_jax.data.packing import Packer, Row
 from speechlm_jax.data.rates import task_rates
 from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs.commit import SHARDS, Shard, clear
+from speechlm_jax.jobs.shards import iter_shards
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.user_code import user_code
 from speechlm_jax.vocab import Vocab
@@ -33,6 +36,7 @@ from speechlm_jax.vocab import Vocab
 # Version of what is checked and handed to preprocessors: tasks with code of their own are prepared
 # anew when it changes. The documents of data/formats.py have a version of their own.
 CONTRACT = 2
+_log = logging.getLogger("speechlm.data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +66,19 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One file of rows to make: a piece of work that depends on nothing else."""
+    """One file of rows to make: a piece of work that depends on nothing else.
+
+    `folder` is that of the split's finished files.
+    """
 
     task: str
     split: str
     shard: int
     folder: Path
 
-    def path(self, config: PrepareConfig) -> Path:
-        """The file."""
-        return self.folder / f"rows-{self.shard:05d}-of-{config.num_shards:05d}.arrayrecord"
+    def file_name(self, config: PrepareConfig) -> str:
+        """The name of the file."""
+        return f"rows-{self.shard:05d}-of-{config.num_shards:05d}.arrayrecord"
 
 
 def prepare(
@@ -115,17 +122,15 @@ def prepare(
     folders = {
         task.name: task_folder(task, vocab, tokenizer, out=out, config=config) for task in its_tasks
     }
-    jobs = _jobs_to_do(its_tasks, folders, config)
-    for job in jobs:
-        if job.shard == 0:  # a preprocessor that cannot run is told before hours of work
-            make_dataset(job, config)
-    with tqdm(jobs, desc=f"prepare {name}", unit="shard", disable=quiet or None) as bar:
-        for job in bar:
-            bar.set_postfix_str(f"{job.task} {job.split}")
-            prepare_shard(job, vocab=vocab, config=config)
-            if job.shard == config.num_shards - 1:
-                _finish_split(job, vocab=vocab, config=config)
-                _check_finished(job, allow_unknown=allow_unknown)
+    splits_to_do = _splits_to_do(its_tasks, folders)
+    for first in splits_to_do:  # a preprocessor that cannot run is told before hours of work
+        make_dataset(first, config)
+    shards = len(splits_to_do) * config.num_shards
+    with tqdm(total=shards, desc=f"prepare {name}", unit="shard", disable=quiet or None) as bar:
+        for first in splits_to_do:
+            bar.set_postfix_str(f"{first.task} {first.split}")
+            _prepare_split(first, vocab=vocab, config=config, progress=bar.update)
+            _check_finished(first, allow_unknown=allow_unknown)
     findings.check_unknown(folders, allow=allow_unknown)  # also of what was there before
     findings.tell(folders)
     prepared = tuple(
@@ -144,28 +149,52 @@ def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:
         source.rows = agreed[name]
 
 
-def _jobs_to_do(
-    tasks: Iterable[seqio.Task], folders: Mapping[str, Path], config: PrepareConfig
-) -> list[ShardJob]:
-    """The shards of every split that is not finished.
+def _splits_to_do(tasks: Iterable[seqio.Task], folders: Mapping[str, Path]) -> list[ShardJob]:
+    """The first shard of every split that is not finished.
 
     Held-out documents come first: a few of each task show whether the vocabulary has its words.
     """
-    return [
-        ShardJob(task.name, split, shard, folders[task.name] / split)
-        for split in reversed(SPLITS)
-        for task in tasks
-        if split in task.splits and not (folders[task.name] / split / artifacts.MANIFEST).is_file()
-        for shard in range(config.num_shards)
-    ]
+    to_do = []
+    for split in reversed(SPLITS):
+        for task in tasks:
+            folder = folders[task.name] / split
+            if (folder / artifacts.MANIFEST).is_file():
+                clear(folder)
+            elif split in task.splits:
+                to_do.append(ShardJob(task.name, split, 0, folder))
+    return to_do
 
 
-def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None:
-    """Makes one file of rows and, after it, its counts; does nothing if both are there."""
-    path = job.path(config)
-    counts_path = path.with_suffix(".json")
-    if path.is_file() and counts_path.is_file():
-        return
+def _prepare_split(
+    first: ShardJob, *, vocab: Vocab, config: PrepareConfig, progress: Callable[[], object]
+) -> None:
+    """Makes the files of a split that are not done, then its manifest."""
+
+    def make(number: int, folder: Path) -> dict[str, int]:
+        job = dataclasses.replace(first, shard=number)
+        return prepare_shard(job, folder, vocab=vocab, config=config)
+
+    folder, shards = first.folder, []
+    if not (folder / SHARDS).is_dir() and any(folder.glob("rows-*")):
+        _log.info("%s: is of an unfinished build by an earlier version; made anew", folder)
+    for shard in iter_shards(
+        make,
+        range(config.num_shards),
+        folder=folder / SHARDS,
+        fingerprint=f"{folder.parent.name}/{folder.name}",
+        into=folder,
+    ):
+        shards.append(shard)
+        progress()
+    _finish_split(first, shards, vocab=vocab, config=config)
+    clear(folder)
+
+
+def prepare_shard(
+    job: ShardJob, folder: Path, *, vocab: Vocab, config: PrepareConfig
+) -> dict[str, int]:
+    """Shard task: the folder with one file of rows, their offsets, keys and counts; the counts."""
+    path = folder / job.file_name(config)
     passed_over = getattr(seqio.TaskRegistry.get(job.task).source, "passed_over", {})
     passed_over.clear()
     packer = Packer(config.length, open_rows=config.open_rows)
@@ -185,7 +214,9 @@ def prepare_shard(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None
     }
     found = dataclasses.asdict(counts) | dataclasses.asdict(text)
     packed["other_split_documents"] = sum(passed_over.values())
-    artifacts.write_json(counts_path, found | {"documents": packer.counts.documents} | packed)
+    made = found | {"documents": packer.counts.documents} | packed
+    artifacts.write_json(path.with_suffix(".json"), made)
+    return made
 
 
 def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iterator[Example]:
@@ -312,21 +343,21 @@ def _permuted(run: list[Example], seed: list[int]) -> Iterator[Example]:
     return (run[i] for i in np.random.default_rng(seed).permutation(len(run)))
 
 
-def _finish_split(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> None:
+def _finish_split(
+    first: ShardJob, shards: Sequence[Shard], *, vocab: Vocab, config: PrepareConfig
+) -> None:
     """Writes the manifest of a split whose shards are all there."""
     files, totals = [], {}
-    for shard in range(config.num_shards):
-        path = dataclasses.replace(job, shard=shard).path(config)
-        counts = artifacts.read_json(path.with_suffix(".json"))
+    for shard in shards:
+        counts = shard.result or {}
         totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
-        files.append(rows.RowFile(path.name, counts["rows"], path.stat().st_size))
+        name = dataclasses.replace(first, shard=shard.number).file_name(config)
+        files.append(rows.RowFile(name, counts["rows"], (first.folder / name).stat().st_size))
     rows.write_row_manifest(
-        job.folder, files, task=job.task, split=job.split, vocab=vocab, length=config.length,
-        counts=totals, inputs={"prepared": job.folder.parent.name}, config=configs.to_json(config),
-        seed=config.seed,
+        first.folder, files, task=first.task, split=first.split, vocab=vocab,
+        length=config.length, counts=totals, inputs={"prepared": first.folder.parent.name},
+        config=configs.to_json(config), seed=config.seed,
     )  # fmt: skip
-    for leftover in job.folder.glob(".rows-*.tmp"):  # of a killed run
-        leftover.unlink()
 
 
 def _check_finished(job: ShardJob, *, allow_unknown: bool) -> None:

@@ -6,6 +6,7 @@ the document back. Only what is spoken is normalised, in "said" beside it.
 
 import dataclasses
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,15 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.documents import BAD, document_digest
 from speechlm_jax.interleave.spans import LONGEST_MEAN, NUM_KEYS
 from speechlm_jax.interleave.words import Lexicon, Plan, Say, choose_spans
+from speechlm_jax.jobs.commit import SHARDS, Shard, clear
+from speechlm_jax.jobs.shards import iter_shards, join_files, total
 
 KIND = "interleaved"
 DOCUMENTS = "documents.jsonl"
 VERSION = "2"  # of this room's rules: what another version has made, whole or in parts, is not kept
 _CHUNK_CHARACTERS = 1 << 18  # whose words are held at a time, or those of one longer document
+_OLD_PARTS = f"parts-{'[0-9a-f]' * 16}"  # of builds that an earlier version did not finish
+_log = logging.getLogger("speechlm.interleave")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +39,8 @@ class InterleaveConfig:
       span_corruption_ratio: fraction of the words that become speech, of those that can be said.
       mean_span_length: Poisson mean in words.
       seed: with a document's id and text, it decides the document's spans and their seeds.
-      batch_documents: documents whose spans are turned into codes by one call; each batch is
-        kept on disk when done, so that an interrupted build goes on there.
+      batch_documents: documents whose spans are turned into codes by one call; each batch is a
+        shard, at which an interrupted build goes on.
     """
 
     span_corruption_ratio: float = 0.3
@@ -104,27 +109,36 @@ def document_to_interleaved(
     """
     out = Path(out)
     inputs = {**inputs, "rules": VERSION}
+    _drop_old_parts(out)
     if artifacts.is_current(out, KIND, inputs=inputs, config=config, seed=config.seed):
+        clear(out)
         return artifacts.read_manifest(out)
-    identity = configs.fingerprint({"inputs": inputs, "config": config})
-    parts, lexicon, counts = [], Lexicon(say), InterleaveCounts(bad=len(bad))
-    for number, batch in enumerate(_batches(documents, config.batch_documents)):
-        part = out / f"parts-{identity}" / f"{number:06d}.jsonl"
-        if not part.is_file():
-            artifacts.write_jsonl(part, interleave_batch(batch, text_to_codes, lexicon, config))
-        parts.append(part)
-        progress(len(batch))
-    rows = (row for part in parts for row in artifacts.read_jsonl(part))
+    lexicon, made = Lexicon(say), []
+    for shard in iter_shards(
+        lambda batch, path: _write_batch(batch, text_to_codes, lexicon, config, path),
+        _batches(documents, config.batch_documents),
+        folder=out / SHARDS,
+        fingerprint=configs.fingerprint({"inputs": inputs, "config": config}),
+    ):
+        made.append(shard)
+        progress(total([shard], "documents"))
+    counts = InterleaveCounts.of(made, bad=len(bad))
     (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    artifacts.write_jsonl(out / DOCUMENTS, counts.counting(rows))
+    join_files([shard.path for shard in made], out / DOCUMENTS)
     artifacts.write_jsonl(out / BAD, bad)
     manifest = artifacts.write_manifest(
         out, KIND, inputs=inputs, config=config, seed=config.seed,
         counts=counts.to_json(), files=[DOCUMENTS, BAD], extra=tokenizer,
     )  # fmt: skip
-    for folder in out.glob("parts-*"):
-        shutil.rmtree(folder)
+    clear(out)
     return manifest
+
+
+def _drop_old_parts(out: Path) -> None:
+    """Removes what an earlier version left of a build that it did not finish."""
+    for folder in out.glob(_OLD_PARTS):
+        _log.info("%s: is of an unfinished build by an earlier version; made anew", folder)
+        shutil.rmtree(folder)
 
 
 @dataclasses.dataclass
@@ -139,6 +153,12 @@ class InterleaveCounts:
     failed_spans: int = 0
     codes: int = 0
     bad: int = 0
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], *, bad: int) -> "InterleaveCounts":
+        """Of all shards together, and of rows that were set aside."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "bad"]
+        return cls(**{name: total(shards, name) for name in names}, bad=bad)
 
     def counting(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Passes finished documents on and counts them."""
@@ -156,6 +176,20 @@ class InterleaveCounts:
             "ratio": self.speech_words / max(self.words, 1),
             "sayable_ratio": self.speech_words / max(sayable, 1),
         }
+
+
+def _write_batch(
+    batch: Sequence[dict[str, Any]],
+    text_to_codes: SpansToCodes,
+    lexicon: Lexicon,
+    config: InterleaveConfig,
+    path: Path,
+) -> dict[str, int]:
+    """Shard task: writes the rows of a batch; returns their counts."""
+    counts = InterleaveCounts()
+    rows = interleave_batch(batch, text_to_codes, lexicon, config)
+    artifacts.write_jsonl(path, counts.counting(rows))
+    return dataclasses.asdict(counts)
 
 
 def interleave_batch(

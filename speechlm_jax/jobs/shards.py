@@ -1,25 +1,28 @@
 """The embedded engine: a corpus job as deterministic shard tasks, in this process or in workers.
 
-Each shard is written under a temporary name, flushed, hashed, renamed, and then recorded; a shard
-whose record matches is skipped. So a job may be killed at any moment: the same call goes on, and
-what it leaves is the same bytes. Decision 9 of docs/architecture.md.
+A shard is committed whole (`speechlm_jax.jobs.commit`), and one that is done is skipped. So a job
+may be killed at any moment: the same call goes on, and leaves the same bytes. Decision 9 of
+docs/architecture.md.
+
+`run_shards` makes a known number of shards, by worker processes if asked; `iter_shards` takes their
+inputs one by one, and runs in this process, where a warm model is.
 """
 
 import dataclasses
-import hashlib
+import functools
 import importlib
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax.jobs import pool
+from speechlm_jax.jobs.commit import Result, Shard, ShardFolder
 
-Result = dict[str, Any] | None
+Input = TypeVar("Input")
 Task = Callable[[int, Path], Result]
 
 
@@ -37,16 +40,6 @@ class ShardTask:
     def __call__(self, shard: int, path: Path) -> Result:
         module, _, name = self.target.partition(":")
         return getattr(importlib.import_module(module), name)(shard, path, **self.arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A finished shard: a file or folder, its hash, and what the task returned."""
-
-    number: int
-    path: Path
-    sha256: str
-    result: Result
 
 
 def run_shards(
@@ -72,112 +65,81 @@ def run_shards(
       UserError: whatever the task raised as such; finished shards are kept.
       RuntimeError: the task failed, or its worker died `pool.ATTEMPTS` times.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder, num_shards)
-    done = {n: shard for n in range(num_shards) if (shard := _finished(folder, n, fingerprint))}
-    missing = [n for n in range(num_shards) if n not in done]
-    with tqdm(
-        total=num_shards, initial=len(done), desc=progress, unit="shard", disable=not progress
-    ) as bar:
-
-        def finish(shard: Shard) -> None:
-            done[shard.number] = shard
-            bar.update()
-
-        if workers and missing:
-            if not isinstance(task, ShardTask):
-                raise TypeError("workers need a ShardTask: another process cannot get a closure")
-            job = {**dataclasses.asdict(task), "folder": str(folder), "fingerprint": fingerprint}
-            for number in pool.run(job, missing, workers=min(workers, len(missing))):
-                finish(_recorded(folder, number))
-        else:
-            for number in missing:
-                finish(run_shard(task, number, folder=folder, fingerprint=fingerprint))
-    if missing:
-        os.sync()
-    return [done[number] for number in range(num_shards)]
-
-
-def run_shard(task: Task, number: int, *, folder: Path, fingerprint: str) -> Shard:
-    """Runs one shard to its end: write, flush, hash, rename, record."""
-    path, record = _paths(folder, number)
-    temporary = folder / f".{number:05d}.{os.getpid()}.tmp"
-    _remove(temporary)
-    try:
-        result = task(number, temporary)
-        _flush(temporary)
-        digest = _hash(temporary)
-        _remove(record)
-        _take_place(temporary, path)
-    finally:
-        _remove(temporary)
-    data = {"fingerprint": fingerprint, "sha256": digest, "result": result}
-    artifacts.write_json(record, data)
-    return Shard(number, path, digest, result)
-
-
-def _paths(folder: Path, number: int) -> tuple[Path, Path]:
-    return folder / f"{number:05d}", folder / f"{number:05d}.json"
-
-
-def _recorded(folder: Path, number: int) -> Shard:
-    path, record = _paths(folder, number)
-    data = artifacts.read_json(record)
-    return Shard(number, path, data["sha256"], data["result"])
-
-
-def _finished(folder: Path, number: int, fingerprint: str) -> Shard | None:
-    path, record = _paths(folder, number)
-    if not (record.is_file() and path.exists()):
-        return None
-    data = artifacts.read_json(record)
-    if data["fingerprint"] != fingerprint or data["sha256"] != _hash(path):
-        return None
-    return _recorded(folder, number)
-
-
-def _take_place(temporary: Path, path: Path) -> None:
-    """Renames over `path`, where a worker of a killed run may just have put the same bytes."""
-    _remove(path)
-    try:
-        os.replace(temporary, path)
-    except OSError:
-        if not path.is_dir():
-            raise
-
-
-def _sweep(folder: Path, num_shards: int) -> None:
-    """Removes what a killed run left, and shards of an earlier job that had more of them."""
-    for path in folder.iterdir():
-        number = path.name.removesuffix(".json")
-        beyond = number.isdigit() and int(number) >= num_shards
-        if beyond or path.name.endswith(".tmp"):
-            _remove(path)
-
-
-def _hash(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's file names and files."""
-    if path.is_file():
-        return artifacts.sha256_file(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(path)} {artifacts.sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Asks the disk to keep a file. Hundreds of small ones wait for the one flush at the job's end:
-    until then a shard that a power cut spoilt is found by its hash."""
-    if path.is_file():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+    numbers = range(num_shards)
+    if workers:
+        shards = _in_workers(task, numbers, ShardFolder(Path(folder), fingerprint), workers)
     else:
-        path.unlink(missing_ok=True)
+        shards = iter_shards(task, numbers, folder=folder, fingerprint=fingerprint)
+    with tqdm(
+        shards, total=num_shards, desc=progress, unit="shard", disable=not progress
+    ) as finished:
+        done = {shard.number: shard for shard in finished}
+    return [done[number] for number in numbers]
+
+
+def iter_shards(
+    task: Callable[[Input, Path], Result],
+    inputs: Iterable[Input],
+    *,
+    folder: str | Path,
+    fingerprint: str,
+    into: str | Path | None = None,
+) -> Iterator[Shard]:
+    """Runs `task(input, path)` in this process for every shard that is not done; yields all.
+
+    Args:
+      task: deterministic; writes the file or folder `path`, and returns JSON data to record.
+      inputs: of each shard, in order. They are taken one by one, those of finished shards too, so
+        nobody needs to know how many there are.
+      folder, fingerprint: as of `run_shards`; the fingerprint names the inputs too.
+      into: a folder that the files of each shard, a folder without others, are moved to under their
+        own names. `folder` then holds the records alone.
+
+    Raises:
+      Whatever the task or the inputs raised; finished shards are kept.
+    """
+    place = ShardFolder(Path(folder), fingerprint, None if into is None else Path(into))
+    place.open()
+    number, made = -1, None
+    for number, given in enumerate(inputs):
+        shard = place.finished(number)
+        if shard is None:
+            shard = made = place.make(number, functools.partial(task, given))
+        yield shard
+    place.close(number + 1, made)
+
+
+def _in_workers(task: Task, numbers: range, place: ShardFolder, workers: int) -> Iterator[Shard]:
+    """Yields the shards that are done, then the others as worker processes finish them."""
+    place.open()
+    missing, made = [], None
+    for number in numbers:
+        shard = place.finished(number)
+        if shard is None:
+            missing.append(number)
+        else:
+            yield shard
+    if missing:
+        if not isinstance(task, ShardTask):
+            raise TypeError("workers need a ShardTask: another process cannot get a closure")
+        job = {
+            **dataclasses.asdict(task), "folder": str(place.folder),
+            "fingerprint": place.fingerprint,
+        }  # fmt: skip
+        for number in pool.run(job, missing, workers=min(workers, len(missing))):
+            made = place.recorded(number)
+            yield made
+    place.close(len(numbers), made)
+
+
+def join_files(parts: Iterable[Path], path: Path) -> None:
+    """Writes one file that holds the files `parts`, one after the other, whole or not at all."""
+    with artifacts.atomic_file(path) as file:
+        for part in parts:
+            with open(part, "rb") as opened:
+                shutil.copyfileobj(opened, file)
+
+
+def total(shards: Iterable[Shard], name: str) -> Any:
+    """The sum of a number that the task returned for each shard."""
+    return sum(shard.result[name] for shard in shards if shard.result)

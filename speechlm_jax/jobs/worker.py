@@ -1,5 +1,6 @@
 """The process behind `speechlm_jax.jobs.pool`: a job in, then shard numbers, until stdin ends."""
 
+import functools
 import json
 import os
 import signal
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.errors import UserError
-from speechlm_jax.jobs import shards
+from speechlm_jax.jobs.commit import ShardFolder
+from speechlm_jax.jobs.shards import ShardTask
 
 
 def main() -> None:
@@ -19,16 +21,17 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
-    task = shards.ShardTask(job["target"], job["arguments"])
+    task = ShardTask(job["target"], job["arguments"])
+    place = ShardFolder(Path(job["folder"]), job["fingerprint"])
     for line in sys.stdin:
-        answer = _answer(task, int(line), Path(job["folder"]), job["fingerprint"])
+        answer = _answer(task, int(line), place)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
-def _answer(task: shards.ShardTask, number: int, folder: Path, fingerprint: str) -> dict[str, Any]:
+def _answer(task: ShardTask, number: int, place: ShardFolder) -> dict[str, Any]:
     try:
-        shards.run_shard(task, number, folder=folder, fingerprint=fingerprint)
+        place.make(number, functools.partial(task, number))
         return {"done": number}
     except UserError as error:
         return {"user_error": str(error)}

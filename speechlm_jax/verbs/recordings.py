@@ -158,9 +158,13 @@ def _home(places: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([os.path.abspath(place.parent) for place in places]))
 
 
-def read_recordings(found: Sequence[Found], bad: list[dict[str, Any]]) -> Iterator[Recording]:
-    """Reads recordings one by one; a row that cannot be used goes to `bad`, with its `reason`."""
-    seen: set[str] = set()
+def read_recordings(
+    found: Sequence[Found], bad: list[dict[str, Any]], *, seen: set[str]
+) -> Iterator[Recording]:
+    """Reads recordings one by one; a row that cannot be used goes to `bad`, with its `reason`.
+
+    `seen` holds the ids of those that were read before, and takes the others'.
+    """
     for one in found:
         try:
             if one.row["id"] in seen:

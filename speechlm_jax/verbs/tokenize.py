@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import BAD, CLIPS
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs.commit import SHARDS, clear
+from speechlm_jax.jobs.shards import iter_shards
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
 from speechlm_jax.verbs.opening import open_run
@@ -28,6 +29,7 @@ def tokenize(
     """Turns recordings into codes with a run's speech tokenizer (paper section 2.1).
 
     Writes `codes.jsonl`, `bad.jsonl` (what was set aside, with its reason) and `stage.json`.
+    Killed, the same command goes on.
 
     Args:
       audio: files and folders (see `verbs.recordings.find_recordings`).
@@ -42,9 +44,10 @@ def tokenize(
     check_places(audio)
     check_out_folder(out)
     found, bad = find_recordings(audio, audio_anywhere=audio_anywhere)
-    made = list(_encode(found, bad, models))
+    made = list(_encode(found, bad, models, out))
     codes_rows = [row for _, row in made]
     if not codes_rows:
+        clear(out)
         raise UserError(_none_left(bad))
     for row in bad:
         _log.warning("set aside: %s", row["reason"])
@@ -56,7 +59,7 @@ def tokenize(
             "clip.flac, then tokenize again", without_text, len(codes_rows), CLIPS,
         )  # fmt: skip
     identity = models.codes_identity
-    numbers = [artifacts.sha256_file(path) for path, _ in made]
+    numbers = [sha256 for sha256, _ in made]
     counts = {
         "clips": len(codes_rows),
         "bad": len(bad),
@@ -70,6 +73,7 @@ def tokenize(
         out, KIND, config={}, counts=counts, files=[CODES, BAD], extra=identity,
         inputs={"audio": configs.fingerprint(numbers), "tokenizer": identity["tokenizer"]},
     )  # fmt: skip
+    clear(out)
     return {
         "codes": str(out / CODES),
         "clips": counts["clips"],
@@ -82,21 +86,55 @@ def tokenize(
 
 
 def _encode(
-    found: Sequence[Found], bad: list[dict[str, Any]], models: Models
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Files and their rows with codes; what is set aside goes to `bad`."""
+    found: Sequence[Found], bad: list[dict[str, Any]], models: Models, out: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """SHA-256 of the files, and their rows with codes; what is set aside goes to `bad`."""
+    groups = [found[i : i + CLIPS_PER_CALL] for i in range(0, len(found), CLIPS_PER_CALL)]
+    files = [[str(one.path), *_stamp(one.path), one.row] for one in found]
+    seen: set[str] = set()
+    shards = iter_shards(
+        lambda group, path: _encode_group(group, seen, models, path),
+        groups,
+        folder=out / SHARDS,
+        fingerprint=configs.fingerprint([models.codes_identity, CLIPS_PER_CALL, files]),
+    )
     with tqdm(total=len(found), desc="tokenize", unit="clip", disable=None) as bar:
-        recordings = read_recordings(found, bad)
-        while group := list(islice(recordings, CLIPS_PER_CALL)):
-            mels = [recording.mel for recording in group]
-            codes_of = models.reader.mels_to_codes(mels)  # loaded when something can be read
-            for recording, codes in zip(group, codes_of, strict=True):
-                if len(codes):
-                    yield recording.path, {**recording.row, "codes": codes.tolist()}
+        for group, shard in zip(groups, shards, strict=True):
+            for made in artifacts.read_jsonl(shard.path):
+                if "sha256" in made:
+                    yield made["sha256"], made["row"]
                 else:
-                    reason = f"{recording.path}: is shorter than one code; drop its row"
-                    bad.append({**recording.row, "reason": reason})
+                    bad.append(made["row"])
+            seen.update((shard.result or {})["seen"])
             bar.update(len(group))
+
+
+def _encode_group(
+    group: Sequence[Found], seen: set[str], models: Models, path: Path
+) -> dict[str, Any]:
+    """Shard task: writes rows with their codes, and rows that are set aside with their reason."""
+    bad: list[dict[str, Any]] = []
+    recordings = list(read_recordings(group, bad, seen=seen))
+    codes_of = models.reader.mels_to_codes([recording.mel for recording in recordings])
+    made: list[dict[str, Any]] = [{"row": row} for row in bad]
+    for recording, codes in zip(recordings, codes_of, strict=True):
+        if len(codes):
+            sha256 = artifacts.sha256_file(recording.path)
+            made.append({"sha256": sha256, "row": {**recording.row, "codes": codes.tolist()}})
+        else:
+            reason = f"{recording.path}: is shorter than one code; drop its row"
+            made.append({"row": {**recording.row, "reason": reason}})
+    artifacts.write_jsonl(path, made)
+    return {"seen": [recording.row["id"] for recording in recordings]}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Bytes and time of change of a file; zeros where it has gone meanwhile."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _none_left(bad: Sequence[dict[str, Any]]) -> str:

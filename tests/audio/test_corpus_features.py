@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.audio import corpus as corpora
+from speechlm_jax.audio import features
 from speechlm_jax.audio.corpus import CorpusClip, corpus
 from speechlm_jax.audio.espeak import make_voices
 from speechlm_jax.audio.features import write_features
@@ -13,8 +15,6 @@ from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.recordings import Features, read_clips
 from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.errors import UserError
-from speechlm_jax.jobs import corpus as corpora
-from speechlm_jax.jobs import features
 
 
 def corpus_clips(count: int) -> list[CorpusClip]:

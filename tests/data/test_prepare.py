@@ -14,12 +14,15 @@ with warnings.catch_warnings():  # TensorFlow's own deprecations are not ours to
     import seqio
     import tensorflow as tf
 
+    from speechlm_jax.data import prepare as preparing
     from speechlm_jax.data import tasks
     from speechlm_jax.data.prepare import PrepareConfig, prepare
 
 from speechlm_jax import artifacts
 from speechlm_jax.data import mixture, packing
+from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
+from speechlm_jax.jobs.commit import SHARDS
 from speechlm_jax.shipped import import_module
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
@@ -108,6 +111,10 @@ def prepare_here(name, out, *, modules=(), config=CONFIG, vocab=VOCAB) -> Path:
     )
 
 
+def files(out) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
 def row_documents(shards) -> list[packing.Document]:
     return [
         document
@@ -174,26 +181,57 @@ def test_text_rows_hold_every_document_once(run):
         assert sorted(found) == sorted(expected)
 
 
-def test_rows_are_the_same_after_an_interruption(run):
-    tasks.text("again", str(run / "text/*.jsonl"))
+@pytest.mark.parametrize("stop", [1, 2])  # in the second shard of a split, in the first of another
+def test_rows_are_the_same_after_an_interruption(tmp_path, monkeypatch, stop):
+    name = f"interrupted_{stop}"
+    tasks.text_function(name, lambda split: sentences(60, len(split)), splits=SPLITS)
     config = PrepareConfig(length=64, num_shards=2)
-    one = prepare_here("again", run / "one", config=config)
-    two = prepare_here("again", run / "two", config=config)
-    folder = next((run / "two").glob("again-*")) / "train"
+    prepare_here(name, tmp_path / "whole", config=config)
+    made = []
+
+    def prepare_shard(job, *given, really=preparing.prepare_shard, **more):
+        made.append((job.split, job.shard))
+        if len(made) == stop + 1:
+            raise KeyboardInterrupt
+        return really(job, *given, **more)
+
+    monkeypatch.setattr(preparing, "prepare_shard", prepare_shard)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_here(name, tmp_path / "out", config=config)
+    assert not list((tmp_path / "out").glob("*.mixture.json"))
+    prepare_here(name, tmp_path / "out", config=config)
+    assert made[stop + 1] == made[stop] and len({*made}) == 4
+    assert len(made) == 4 + 1, "finished shards are not made again"
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    for folder in (tmp_path / "out").glob(f"{name}-*/*"):  # killed before they were removed
+        (folder / SHARDS).mkdir()
+        (folder / ".stage.json.1.tmp").touch()
+    prepare_here(name, tmp_path / "out", config=config)
+    assert len(made) == 5 and files(tmp_path / "out") == files(tmp_path / "whole")
+    assert not list((tmp_path / "out").rglob(SHARDS))
+
+
+def test_what_an_earlier_version_left_unfinished_is_made_anew_and_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tasks.text_function("unfinished", lambda split: sentences(30, 6), splits=["train"])
+    config = PrepareConfig(length=64, num_shards=2)
+    prepare_here("unfinished", tmp_path / "out", config=config)
+    undisturbed = files(tmp_path / "out")
+    assert not [line for line in caplog.messages if "anew" in line]
+    folder = next((tmp_path / "out").glob("unfinished-*")) / "train"
     (folder / artifacts.MANIFEST).unlink()
     (folder / "rows-00001-of-00002.json").unlink()  # killed before the second shard was done
+    (folder / "rows-00000-of-00002.arrayrecord").write_bytes(b"half")
     (folder / ".rows-00001-of-00002.arrayrecord.1.tmp").write_bytes(b"half")
-    prepare_here("again", run / "two", config=config)
-    assert not list(folder.glob(".*"))
-    a, b = mixture.open_shards(one)["again"], mixture.open_shards(two)["again"]
-    assert a.fingerprint == b.fingerprint
-    b.verify()
+    prepare_here("unfinished", tmp_path / "out", config=config)
+    assert files(tmp_path / "out") == undisturbed
+    assert len([line for line in caplog.messages if "anew" in line]) == 1
 
 
 def test_wherever_it_is_killed_the_next_run_leaves_what_an_undisturbed_one_does(
     tmp_path, monkeypatch
 ):
-    """Each file takes its place by os.replace: before each of them, the process ends once."""
+    """Each file takes its place by os.replace: before every other one, the process ends once."""
 
     class Killed(BaseException):
         pass
@@ -209,11 +247,11 @@ def test_wherever_it_is_killed_the_next_run_leaves_what_an_undisturbed_one_does(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", replace)
             prepare_here("killed", out)
-        return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        return files(out)
 
     tasks.text_function("killed", lambda split: sentences(9, 5), splits=["train"])
     undisturbed = prepared(tmp_path / "undisturbed")
-    for number in itertools.count():
+    for number in itertools.count(step=2):
         out = tmp_path / f"killed_{number}"
         try:
             prepared(out, die_before=number)

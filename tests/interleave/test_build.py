@@ -15,6 +15,7 @@ from speechlm_jax.interleave.build import (
     interleave_batch,
 )
 from speechlm_jax.interleave.words import Lexicon
+from speechlm_jax.jobs.commit import SHARDS
 
 CODES_OF = {"tokenizer": "t", "frame_rate_hz": 12.5, "codebook_size": 512}
 
@@ -39,15 +40,21 @@ def speak(requests: list[SpanRequest]) -> list[list[int]]:
     return [[len(word) for word in request.text.split()] for request in requests]
 
 
-def build(out, documents, text_to_codes=speak, inputs=None, bad=(), **config):
+def build(
+    out, documents, text_to_codes=speak, inputs=None, bad=(), progress=lambda count: None, **config
+):
     return document_to_interleaved(
         documents, text_to_codes, say=say, out=out, config=InterleaveConfig(**config),
-        inputs=inputs or {"documents": "x"}, tokenizer=CODES_OF, bad=bad,
+        inputs=inputs or {"documents": "x"}, tokenizer=CODES_OF, bad=bad, progress=progress,
     )  # fmt: skip
 
 
 def read(out):
     return list(artifacts.read_jsonl(out / "documents.jsonl"))
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def interleave(texts, text_to_codes=speak, **config):
@@ -148,7 +155,10 @@ def test_words_keep_their_order_and_counts_are_right(tmp_path):
     assert manifest.counts["bad"] == 1
     assert list(artifacts.read_jsonl(tmp_path / "bad.jsonl"))[0]["place"] == "f:1"
     assert manifest.extra == CODES_OF and manifest.kind == "interleaved"
-    assert artifacts.verify(tmp_path) == [] and not list(tmp_path.glob("parts-*"))
+    assert artifacts.verify(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "documents.jsonl", "bad.jsonl", artifacts.MANIFEST
+    }  # fmt: skip
 
 
 def test_batches_and_order_do_not_change_a_document(tmp_path):
@@ -167,27 +177,46 @@ def test_a_span_without_codes_stays_text(tmp_path):
     assert manifest.counts["failed_spans"] > 0 and manifest.counts["ratio"] == 0
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
-    calls = []
+@pytest.mark.parametrize("stop", range(4))
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, stop):
+    documents, a = make_documents(), tmp_path / "a"
+    calls: list[int] = []
+    done: list[int] = []
 
     def stops_once(requests):
         calls.append(len(requests))
-        if len(calls) == 3:
+        if len(calls) == stop + 1:
             raise KeyboardInterrupt
         return speak(requests)
 
-    documents = make_documents()
+    def build_a(**given):
+        return build(a, iter(documents), stops_once, batch_documents=3, **given)
+
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "a", documents, stops_once, batch_documents=3)
-    assert not (tmp_path / "a" / artifacts.MANIFEST).exists()
-    build(tmp_path / "a", documents, stops_once, batch_documents=3)
-    assert len(calls) == 3 + 2, "the two finished batches are not spoken again"
+        build_a()
+    assert not (a / artifacts.MANIFEST).exists()
+    build_a(progress=done.append)
+    assert len(calls) == 4 + 1, "finished batches are not spoken again"
+    assert done == [3, 3, 3, 3], "and count as progress"
     build(tmp_path / "b", documents, batch_documents=3)
-    assert read(tmp_path / "a") == read(tmp_path / "b")
-    build(tmp_path / "a", documents, stops_once, batch_documents=3)
+    assert files(a) == files(tmp_path / "b")
+    (a / SHARDS).mkdir()  # killed before it was removed
+    (a / ".documents.jsonl.1.tmp").touch()
+    build_a()
     assert len(calls) == 5, "a finished folder is kept"
-    build(tmp_path / "a", documents, stops_once, inputs={"documents": "y"}, batch_documents=3)
+    assert files(a) == files(tmp_path / "b") and not (a / SHARDS).exists()
+    build_a(inputs={"documents": "y"})
     assert len(calls) == 9, "another input is built anew"
+
+
+def test_what_an_earlier_version_left_unfinished_is_removed_and_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    old, other = tmp_path / f"parts-{'0f' * 8}", tmp_path / "parts-of-mine"
+    for folder in (old, other):
+        artifacts.write_jsonl(folder / "000000.jsonl", [])
+    build(tmp_path, make_documents())
+    assert not old.exists() and other.exists()
+    assert [old.name in line and "anew" in line for line in caplog.messages] == [True]
 
 
 def test_what_another_version_has_made_is_not_kept_or_mixed_in(tmp_path, monkeypatch):
@@ -204,13 +233,13 @@ def test_what_another_version_has_made_is_not_kept_or_mixed_in(tmp_path, monkeyp
     build(tmp_path / "whole", documents, lambda requests: [[7]] * len(requests))
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "half", documents, stops_soon, batch_documents=3)
-    assert list((tmp_path / "half").glob("parts-*/*"))
+    assert list((tmp_path / "half" / SHARDS).glob("*.json"))
     monkeypatch.undo()
     for name, batch_documents in (("whole", 256), ("half", 3)):
         build(tmp_path / name, documents, batch_documents=batch_documents)
         segments = [segment for row in read(tmp_path / name) for segment in row["segments"]]
         assert not any(7 in segment.get("codes", ()) for segment in segments)
-        assert not list((tmp_path / name).glob("parts-*"))
+        assert not (tmp_path / name / SHARDS).exists()
 
 
 def test_a_request_says_who_speaks_and_has_a_seed_of_its_own(tmp_path):

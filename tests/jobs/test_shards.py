@@ -12,7 +12,8 @@ import pytest
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.jobs import pool
-from speechlm_jax.jobs.shards import ShardTask, run_shards
+from speechlm_jax.jobs.commit import SHARDS
+from speechlm_jax.jobs.shards import ShardTask, iter_shards, join_files, run_shards, total
 
 TASKS = """
 import os, time
@@ -166,3 +167,70 @@ def test_this_process_runs_any_callable_but_workers_need_a_name(tmp_path):
     assert artifacts.read_json(tmp_path / "00001.json")["result"] is None
     with pytest.raises(TypeError, match="ShardTask"):
         run_shards(task, num_shards=4, folder=tmp_path, fingerprint="g", workers=1)
+
+
+WORDS = "anna has a red cat".split()
+
+
+def make_words(out, layout, *, words=WORDS, fingerprint="f", fail_at=None):
+    """A job of one shard a word, and two files or one; returns the words whose shards ran."""
+    ran = []
+
+    def task(word: str, path: Path) -> dict[str, int]:
+        ran.append(word)
+        if word == fail_at:
+            raise KeyboardInterrupt
+        for target in [path] if layout == "file" else [path / f"{word}.a", path / f"{word}.b"]:
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(target.suffix + word)
+        return {"letters": len(word)}
+
+    into = out if layout == "into" else None
+    inputs = iter(words)  # that nobody can count before
+    made = list(iter_shards(task, inputs, folder=out / SHARDS, fingerprint=fingerprint, into=into))
+    assert [shard.number for shard in made] == list(range(len(words)))
+    assert total(made, "letters") == sum(map(len, words))
+    return ran
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["file", "folder", "into"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("fail_at", WORDS)
+def test_a_stream_goes_on_at_the_shard_that_failed(tmp_path, layout, fail_at):
+    with pytest.raises(KeyboardInterrupt):
+        make_words(tmp_path / "a", layout, fail_at=fail_at)
+    assert make_words(tmp_path / "a", layout) == WORDS[WORDS.index(fail_at) :]
+    assert make_words(tmp_path / "a", layout) == []
+    make_words(tmp_path / "b", layout)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@LAYOUTS
+def test_a_stream_is_made_anew_where_inputs_or_bytes_changed(tmp_path, layout):
+    a, b = tmp_path / "a", tmp_path / "b"
+    make_words(a, layout)
+    spoilt = {"file": f"{SHARDS}/00001", "folder": f"{SHARDS}/00001/has.a", "into": "has.a"}[layout]
+    (a / spoilt).write_text("spoilt")
+    assert make_words(a, layout) == ["has"]
+    (a / spoilt).unlink()
+    assert make_words(a, layout) == ["has"]
+    fewer = ["a", "dog"]  # the first was the third of the job before
+    assert make_words(a, layout, words=fewer, fingerprint="g") == fewer
+    make_words(b, layout, words=fewer, fingerprint="g")
+    assert tree(a) == tree(b), "nothing of the earlier job is left"
+
+
+def test_files_of_shards_lie_side_by_side_or_are_joined(tmp_path):
+    make_words(tmp_path, "into")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        SHARDS, *(f"{word}.{part}" for word in WORDS for part in "ab")
+    }  # fmt: skip
+    assert {p.name for p in (tmp_path / SHARDS).iterdir()} == {f"{n:05d}.json" for n in range(5)}
+    join_files((tmp_path / f"{word}.a" for word in WORDS), tmp_path / "all")
+    assert (tmp_path / "all").read_text() == ".a" + ".a".join(WORDS)

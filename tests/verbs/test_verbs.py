@@ -16,7 +16,9 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.models import Models
+from speechlm_jax.speech_tokenizer.reading import Reader
 from speechlm_jax.verbs import speak as verbs_speak
+from speechlm_jax.verbs import tokenize as verbs_tokenize
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
 from speechlm_jax.verbs.speak import ids_to_file_names, speak
@@ -49,6 +51,32 @@ def test_a_recording_has_the_same_codes_alone_and_among_others(run, recordings, 
     together = {row["id"]: row for row in artifacts.read_jsonl(tmp_path / "all/codes.jsonl")}
     (alone,) = artifacts.read_jsonl(tmp_path / "one/codes.jsonl")
     assert alone == together["b.flac"]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_tokenize_goes_on_where_it_was_killed(run, recordings, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(verbs_tokenize, "CLIPS_PER_CALL", 2)
+    given = [recordings, recordings / "a.wav", recordings / "b.flac"]  # two of them twice
+    whole = tokenize(given, run=run, out=tmp_path / "whole")
+    assert (whole["clips"], len(whole["set_aside"])) == (4, 3)
+    calls: list[int] = []
+
+    def mels_to_codes(reader, mels, really=Reader.mels_to_codes):
+        calls.append(len(mels))
+        if len(calls) == stop + 1:
+            raise KeyboardInterrupt
+        return really(reader, mels)
+
+    monkeypatch.setattr(Reader, "mels_to_codes", mels_to_codes)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(given, run=run, out=tmp_path / "out")
+    again = tokenize(given, run=run, out=tmp_path / "out")
+    assert len(calls) == 3 + 1, "finished recordings are not read again"
+    assert again | {"codes": ""} == whole | {"codes": ""}
+    names = {"codes.jsonl", "bad.jsonl", artifacts.MANIFEST}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_synthesize_is_a_function_of_its_seed(run, tmp_path):
