@@ -32,8 +32,7 @@ from speechlm_jax.experiment.configs import (
     essence,
     load_experiment,
 )
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart.sizes import FULL, MICRO
 from speechlm_jax.text import TextTokenizer

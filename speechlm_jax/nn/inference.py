@@ -11,13 +11,7 @@ import numpy as np
 from speechlm_jax.arrays import Array, Bool, PyTree, ndarray
 from speechlm_jax.nn import decode
 from speechlm_jax.nn.decode import GREEDY, Generated, Sampling
-from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig
-from speechlm_jax.nn.param import Functional
-
-
-def functional(config: LanguageModelConfig) -> Functional:
-    """The language model as functions of its parameters."""
-    return Functional(lambda rngs: LanguageModel(config, rngs=rngs))
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -98,3 +98,8 @@ class LanguageModel(nnx.Module):
     ) -> tuple[Float[Array, "batch new embed"], Cache]:
         """Hidden states of the next positions after a cache; `logits` turns them into logits."""
         return self.transformer.extend(self.embed(ids), layout, cache)
+
+
+def functional(config: LanguageModelConfig) -> param.Functional:
+    """The language model as functions of its parameters."""
+    return param.Functional(lambda rngs: LanguageModel(config, rngs=rngs))

@@ -20,8 +20,8 @@ from speechlm_jax.experiment.configs import (
     SpeechTokenizerExperiment,
 )
 from speechlm_jax.experiment.runs import load_reader
-from speechlm_jax.nn.inference import functional as language_model
 from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import functional as language_model
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart import data
 from speechlm_jax.quickstart.folders import Folders
