@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from speechlm_jax.data.text_norm import to_words
 from speechlm_jax.evals.formats import Codes, Formats
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.likelihood import Choice, LengthRule, Score, choose
-from speechlm_jax.evals.text_norm import to_words
 from speechlm_jax.nn.inference import GenerateRequest
 from speechlm_jax.vocab import Modality
 

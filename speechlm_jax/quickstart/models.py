@@ -11,7 +11,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Integer, ndarray
 from speechlm_jax.data.formats import Writer
-from speechlm_jax.evals.text_norm import word_to_said
+from speechlm_jax.data.text_norm import word_to_said
 from speechlm_jax.experiment.runs import load_inference, load_reader, load_speech_decoder
 from speechlm_jax.interleave.build import SpanRequest
 from speechlm_jax.nn.inference import Inference
