@@ -13,7 +13,7 @@ from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
-from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
+from speechlm_jax.data.clips import BucketedClips, clip_batches
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
 from speechlm_jax.data.rows import RowShards
@@ -28,6 +28,7 @@ from speechlm_jax.experiment.configs import (
     SpeechTokenizerExperiment,
 )
 from speechlm_jax.lm import stage as lm_stage
+from speechlm_jax.padding import pad_rows
 from speechlm_jax.sharding import make_mesh, row_part
 from speechlm_jax.speech_decoder import stage as decoder_stage
 from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
