@@ -9,8 +9,6 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Integer, ndarray
-from speechlm_jax.audio.griffin_lim import mel_to_wav
-from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.spoken_qa import Question, answer_in_text
@@ -176,8 +174,8 @@ def speak(
     text: str,
 ) -> Sample:
     """Writes codes as audio."""
-    mel = q.speech_decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
+    wav = q.speech_decoder.codes_to_wav([np.asarray(codes, np.int32)], seed=q.seed)[0]
     slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
     file = f"{slug}.wav"
-    write_wav(q.folders.audio / file, mel_to_wav(mel, MelConfig(), seed=q.seed))
+    write_wav(q.folders.audio / file, wav)
     return Sample(group, title, text, file)

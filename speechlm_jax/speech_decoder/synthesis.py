@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
+from speechlm_jax.audio.griffin_lim import mel_to_wav
+from speechlm_jax.audio.mel import WHISPER, MelConfig
 from speechlm_jax.padding import run_in_batches
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_decoder.stage import functional
 
 
 class SpeechDecoder:
-    """A trained flow that turns codes into mel frames; the vocoder turns those into samples."""
+    """A trained flow: codes to mel frames, and with Griffin-Lim as the vocoder to samples."""
 
     def __init__(
         self, config: FlowConfig, params: PyTree, *, batch_size: int = 32, multiple: int = 32
@@ -69,3 +71,18 @@ class SpeechDecoder:
         mels = run_in_batches(codes, run, batch_size=self._batch_size, multiple=self._multiple)
         per_code = self.config.mel_frames_per_code
         return [mel[: len(clip) * per_code] for mel, clip in zip(mels, codes, strict=True)]
+
+    def codes_to_wav(
+        self,
+        codes: Sequence[Int[ndarray, " _frames"]],
+        *,
+        mel: MelConfig = WHISPER,
+        voices: Sequence[int] | int = 0,
+        seed: int = 0,
+    ) -> list[Float[ndarray, " _samples"]]:
+        """Samples of each clip in [-1, 1], at the rate of `mel`: what the flow was trained on.
+
+        `voices` and `seed` are those of `codes_to_mel`; phases start from `seed` too.
+        """
+        mels = self.codes_to_mel(codes, voices=voices, seed=seed)
+        return [mel_to_wav(one, mel, seed=seed) for one in mels]
