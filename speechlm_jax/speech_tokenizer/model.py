@@ -74,7 +74,7 @@ class SpeechTokenizerConfig:
         )
 
 
-class Heard(NamedTuple):
+class TokenizerOutput(NamedTuple):
     """Everything that training looks at; `ctc_*` are logits."""
 
     latents: Float[Array, "batch frames codebook_dim"]
@@ -139,16 +139,17 @@ class SpeechTokenizer(nnx.Module):
         """What the reader makes of codes alone."""
         return self.memory(self.quantizer.lookup(codes), frames)
 
-    def hear(
+    def __call__(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
-    ) -> Heard:
+    ) -> TokenizerOutput:
         """The training pass up to the attention decoder."""
         states = self.encoder.states(mel, mel_lengths)
         latents = self.encoder.latents(states)
         frames = self.encoder.valid_frames(mel_lengths, latents.shape[1])
         quantized = self.quantizer(latents)
         memory = self.memory(quantized.vectors, frames)
-        return Heard(latents, quantized, frames, self.early_ctc(states), self.ctc(memory), memory)
+        early_ctc, ctc = self.early_ctc(states), self.ctc(memory)
+        return TokenizerOutput(latents, quantized, frames, early_ctc, ctc, memory)
 
     def read(
         self,

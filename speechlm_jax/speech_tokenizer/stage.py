@@ -15,9 +15,9 @@ from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
 from speechlm_jax.speech_tokenizer.model import (
     NUM_BYTES,
-    Heard,
     SpeechTokenizer,
     SpeechTokenizerConfig,
+    TokenizerOutput,
 )
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 
@@ -67,29 +67,29 @@ def make_stage(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
         tokenizer = model.bind(params, variables)
-        heard = tokenizer.hear(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
+        output = tokenizer(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
         real = (batch["text_lengths"] > 0).astype(jnp.float32)
         parts = {
-            "decoder": _decoder_loss(tokenizer, heard, batch),
+            "decoder": _decoder_loss(tokenizer, output, batch),
             "ctc": ctc_loss(
-                heard.ctc,
-                jnp.sum(heard.frames, axis=1),
+                output.ctc,
+                jnp.sum(output.frames, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
                 blank=config.blank,
             ),
             "early_ctc": ctc_loss(
-                heard.early_ctc,
+                output.early_ctc,
                 -(-batch["mel_lengths"] // CONV_STRIDE),
                 batch["bytes"],
                 batch["byte_lengths"],
                 blank=NUM_BYTES,
             ),
-            "commitment": _mean(heard.quantized.commitment, heard.frames),
+            "commitment": _mean(output.quantized.commitment, output.frames),
         }
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         quantizer = tokenizer.quantizer.updated(
-            heard.latents, heard.quantized.codes, heard.frames & (real[:, None] > 0), key
+            output.latents, output.quantized.codes, output.frames & (real[:, None] > 0), key
         )
         metrics: dict[str, Any] = {
             name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
@@ -110,7 +110,7 @@ def make_stage(
 
 
 def _decoder_loss(
-    tokenizer: SpeechTokenizer, heard: Heard, batch: Mapping[str, Array]
+    tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
 ) -> Float[Array, " batch"]:
     """Cross-entropy a text id of the attention decoder, which says `start` at the end."""
     start = tokenizer.config.start
@@ -118,7 +118,7 @@ def _decoder_loss(
     places = jnp.arange(ids.shape[1] + 1)[None]
     said = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=start)
     targets = jnp.where(places < lengths[:, None], jnp.pad(ids, ((0, 0), (0, 1))), start)
-    logits = tokenizer.read(heard.memory, heard.frames, said, lengths + 1)
+    logits = tokenizer.read(output.memory, output.frames, said, lengths + 1)
     return _mean(cross_entropy(logits, targets), places <= lengths[:, None])
 
 
