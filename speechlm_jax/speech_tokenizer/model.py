@@ -130,7 +130,7 @@ class SpeechTokenizer(nnx.Module):
     ) -> Float[Array, "batch frames embed"]:
         """The rest of the encoder, over code vectors."""
         layout = whole(jnp.sum(frames, axis=1), vectors.shape[1])
-        x = self.encoder.placed(self.unproject(vectors), layout)
+        x = self.encoder.add_positions(self.unproject(vectors), layout)
         return self.late_norm(self.late(x, layout))
 
     def codes_to_memory(
@@ -162,5 +162,5 @@ class SpeechTokenizer(nnx.Module):
         layout = whole(lengths, ids.shape[1])
         keys = Layout(frames.astype(jnp.int32), jnp.zeros(frames.shape, jnp.int32))
         context = Context(memory, visible(layout, keys, None))
-        x = self.encoder.placed(self.embedding[...][ids], layout)
+        x = self.encoder.add_positions(self.embedding[...][ids], layout)
         return self.head(self.decoder_norm(self.decoder(x, layout, context)))
