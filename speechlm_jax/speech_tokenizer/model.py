@@ -79,7 +79,7 @@ class TokenizerOutput(NamedTuple):
 
     latents: Float[Array, "batch frames codebook_dim"]
     quantized: Quantized
-    frames: Bool[Array, "batch frames"]
+    frame_mask: Bool[Array, "batch frames"]
     early_ctc: Float[Array, "batch encoder_frames bytes"]
     ctc: Float[Array, "batch frames classes"]
     memory: Float[Array, "batch frames embed"]
@@ -126,18 +126,18 @@ class SpeechTokenizer(nnx.Module):
     def memory(
         self,
         vectors: Float[Array, "batch frames codebook_dim"],
-        frames: Bool[Array, "batch frames"],
+        frame_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames embed"]:
         """The rest of the encoder, over code vectors."""
-        layout = whole(jnp.sum(frames, axis=1), vectors.shape[1])
+        layout = whole(jnp.sum(frame_mask, axis=1), vectors.shape[1])
         x = self.encoder.add_positions(self.unproject(vectors), layout)
         return self.late_norm(self.late(x, layout))
 
     def codes_to_memory(
-        self, codes: Int[Array, "batch frames"], frames: Bool[Array, "batch frames"]
+        self, codes: Int[Array, "batch frames"], frame_mask: Bool[Array, "batch frames"]
     ) -> Float[Array, "batch frames embed"]:
         """What the reader makes of codes alone."""
-        return self.memory(self.quantizer.lookup(codes), frames)
+        return self.memory(self.quantizer.lookup(codes), frame_mask)
 
     def __call__(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
@@ -145,22 +145,22 @@ class SpeechTokenizer(nnx.Module):
         """The training pass up to the attention decoder."""
         states = self.encoder.states(mel, mel_lengths)
         latents = self.encoder.latents(states)
-        frames = self.encoder.valid_frames(mel_lengths, latents.shape[1])
+        frame_mask = self.encoder.valid_frames(mel_lengths, latents.shape[1])
         quantized = self.quantizer(latents)
-        memory = self.memory(quantized.vectors, frames)
+        memory = self.memory(quantized.vectors, frame_mask)
         early_ctc, ctc = self.early_ctc(states), self.ctc(memory)
-        return TokenizerOutput(latents, quantized, frames, early_ctc, ctc, memory)
+        return TokenizerOutput(latents, quantized, frame_mask, early_ctc, ctc, memory)
 
     def read(
         self,
         memory: Float[Array, "batch frames embed"],
-        frames: Bool[Array, "batch frames"],
+        frame_mask: Bool[Array, "batch frames"],
         ids: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
     ) -> Float[Array, "batch length classes"]:
         """Teacher-forced logits of the attention decoder; `ids` begin with `config.start`."""
         layout = whole(lengths, ids.shape[1])
-        keys = Layout(frames.astype(jnp.int32), jnp.zeros(frames.shape, jnp.int32))
+        keys = Layout(frame_mask.astype(jnp.int32), jnp.zeros(frame_mask.shape, jnp.int32))
         context = Context(memory, visible(layout, keys, None))
         x = self.encoder.add_positions(self.embedding[...][ids], layout)
         return self.head(self.decoder_norm(self.decoder(x, layout, context)))

@@ -39,8 +39,8 @@ class Reader:
         @jax.jit
         def read(codes: Array, lengths: Array) -> Array:
             tokenizer = model.bind(params, variables)
-            frames = jnp.arange(codes.shape[1])[None] < lengths[:, None]
-            return jnp.argmax(tokenizer.ctc(tokenizer.codes_to_memory(codes, frames)), axis=-1)
+            frame_mask = jnp.arange(codes.shape[1])[None] < lengths[:, None]
+            return jnp.argmax(tokenizer.ctc(tokenizer.codes_to_memory(codes, frame_mask)), axis=-1)
 
         self._encode, self._read = encode, read
 

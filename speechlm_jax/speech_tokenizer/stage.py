@@ -73,7 +73,7 @@ def make_stage(
             "decoder": _decoder_loss(tokenizer, output, batch),
             "ctc": ctc_loss(
                 output.ctc,
-                jnp.sum(output.frames, axis=1),
+                jnp.sum(output.frame_mask, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
                 blank=config.blank,
@@ -85,11 +85,11 @@ def make_stage(
                 batch["byte_lengths"],
                 blank=NUM_BYTES,
             ),
-            "commitment": _mean(output.quantized.commitment, output.frames),
+            "commitment": _mean(output.quantized.commitment, output.frame_mask),
         }
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         quantizer = tokenizer.quantizer.updated(
-            output.latents, output.quantized.codes, output.frames & (real[:, None] > 0), key
+            output.latents, output.quantized.codes, output.frame_mask & (real[:, None] > 0), key
         )
         metrics: dict[str, Any] = {
             name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
@@ -118,7 +118,7 @@ def _decoder_loss(
     places = jnp.arange(ids.shape[1] + 1)[None]
     said = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=start)
     targets = jnp.where(places < lengths[:, None], jnp.pad(ids, ((0, 0), (0, 1))), start)
-    logits = tokenizer.read(output.memory, output.frames, said, lengths + 1)
+    logits = tokenizer.read(output.memory, output.frame_mask, said, lengths + 1)
     return _mean(cross_entropy(logits, targets), places <= lengths[:, None])
 
 
