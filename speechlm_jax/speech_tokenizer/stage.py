@@ -124,14 +124,14 @@ def _decoder_loss(
 
 def ctc_loss(
     logits: Float[Array, "batch time classes"],
-    times: Int[Array, " batch"],
+    input_lengths: Int[Array, " batch"],
     labels: Int[Array, "batch labels"],
     label_lengths: Int[Array, " batch"],
     *,
     blank: int,
 ) -> Float[Array, " batch"]:
     """CTC loss (Graves et al. 2006) of each row, divided by its number of labels."""
-    late = jnp.arange(logits.shape[1])[None] >= times[:, None]
+    late = jnp.arange(logits.shape[1])[None] >= input_lengths[:, None]
     pad = jnp.arange(labels.shape[1])[None] >= label_lengths[:, None]
     losses = optax.ctc_loss(
         logits, late.astype(jnp.float32), labels, pad.astype(jnp.float32), blank_id=blank
@@ -139,7 +139,7 @@ def ctc_loss(
     # A clip shorter than its labels has no path (equal neighbours need a blank between them): optax
     # gives about 1e5, which would drown the rest.
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & (pad[:, 1:] == 0), axis=1)
-    possible = times >= label_lengths + repeats
+    possible = input_lengths >= label_lengths + repeats
     return jnp.where(possible, losses, 0.0) / jnp.maximum(label_lengths, 1)
 
 
