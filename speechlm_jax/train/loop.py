@@ -42,7 +42,7 @@ from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
-from speechlm_jax.train.work import NOTHING, Work
+from speechlm_jax.train.work import NOTHING, FlopCount
 
 CONFIG = "config.json"
 # The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
@@ -298,7 +298,7 @@ class _Run:
             jax.block_until_ready(result[1] if before is None else before)
         return result
 
-    def _work(self, batch: Mapping[str, np.ndarray]) -> Work:
+    def _work(self, batch: Mapping[str, np.ndarray]) -> FlopCount:
         """Of all hosts; this one's batch stands for the others'."""
         return self.stage.work(batch).times(self.row_parts) if self.stage.work else NOTHING
 

@@ -27,7 +27,7 @@ from speechlm_jax.planner.search import (
 from speechlm_jax.planner.slices import parse_topology
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.work import Work
+from speechlm_jax.train.work import FlopCount
 
 pytest.importorskip("libtpu", reason="needs the `tpu` extra")
 SLICE = parse_topology("v5e:2x2")
@@ -61,7 +61,7 @@ class Formula:
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
         return Plan(
             SLICE, LENGTH, experiment.data.batch_size, shards, experiment.train.num_microbatches,
-            1, compiled, compiled, {}, Work(), 0.0, bounds, 0,
+            1, compiled, compiled, {}, FlopCount(), 0.0, bounds, 0,
         )  # fmt: skip
 
 
