@@ -38,7 +38,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.checkpoints import Weights
-from speechlm_jax.train.same_run import decisive
+from speechlm_jax.train.run_identity import decisive
 from speechlm_jax.train.stage import EvalState, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 

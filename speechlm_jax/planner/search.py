@@ -119,9 +119,7 @@ def search(
       UserError: the config as it is does not divide over its mesh.
     """
     check(experiment, slices)
-    found = sorted(
-        candidates(experiment, slices, length=length), key=lambda candidate: candidate.seconds_floor
-    )
+    found = sorted(candidates(experiment, slices, length=length), key=lambda one: one.seconds_floor)
     tried: list[Tried] = []
     for number, candidate in enumerate(found):
         good = best(tried)

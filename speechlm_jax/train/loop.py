@@ -37,7 +37,7 @@ from speechlm_jax.train.optimizer import OptimizerConfig, check_new
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
-from speechlm_jax.train.same_run import OPERATIONAL, check_same_run, decisive
+from speechlm_jax.train.run_identity import OPERATIONAL, check_run_identity, decisive
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, TrainState
@@ -214,7 +214,7 @@ class _Run:
         folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
-            check_same_run(folder, meta, self.stage, self.resolved, self.operational)
+            check_run_identity(folder, meta, self.stage, self.resolved, self.operational)
             self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
             info(
                 "%s: going on from step %d of %d",

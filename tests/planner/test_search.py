@@ -90,9 +90,7 @@ def test_the_search_finds_what_trying_everything_finds(row):
 
 def test_what_cannot_be_better_is_not_compiled():
     """Plans as fast as the floor: the first candidate that fits ends the search."""
-    first = min(
-        candidates(EXPERIMENT, SLICE, length=LENGTH), key=lambda candidate: candidate.seconds_floor
-    )
+    first = min(candidates(EXPERIMENT, SLICE, length=LENGTH), key=lambda one: one.seconds_floor)
     formula = Formula()
 
     def at_the_floor(experiment):

@@ -38,7 +38,7 @@ def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL)
     return {key: decisive(item, operational) for key, item in data.items() if key not in left_out}
 
 
-def check_same_run(
+def check_run_identity(
     folder: Path,
     meta: Meta,
     stage: Stage,
