@@ -49,7 +49,7 @@ EXPERIMENTS = (
             8,
             EncoderConfig(layers=1, embed=8, heads=2, mlp=8, latent_dim=4),
             QuantizerConfig(8, 4),
-            late_layers=1,
+            post_vq_layers=1,
             decoder_layers=1,
         ),
         TRAIN,

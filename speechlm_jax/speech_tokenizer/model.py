@@ -6,7 +6,7 @@ ids over the codes.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -33,19 +33,22 @@ class SpeechTokenizerConfig:
       text_size: ids of the transcripts' vocabulary; the CTC blank and the decoder's start and end
         follow them.
       encoder, quantizer: their configs; `latent_dim` must equal `codebook_dim`.
-      late_layers: encoder layers after the quantizer.
+      post_vq_layers: encoder layers after the quantizer.
       decoder_layers: layers of the attention decoder.
     """
+
+    # Names that fields had in older versions (see `config.from_json`).
+    MOVED: ClassVar[dict[str, str]] = {"late_layers": "post_vq_layers"}
 
     text_size: int
     encoder: EncoderConfig = EncoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
-    late_layers: int = 2
+    post_vq_layers: int = 2
     decoder_layers: int = 2
 
     def __post_init__(self) -> None:
         configs.at_least(self, 0, "text_size")
-        configs.at_least(self, 1, "late_layers", "decoder_layers")
+        configs.at_least(self, 1, "post_vq_layers", "decoder_layers")
         if self.encoder.latent_dim != self.quantizer.codebook_dim:
             raise UserError(
                 f"encoder.latent_dim: {self.encoder.latent_dim} is not quantizer.codebook_dim, "
@@ -97,7 +100,7 @@ class SpeechTokenizer(nnx.Module):
         self.early_ctc = Linear(embed, NUM_BYTES + 1, ("embed", None), rngs=rngs, bias=True)
         self.quantizer = Quantizer(config.quantizer, rngs=rngs)
         self.unproject = Linear(config.encoder.latent_dim, embed, (None, "embed"), rngs=rngs)
-        self.late = Transformer(config.stack(config.late_layers, block=late_block), rngs=rngs)
+        self.late = Transformer(config.stack(config.post_vq_layers, block=late_block), rngs=rngs)
         self.late_norm = RMSNorm(embed)
         self.ctc = Linear(embed, classes, ("embed", "vocab"), rngs=rngs, bias=True)
         self.embedding = param.normal(rngs, (classes, embed), ("vocab", "embed"), stddev=1.0)

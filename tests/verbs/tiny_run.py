@@ -48,7 +48,7 @@ TOKENIZER = SpeechTokenizerConfig(
     text_size=0,
     encoder=EncoderConfig(layers=1, embed=16, heads=2, mlp=32, latent_dim=8, rope_theta=10_000.0),
     quantizer=QuantizerConfig(codebook_size=16, codebook_dim=8),
-    late_layers=1,
+    post_vq_layers=1,
     decoder_layers=1,
 )
 FLOW = FlowConfig(
