@@ -95,7 +95,7 @@ class Writer:
         return _example(self.dialogue_prompt(turns[:-1]), [*reply, self.vocab["eos"]])
 
     def dialogue_prompt(self, turns: Iterable[Mapping[str, Any]]) -> list[int]:
-        """What an assistant reads before it replies."""
+        """The beginning of a dialogue, up to the assistant's reply."""
         ids: list[int] = []
         for turn in turns:
             ids += [self.vocab[turn["role"]], *self.segments(turn["segments"])]
@@ -130,13 +130,13 @@ class Writer:
         return ids if then == "text" else ids[:-1]
 
     def continuation(self, part: str | Codes) -> list[int]:
-        """What follows such a prompt: ids of text, or of codes without their markers."""
+        """Ids that follow such a prompt: of text, or of codes without their markers."""
         if isinstance(part, str):
             return self.tokenizer.encode(part, continues=True)
         return self.spoken(part)[1:-1]
 
     def voiced_tts_prompt(self, text: str, speaker: str) -> list[int]:
-        """What a text-to-token model reads before it speaks: `voiced_tts` up to the codes."""
+        """The beginning of `voiced_tts`, up to the codes."""
         inputs = self.voiced_tts((), text, speaker).inputs
         return [*inputs.tolist(), self.vocab["begin_of_speech"]]
 

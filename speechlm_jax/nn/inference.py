@@ -36,7 +36,7 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """How likely is `continuation` after `prompt`?"""
+    """Give the log-probability of `continuation` after `prompt`."""
 
     prompt: Sequence[int]
     continuation: Sequence[int]

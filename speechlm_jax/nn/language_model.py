@@ -89,7 +89,7 @@ class LanguageModel(nnx.Module):
         return self.logits(self.transformer(self.embed(ids), layout))
 
     def packed_loss(self, batch: Mapping[str, Array], *, z_weight: float = 0.0) -> PackedLoss:
-        """What it loses on packed rows: `ids`, `segments`, `positions`, `loss_mask`."""
+        """The loss on packed rows: `ids`, `segments`, `positions`, `loss_mask`."""
         hidden = self.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
         return packed_loss(hidden, self.head_kernel, batch, z_weight=z_weight)
 

@@ -85,7 +85,7 @@ class EncoderConfig:
 
 
 class Carry(NamedTuple):
-    """What a stream remembers: the convolutions' last inputs, and the attention's past."""
+    """State of a stream: the convolutions' last inputs, and the attention's past."""
 
     conv1: Float[Array, "batch past mels"]
     conv2: Float[Array, "batch past embed"]

@@ -67,7 +67,7 @@ class SpeechTokenizerConfig:
 
     @property
     def start(self) -> int:
-        """What the attention decoder reads first, and says last."""
+        """The id that the attention decoder reads first, and predicts last."""
         return self.text_size
 
     def stack(self, layers: int, *, block: int | None, cross: bool = False) -> TransformerConfig:
@@ -78,7 +78,14 @@ class SpeechTokenizerConfig:
 
 
 class TokenizerOutput(NamedTuple):
-    """Everything that training looks at; `ctc_*` are logits."""
+    """Output of the training pass.
+
+    Attributes:
+      latents: before the lookup; `quantized`: after it.
+      frame_mask: true where a code stands for real mel frames.
+      early_ctc, ctc: logits, of bytes before pooling and of text ids over the codes.
+      memory: output of the whole encoder, which the attention decoder reads.
+    """
 
     latents: Float[Array, "batch frames codebook_dim"]
     quantized: Quantized
@@ -139,7 +146,7 @@ class SpeechTokenizer(nnx.Module):
     def codes_to_memory(
         self, codes: Int[Array, "batch frames"], frame_mask: Bool[Array, "batch frames"]
     ) -> Float[Array, "batch frames embed"]:
-        """What the reader makes of codes alone."""
+        """Memory for the CTC and the attention decoder, from codes alone."""
         return self.memory(self.quantizer.lookup(codes), frame_mask)
 
     def __call__(

@@ -55,7 +55,7 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
 ) -> Stage:
-    """What the loop needs to train a speech tokenizer.
+    """The stage that trains a speech tokenizer.
 
     Batches hold `mel` [batch, mel_frames, mels], `mel_lengths` [batch], `text_ids` [batch, length]
     and `text_lengths`, `bytes` [batch, bytes] and `byte_lengths`; a row with text length 0 is

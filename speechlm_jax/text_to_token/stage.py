@@ -24,7 +24,7 @@ def make_stage(
     identity: dict[str, str] | None = None,
     z_loss: float = 0.0,
 ) -> Stage:
-    """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`).
+    """The stage that trains a text-to-token model on packed rows (see `data/rows.py`).
 
     Args:
       z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.

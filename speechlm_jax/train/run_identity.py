@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run: what decides the result is equal in both."""
+"""Identity of a run: a checkpoint is resumed if all that decides the result is equal in both."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
