@@ -7,14 +7,14 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 
 KIND = "codes"
 CODES = "codes.jsonl"
 CLIPS_PER_CALL = 512
 
 
-def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
+def identity(reader: Transcriber, fingerprint: str) -> dict[str, Any]:
     """What a codes folder says of its codes: whose they are, their rate and their range."""
     return {
         "tokenizer": fingerprint,
@@ -25,7 +25,7 @@ def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
 
 def features_to_codes(
     features: Features,
-    reader: Reader,
+    reader: Transcriber,
     out: str | Path,
     *,
     tokenizer: str,

@@ -12,7 +12,7 @@ from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import functional
 
 
-class Reader:
+class Transcriber:
     """A trained tokenizer: mel spectrograms to codes, and codes to text ids.
 
     Transcripts are read greedily from the CTC over the codes; the attention decoder supervises

@@ -23,7 +23,7 @@ from speechlm_jax.quickstart import corpora
 from speechlm_jax.quickstart.sizes import CorpusConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import TextToToken
 from speechlm_jax.vocab import Vocab
@@ -58,7 +58,7 @@ def values(items):
     return {name: figure.value for name, figure in figures_from_items(items).items()}
 
 
-class Codebook(Reader):
+class Codebook(Transcriber):
     def __init__(self):
         self.codebook = np.random.default_rng(0).normal(size=(ENTRIES, 8)).astype(np.float32)
 
