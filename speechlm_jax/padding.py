@@ -54,7 +54,8 @@ def run_in_batches(
     row, rounded up to `multiple` (which is also the least). Answers of repeated rows are dropped.
 
     Args:
-      run: must not let an answer depend on padding.
+      run: takes the rows' numbers, the padded rows and their lengths; gives an answer for each,
+        which must not depend on padding.
       kinds: of each row, comparable; a batch holds rows of one kind.
       by_length: whether rows of like length come together, rather than in the order given.
       dtype: of the padded rows.
