@@ -31,7 +31,7 @@ from speechlm_jax.evals.wer import Reading, wer_items
 from speechlm_jax.experiment.configs import SpeechTokenizerExperiment
 from speechlm_jax.experiment.processes import Run, train_all
 from speechlm_jax.experiment.runs import load_reader
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
 
@@ -132,7 +132,7 @@ def score(
 
 
 def _read(
-    reader: Reader, features: Features, text: TextTokenizer, clips: list[int], *, figure: str
+    reader: Transcriber, features: Features, text: TextTokenizer, clips: list[int], *, figure: str
 ) -> tuple[list[np.ndarray], list[Item]]:
     codes = reader.mels_to_codes([features.mel(i) for i in clips])
     said = [text.decode(ids) for ids in reader.codes_to_ids(codes)]

@@ -56,7 +56,7 @@ def config() -> SpeechTokenizerExperiment:
                 num_mels=MEL.num_mels, layers=3, embed=96, heads=4, mlp=256, rope_theta=10_000.0
             ),
             quantizer=QuantizerConfig(start_step=300),
-            late_layers=1,
+            post_vq_layers=1,
             decoder_layers=1,
         ),
         train=TrainConfig(

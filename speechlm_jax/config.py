@@ -72,7 +72,7 @@ def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`; fields that have moved are read where they were (`MOVED`).
+    """The inverse of `to_json`; moved and renamed fields are read where they were (`MOVED`).
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of its range.

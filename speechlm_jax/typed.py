@@ -49,7 +49,7 @@ def as_before(field: dataclasses.Field, config: Any) -> bool:
 
 
 def moves(cls: type) -> dict[str, str]:
-    """Fields that a class had, and the dotted field that each of them is now."""
+    """Fields that a class had, and the field, dotted where it lies deeper, that each is now."""
     return getattr(cls, "MOVED", {})
 
 
@@ -57,8 +57,8 @@ def moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
     """A config's JSON data with moved fields where they are now."""
     made = {key: value for key, value in data.items() if key not in moves(cls)}
     for old in moves(cls).keys() & data.keys():
-        outer, name = moves(cls)[old].rsplit(".", 1)
-        made[outer] = {**made.get(outer, {}), name: data[old]}
+        outer, _, name = moves(cls)[old].rpartition(".")
+        made |= {outer: {**made.get(outer, {}), name: data[old]}} if outer else {name: data[old]}
     return made
 
 

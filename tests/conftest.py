@@ -160,6 +160,28 @@ def draw():
     return params
 
 
+@pytest.fixture(scope="session")
+def write_features():
+    """write_features(folder, rows, frames): a feature folder; row i has frames[i] of noise."""
+    from speechlm_jax import artifacts
+    from speechlm_jax.audio.mel_config import MelConfig
+    from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
+
+    def write(folder, rows, frames):
+        stops = np.cumsum(frames).tolist()
+        folder.mkdir()
+        noise = np.random.default_rng(0).normal(size=(stops[-1], 80))
+        np.save(folder / MELS, noise.astype(np.float16))
+        spans = zip(rows, frames, stops, strict=True)
+        rows = [{**row, "start": stop - long, "stop": stop} for row, long, stop in spans]
+        artifacts.write_jsonl(folder / ROWS, rows)
+        made = {"inputs": {}, "config": {"mel": MelConfig()}, "files": [MELS, ROWS]}
+        artifacts.write_manifest(folder, FEATURES_KIND, **made)
+        return Features(folder)
+
+    return write
+
+
 class Pail(AsyncFileSystem):
     """A stand-in for a bucket: files of `folder`, by `pail://name`.
 

@@ -138,7 +138,11 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    MOVED: ClassVar[dict[str, str]] = {"pace": "inner.speed", "places": "inner.places"}
+    MOVED: ClassVar[dict[str, str]] = {
+        "pace": "inner.speed",
+        "places": "inner.places",
+        "title": "name",
+    }
     name: str = "x"
     inner: Inner = Inner()
 
@@ -148,17 +152,20 @@ class Whole:
     part: Outer = Outer()
 
 
-def test_fields_that_have_moved_are_read_where_they_were():
-    data = {"class": "Outer", "name": "y", "pace": 3, "places": ["a"]}
+@pytest.mark.parametrize("name", ["name", "title"])
+def test_fields_that_have_moved_are_read_where_they_were(name):
+    data = {"class": "Outer", name: "y", "pace": 3, "places": ["a"]}
     assert configs.from_json(Outer, data) == Outer("y", Inner(3, ("a",)))
+    assert configs.upgraded(data, Outer()) == configs.to_json(Outer("y", Inner(3, ("a",))))
     assert configs.from_json(Whole, {"part": data}).part.inner.speed == 3
     with pytest.raises(UserError, match="Outer.inner.speed: 'fast' is not of type int"):
         configs.from_json(Outer, {"pace": "fast"})
 
 
 def test_an_override_of_a_field_that_has_moved_names_the_new_one():
-    with pytest.raises(UserError, match=r"^part\.pace: is now part\.inner\.speed$"):
-        configs.override(Whole(), ["part.pace=3"])
+    for given, now in (("part.pace", "part.inner.speed"), ("part.title", "part.name")):
+        with pytest.raises(UserError, match=f"^{given}: is now {now}$"):
+            configs.override(Whole(), [f"{given}=3"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,7 @@ from speechlm_jax.experiment.configs import (
 )
 from speechlm_jax.interleave.build import InterleaveConfig
 from speechlm_jax.lm.bench import BenchConfig
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.layers import Lora
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.nn.rotary import LongContext
@@ -50,7 +49,7 @@ EXPERIMENTS = (
             8,
             EncoderConfig(layers=1, embed=8, heads=2, mlp=8, latent_dim=4),
             QuantizerConfig(8, 4),
-            late_layers=1,
+            post_vq_layers=1,
             decoder_layers=1,
         ),
         TRAIN,

@@ -27,7 +27,7 @@ from speechlm_jax.experiment.configs import (
     load_experiment,
 )
 from speechlm_jax.lm.model import ids_to_logits
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train.optimizer import make_schedule
 

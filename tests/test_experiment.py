@@ -8,8 +8,7 @@ import pytest
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
-from speechlm_jax.audio.mel import MelConfig
-from speechlm_jax.audio.recordings import FEATURES_KIND, MELS, ROWS, Features
+from speechlm_jax.audio.recordings import Features
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.data.mixture import (
     PreparedMixture,
@@ -32,15 +31,14 @@ from speechlm_jax.experiment.configs import (
     essence,
     load_experiment,
 )
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart.sizes import FULL, MICRO
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.checkpoints import Weights
-from speechlm_jax.train.same_run import decisive
+from speechlm_jax.train.run_identity import decisive
 from speechlm_jax.train.stage import EvalState, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 
@@ -233,27 +231,20 @@ def test_a_vocabulary_is_read_without_rows(prepared, pail, count_fetchers, tmp_p
 
 
 @pytest.fixture
-def corpus(tmp_path):
+def corpus(tmp_path, write_features):
     """A feature folder of ten clips and the text vocabulary of their transcripts."""
-    random = np.random.default_rng(0)
-    rows, start = [], 0
-    for i in range(10):
-        stop = start + 40 + i
-        row = {"id": f"{i}", "audio": f"{i}.wav", "text": "anna has a cat" if i % 2 else "bob"}
-        row |= {"speaker": f"s{i % 3}", "kind": "ab"[i % 2], "start": start, "stop": stop}
-        rows.append(row | ({"split": "validation"} if i == 9 else {}))
-        start = stop
-    folder = tmp_path / "features"
-    folder.mkdir()
-    np.save(folder / MELS, random.normal(size=(start, 80)).astype(np.float16))
-    artifacts.write_jsonl(folder / ROWS, rows)
-    config = {"mel": MelConfig()}
-    artifacts.write_manifest(folder, FEATURES_KIND, inputs={}, config=config, files=[MELS, ROWS])
+    rows = [
+        {"id": f"{i}", "audio": f"{i}.wav", "text": "anna has a cat" if i % 2 else "bob",
+         "speaker": f"s{i % 3}", "kind": "ab"[i % 2]}
+        | ({"split": "validation"} if i == 9 else {})
+        for i in range(10)
+    ]  # fmt: skip
+    write_features(tmp_path / "features", rows, [40 + i for i in range(10)])
     TextTokenizer.train(["anna has a cat", "bob"], kind="word").save(tmp_path / "text.model")
     return tmp_path
 
 
-def test_a_tokenizers_batches_hold_the_chosen_clips_and_their_transcripts(corpus, monkeypatch):
+def test_a_tokenizer_trains_on_the_chosen_clips(corpus, monkeypatch):
     data = ClipsData(
         str(corpus / "features"), str(corpus / "text.model"), not_speakers=("s2",),
         buckets=BucketConfig(batch_size=2, edges=(48, 64)),
@@ -269,23 +260,36 @@ def test_a_tokenizers_batches_hold_the_chosen_clips_and_their_transcripts(corpus
     text = TextTokenizer.load(data.text_vocab)
     assert resolved.model.text_size == text.size and train == given.train
     assert stage.identity["features"] == features.fingerprint
-    mine = [i for i in range(9) if features.rows[i]["speaker"] != "s2"]
-    seen = set()
-    stream = stage.batches(0)
-    for _ in range(12):
-        batch = next(stream)
-        assert {len(rows) for rows in batch.values()} == {2}
-        for row in range(2):
-            length, size = batch["mel_lengths"][row], batch["text_lengths"][row]
-            number = next(i for i in mine if features.lengths[i] == length)
-            seen.add(number)
-            np.testing.assert_array_equal(batch["mel"][row, :length], features.mel(number))
-            said = features.rows[number]["text"]
-            assert text.decode(batch["text_ids"][row, :size].tolist()) == said
-            spelled = batch["bytes"][row, : batch["byte_lengths"][row]]
-            assert bytes(spelled.astype(np.uint8)).decode() == said
-    assert seen == set(mine)
+    mine = {i for i in range(9) if features.rows[i]["speaker"] != "s2"}
+    batches = [next(stage.batches(2 * number)) for number in range(4)]
+    lengths = {int(length) for batch in batches for length in batch["mel_lengths"]}
+    assert lengths == {features.lengths[i] for i in mine}
     shapes = jax.eval_shape(stage.init, jax.random.key(0))[0]
     assert jax.tree.structure(stage.axes, is_leaf=lambda x: isinstance(x, tuple)) == (
         jax.tree.structure(shapes)
     )
+
+
+@pytest.mark.parametrize("kinds", [("a",), ("nothing",)])
+def test_a_speech_decoder_trains_on_the_chosen_clips_with_codes(kinds, corpus):
+    features, folder = Features(corpus / "features"), corpus / "codes"
+    codes = [{**row, "codes": [1, 2, 3, 4, 5][: int(row["id"])]} for row in features.rows]
+    artifacts.write_jsonl(folder / "codes.jsonl", codes)
+    extra = {"tokenizer": "t", "frame_rate_hz": 12.5, "codebook_size": 7}
+    made = {"inputs": {}, "config": {}, "files": ["codes.jsonl"], "extra": extra}
+    artifacts.write_manifest(folder, "codes", **made)
+    data = ClipsData(str(features.folder), codes=str(folder), kinds=kinds)
+    training_config = MICRO.speech_decoder_training.config(seed=0)
+    given = SpeechDecoderExperiment(data, MICRO.speech_decoder, training_config)
+    if kinds == ("nothing",):
+        with pytest.raises(UserError, match="no clips to train on"):
+            stages.speech_decoder(given)
+        return
+    resolved, stage = stages.speech_decoder(given)
+    heard = np.concatenate([features.mel(i) for i in (2, 4, 6, 8)])
+    found = (resolved.model.codebook_size, resolved.model.num_voices)
+    assert found == (7, 3) and stage.identity["tokenizer"] == "t"
+    moments = (resolved.model.mel_mean, resolved.model.mel_std)
+    np.testing.assert_allclose(moments, (heard.mean(), heard.std()), rtol=1e-6)
+    lengths = next(stage.batches(0))["code_lengths"]
+    assert set(lengths.tolist()) == {2, 4, 5}

@@ -16,7 +16,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import EXPERIMENTS, experiment_from_json
-from speechlm_jax.experiment.processes import Run
+from speechlm_jax.experiment.processes import KIND, Run
 from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.nn.transformer import ExecutionConfig
 from speechlm_jax.train import checkpoint_folder, checkpoints
@@ -78,6 +78,18 @@ def test_how_a_stack_is_computed_is_read_where_it_was(old):
     assert data["model"]["transformer"]["remat"] == "full"
     execution = experiment_from_json(data, "tuned").model.transformer.execution  # type: ignore
     assert execution == ExecutionConfig("blockwise", "full", saved=("qkv",), unroll=2)
+
+
+def test_a_field_that_was_renamed_is_read_and_an_override_is_told_its_name(old):
+    data = json.loads((old / "configs.json").read_text())["speech_tokenizer"]
+    assert data["model"]["late_layers"] == 1
+    found = experiment_from_json(data, "speech_tokenizer")
+    assert found.model.post_vq_layers == 1  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"model\.late_layers: is now model\.post_vq_layers$"):
+        configs.override(found, ["model.late_layers=1"])
+    run = Run("tokenizer", found, old / "tokenizer", {"features": "f"})
+    artifacts.write_manifest(run.workdir, KIND, inputs=run.inputs, config=data)
+    assert run.is_done
 
 
 @pytest.mark.parametrize(

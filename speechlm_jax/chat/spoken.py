@@ -6,13 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from speechlm_jax.arrays import Float, Integer, ndarray
-from speechlm_jax.audio.griffin_lim import mel_to_wav
 from speechlm_jax.audio.mel import WHISPER, MelConfig, wav_to_mel
 from speechlm_jax.chat.dialogue import Chat, Mode
 from speechlm_jax.errors import UserError
 
 MelToCodes = Callable[[Float[ndarray, "mel_frames mels"]], Integer[ndarray, " frames"]]
-CodesToMel = Callable[[Integer[ndarray, " frames"]], Float[ndarray, "mel_frames mels"]]
+CodesToWav = Callable[[Integer[ndarray, " frames"]], Float[ndarray, " samples"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ def wav_to_reply(
     *,
     mel_to_codes: MelToCodes,
     chat: Chat,
-    codes_to_mel: CodesToMel,
+    codes_to_wav: CodesToWav,
     mode: Mode = "text_guided",
     mel: MelConfig = WHISPER,
     seed: int = 0,
@@ -37,8 +36,8 @@ def wav_to_reply(
     """Answers a spoken question (GLM-4-Voice report, figure 1: tokenizer, model, decoder).
 
     Args:
-      wav: float32 in [-1, 1] at `mel.sample_rate`; the reply has the same rate.
-      mel_to_codes, codes_to_mel: the speech tokenizer and the speech decoder, for one clip.
+      wav: float32 in [-1, 1] at `mel.sample_rate`; the reply has the rate of `codes_to_wav`.
+      mel_to_codes, codes_to_wav: the speech tokenizer and the speech decoder, for one clip.
 
     Raises:
       UserError: the question is too short for a single code.
@@ -51,6 +50,4 @@ def wav_to_reply(
     reply = chat.reply([heard], mode=mode, seed=seed)[0]
     if not len(reply.codes):
         return SpokenReply(reply.text, reply.codes, np.zeros(0, np.float32))
-    return SpokenReply(
-        reply.text, reply.codes, mel_to_wav(codes_to_mel(reply.codes), mel, seed=seed)
-    )
+    return SpokenReply(reply.text, reply.codes, codes_to_wav(reply.codes))

@@ -29,8 +29,7 @@ from speechlm_jax.convert.safetensors_folder import (
 )
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.adapters import merge_adapters
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
 # What parameters are read from: a folder, or one whose vocabulary was extended.
 Source: TypeAlias = Folder | Extended

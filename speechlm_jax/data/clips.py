@@ -94,16 +94,3 @@ def clip_batches(
             number += 1
 
     return batches
-
-
-def pad_rows(
-    rows: Sequence[np.ndarray], size: int, dtype: type = np.int32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads rows with zeros to `size` (longer ones are an error); returns (array, lengths)."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    if lengths.size and lengths.max() > size:
-        raise ValueError(f"a row of {lengths.max()} does not fit {size}")
-    padded = np.zeros((len(rows), size, *np.shape(rows[0])[1:]), dtype)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded, lengths

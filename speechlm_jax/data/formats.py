@@ -11,7 +11,8 @@ everywhere), not the markers between them; these are ours.
     interleaved   text begin_of_speech codes end_of_speech text ... eos
     dialogue      user segments assistant | segments eos     (any number of turns before `|`)
 
-What stands before `|` is `inputs` (no loss), what comes after is `targets`.
+What stands before `|` is `inputs` (no loss), what comes after is `targets`. Prompts (`prompt`,
+`dialogue_prompt`, `voiced_tts_prompt`) are beginnings of these.
 
 Segments whose codes tell what was "said" hold their text as it is written, white space included,
 and nothing is added to it. In those without (earlier versions; codes made elsewhere) a blank is
@@ -24,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.arrays import Int, Integer, ndarray
 from speechlm_jax.data.packing import Document
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.vocab import Vocab
+from speechlm_jax.vocab import Modality, Vocab
 
-Codes = Sequence[int] | Int[ndarray, " frames"]
+Codes = Sequence[int] | Integer[ndarray, " frames"]
 VERSION = 1  # of this file's rules: shards of another version are prepared anew
 
 
@@ -94,7 +95,7 @@ class Writer:
         return _example(self.dialogue_prompt(turns[:-1]), [*reply, self.vocab["eos"]])
 
     def dialogue_prompt(self, turns: Iterable[Mapping[str, Any]]) -> list[int]:
-        """What an assistant reads before it replies."""
+        """The beginning of a dialogue, up to the assistant's reply."""
         ids: list[int] = []
         for turn in turns:
             ids += [self.vocab[turn["role"]], *self.segments(turn["segments"])]
@@ -116,6 +117,33 @@ class Writer:
         """Codes between their markers; ValueError if one is outside the codebook."""
         ids = self.vocab.codes_to_ids(np.asarray(codes, np.int32))
         return [self.vocab["begin_of_speech"], *ids.tolist(), self.vocab["end_of_speech"]]
+
+    def prompt(self, part: str | Codes, *, then: Modality) -> list[int]:
+        """The beginning of an interleaved document: text, or codes, that goes on in `then`.
+
+        A change of modality is marked, its absence is not: speech that goes on stays in its span.
+        """
+        if isinstance(part, str):
+            opening = [self.vocab["begin_of_speech"]] if then == "speech" else []
+            return [*self.tokenizer.encode(part), *opening]
+        ids = self.spoken(part)
+        return ids if then == "text" else ids[:-1]
+
+    def continuation(self, part: str | Codes) -> list[int]:
+        """Ids that follow such a prompt: of text, or of codes without their markers."""
+        if isinstance(part, str):
+            return self.tokenizer.encode(part, continues=True)
+        return self.spoken(part)[1:-1]
+
+    def voiced_tts_prompt(self, text: str, speaker: str) -> list[int]:
+        """The beginning of `voiced_tts`, up to the codes."""
+        inputs = self.voiced_tts((), text, speaker).inputs
+        return [*inputs.tolist(), self.vocab["begin_of_speech"]]
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Text of those ids that are text; the others are left out."""
+        every = np.asarray(ids, np.int64)
+        return self.tokenizer.decode(every[self.vocab.is_text(every)].tolist())
 
     def ids_to_text(self, ids: Int[ndarray, " length"] | Sequence[int]) -> str:
         """Ids of both modalities as readable text: `anna <begin_of_speech><17><3>...`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from speechlm_jax.evals.text_norm import to_words
+from speechlm_jax.data.text_norm import to_words
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from speechlm_jax.evals.formats import Codes, Formats
+from speechlm_jax.data.formats import Codes, Writer
+from speechlm_jax.data.text_norm import to_words
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.likelihood import Choice, LengthRule, Score, choose
-from speechlm_jax.evals.text_norm import to_words
 from speechlm_jax.nn.inference import GenerateRequest
 from speechlm_jax.vocab import Modality
 
@@ -71,27 +71,27 @@ def answer_in_text(
     *,
     asked_in: Modality,
     generate: Generate,
-    formats: Formats,
+    writer: Writer,
     max_new: int = 8,
 ) -> list[Item]:
     """S->T (`asked_in="speech"`) or T->T: the lead is given in text, the model goes on in text.
 
     `generate` is greedy; `max_new` ids must hold the longest value.
     """
-    allowed = formats.vocab.allowed("text", specials=("eos",))
+    allowed = writer.vocab.allowed("text", specials=("eos",))
     replies = generate(
         [
             GenerateRequest(
-                prompt=_text_prompt(question, asked_in, formats),
+                prompt=_text_prompt(question, asked_in, writer),
                 allowed=allowed,
-                stops=(formats.vocab["eos"],),
+                stops=(writer.vocab["eos"],),
                 max_new=max_new,
             )
             for question in questions
         ]
     )
     return [
-        _answer_item(figure, question, formats.ids_to_text(reply))
+        _answer_item(figure, question, writer.decode_text(reply))
         for question, reply in zip(questions, replies, strict=True)
     ]
 
@@ -102,27 +102,27 @@ def answer_in_speech(
     *,
     generate: Generate,
     read_codes: ReadCodes,
-    formats: Formats,
+    writer: Writer,
     max_new: int,
 ) -> list[Item]:
     """S->S: the model goes on in speech after the spoken question; what it says is read back.
 
     `max_new` codes must hold lead and value at the slowest rate of speech.
     """
-    allowed = formats.vocab.allowed("speech", specials=("end_of_speech",))
+    allowed = writer.vocab.allowed("speech", specials=("end_of_speech",))
     replies = generate(
         [
             GenerateRequest(
-                prompt=formats.prompt(question.codes, then="speech"),
+                prompt=writer.prompt(question.codes, then="speech"),
                 allowed=allowed,
-                stops=(formats.vocab["end_of_speech"],),
+                stops=(writer.vocab["end_of_speech"],),
                 max_new=max_new,
                 seed=number,
             )
             for number, question in enumerate(questions)
         ]
     )
-    said = [formats.vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
+    said = [writer.vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
     read = read_codes(said)
     return [
         _answer_item(figure, question, reply)
@@ -136,14 +136,14 @@ def choose_in_text(
     *,
     asked_in: Modality,
     score: Score,
-    formats: Formats,
+    writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
     """The likeliest of all values after the question and the lead, in text."""
     choices = [
         Choice(
-            prompt=_text_prompt(question, asked_in, formats),
-            continuations=tuple(formats.continuation(value) for value in question.values),
+            prompt=_text_prompt(question, asked_in, writer),
+            continuations=tuple(writer.continuation(value) for value in question.values),
         )
         for question in questions
     ]
@@ -155,14 +155,14 @@ def choose_in_speech(
     questions: Sequence[Question],
     *,
     score: Score,
-    formats: Formats,
+    writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
     """The likeliest of `spoken_answers` after the spoken question."""
     choices = [
         Choice(
-            prompt=formats.prompt(question.codes, then="speech"),
-            continuations=tuple(formats.continuation(codes) for codes in question.spoken_answers),
+            prompt=writer.prompt(question.codes, then="speech"),
+            continuations=tuple(writer.continuation(codes) for codes in question.spoken_answers),
         )
         for question in questions
     ]
@@ -191,9 +191,9 @@ def named_value(question: Question, reply: str) -> str | None:
     return min(named, key=lambda value: (places[value], -len(value)), default=None)
 
 
-def _text_prompt(question: Question, asked_in: Modality, formats: Formats) -> list[int]:
+def _text_prompt(question: Question, asked_in: Modality, writer: Writer) -> list[int]:
     part = question.text if asked_in == "text" else question.codes
-    return [*formats.prompt(part, then="text"), *formats.text(question.lead)]
+    return [*writer.prompt(part, then="text"), *writer.continuation(question.lead)]
 
 
 def _choice_items(

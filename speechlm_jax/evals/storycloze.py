@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from speechlm_jax.evals.formats import Codes, Formats
+from speechlm_jax.data.formats import Codes, Writer
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.likelihood import Choice, LengthRule, Score, choose
 
@@ -51,11 +51,11 @@ def story_items(
     *,
     direction: Direction,
     score: Score,
-    formats: Formats,
+    writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
     """One item a story: 1 if the right ending is likelier, half for a tie; chance is 50%."""
-    choices = [_choice(story, direction, formats) for story in stories]
+    choices = [_choice(story, direction, writer) for story in stories]
     return [
         _item(figure, story, best=chosen.best, credit=chosen.credit(0))
         for story, chosen in zip(
@@ -64,13 +64,13 @@ def story_items(
     ]
 
 
-def _choice(story: Story, direction: Direction, formats: Formats) -> Choice:
+def _choice(story: Story, direction: Direction, writer: Writer) -> Choice:
     spoken_beginning, spoken_ending = direction[0] == "s", direction[2] == "s"
     beginning = story.beginning.codes if spoken_beginning else story.beginning.text
     return Choice(
-        prompt=formats.prompt(beginning, then="speech" if spoken_ending else "text"),
+        prompt=writer.prompt(beginning, then="speech" if spoken_ending else "text"),
         continuations=tuple(
-            formats.continuation(ending.codes if spoken_ending else ending.text)
+            writer.continuation(ending.codes if spoken_ending else ending.text)
             for ending in (story.right, story.wrong)
         ),
     )

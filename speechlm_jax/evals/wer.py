@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import jiwer
 
+from speechlm_jax.data.text_norm import normalize, to_words
 from speechlm_jax.evals.items import Item
-from speechlm_jax.evals.text_norm import normalize, to_words
 
 
 @dataclasses.dataclass(frozen=True)

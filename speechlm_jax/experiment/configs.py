@@ -16,7 +16,7 @@ from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import SpeechTokenizerLoss
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.same_run import OPERATIONAL, decisive
+from speechlm_jax.train.run_identity import OPERATIONAL, decisive
 
 ModelKind: TypeAlias = Literal["lm", "text_to_token"]
 # Where data lies says nothing about what it is: stages carry the fingerprints of what they read.

@@ -22,7 +22,7 @@ from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.state import TrainState
@@ -41,10 +41,10 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
 def load_reader(
     run: str | Path, *, batch_size: int = 64
-) -> tuple[Reader, SpeechTokenizerExperiment, str]:
+) -> tuple[Transcriber, SpeechTokenizerExperiment, str]:
     """A trained speech tokenizer, its experiment, and its fingerprint."""
     weights, experiment = _load(run, SpeechTokenizerExperiment)
-    reader = Reader(experiment.model, weights.params, weights.variables, batch_size=batch_size)
+    reader = Transcriber(experiment.model, weights.params, weights.variables, batch_size=batch_size)
     return reader, experiment, weights_fingerprint(weights)
 
 

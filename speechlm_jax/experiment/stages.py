@@ -1,19 +1,16 @@
 """Experiment -> (the experiment with every field resolved, the stage that the loop trains)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechlm_jax import artifacts
-from speechlm_jax.audio.augment import AugmentConfig, Augmenter, Varied
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
-from speechlm_jax.data.clips import BucketedClips, clip_batches, pad_rows
+from speechlm_jax.data.clips import BucketedClips, clip_batches
 from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
 from speechlm_jax.data.rows import RowShards
@@ -30,7 +27,9 @@ from speechlm_jax.experiment.configs import (
 from speechlm_jax.lm import stage as lm_stage
 from speechlm_jax.sharding import make_mesh, row_part
 from speechlm_jax.speech_decoder import stage as decoder_stage
+from speechlm_jax.speech_decoder.batches import CodedClips
 from speechlm_jax.speech_tokenizer import stage as tokenizer_stage
+from speechlm_jax.speech_tokenizer.batches import TranscribedClips
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token import stage as text_to_token_stage
 from speechlm_jax.train.held_out import HeldOutRows, held_out
@@ -54,16 +53,6 @@ def _chosen(data: ClipsData, features: Features) -> list[int]:
     ]
 
 
-def _clip_to_row(
-    config: AugmentConfig | None, features: Features, chosen: list[int]
-) -> Callable[..., Varied]:
-    """What turns a chosen clip into a row; without a config, the clip as it is."""
-    if config is None:
-        return lambda number, *, row, limit: Varied((number,), features.mel(chosen[number]))
-    speakers = [features.rows[i]["speaker"] for i in chosen]
-    return Augmenter(config, features.mel_config, lambda n: features.mel(chosen[n]), speakers)
-
-
 def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerExperiment, Stage]:
     """A speech tokenizer on clips and their transcripts."""
     data = given.data
@@ -71,39 +60,12 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
     text = TextTokenizer.load(data.text_vocab)
     model = dataclasses.replace(given.model, text_size=given.model.text_size or text.size)
     resolved = dataclasses.replace(given, model=model)
-    chosen = _chosen(data, features)
-    ids = [np.array(text.encode(features.rows[i]["text"]), np.int32) for i in chosen]
-    raw = [features.rows[i]["text"].encode() for i in chosen]
-    lengths = features.lengths
-    clips = BucketedClips([lengths[i] for i in chosen], data.buckets)
-    vary = _clip_to_row(data.augment, features, chosen)
-    joined = data.augment.max_joined if data.augment else 1
-    most_ids, most_bytes = joined * max(map(len, ids)), joined * (max(map(len, raw)) + 1) - 1
-
-    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        varied = [
-            vary(int(n), row=int(row), limit=edge) for n, row in zip(numbers, rows, strict=True)
-        ]
-        said = [np.concatenate([ids[n] for n in v.numbers]) for v in varied]
-        written = [b" ".join(raw[n] for n in v.numbers) for v in varied]
-        mel, mel_lengths = pad_rows([v.mel for v in varied], edge, np.float32)
-        text_ids, text_lengths = pad_rows(said, most_ids)
-        spelled, byte_lengths = pad_rows(
-            [np.frombuffer(line, np.uint8) for line in written], most_bytes
-        )
-        return {
-            "mel": mel,
-            "mel_lengths": mel_lengths,
-            "text_ids": text_ids,
-            "text_lengths": text_lengths,
-            "bytes": spelled,
-            "byte_lengths": byte_lengths,
-        }
-
+    clips = TranscribedClips(features, _chosen(data, features), text, augment=data.augment)
+    stream = BucketedClips(clips.lengths, data.buckets)
     stage = tokenizer_stage.make_stage(
         model,
         resolved.loss,
-        clip_batches(clips, collate, **_hosts(given)),
+        clip_batches(stream, clips.collate, **_hosts(given)),
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
     described = {"features": _described(features), "text": {"ids": text.size}}
@@ -209,34 +171,20 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
     features = Features(data.features)
     codes_manifest = artifacts.read_manifest(data.codes)
     rows = {row["id"]: row for row in artifacts.read_jsonl(Path(data.codes) / "codes.jsonl")}
-    chosen = [i for i in _chosen(data, features) if rows[features.rows[i]["id"]]["codes"]]
-    voices = sorted({features.rows[i]["speaker"] for i in chosen})
     per_code = given.model.mel_frames_per_code
-    codes = [np.array(rows[features.rows[i]["id"]]["codes"], np.int32) for i in chosen]
-    speakers = [1 + voices.index(features.rows[i]["speaker"]) for i in chosen]
-    sample = np.concatenate([features.mel(i) for i in chosen[:500]])
+    clips = CodedClips(features, _chosen(data, features), rows, mel_frames_per_code=per_code)
+    stream = BucketedClips(clips.lengths, data.buckets)
+    mean, deviation = clips.mel_moments()
     model = dataclasses.replace(
         given.model,
         codebook_size=codes_manifest.extra["codebook_size"],
-        num_voices=len(voices),
-        mel_mean=float(sample.mean()),
-        mel_std=float(sample.std()),
+        num_voices=len(clips.voices),
+        mel_mean=mean,
+        mel_std=deviation,
     )
-    clips = BucketedClips([len(row) * per_code for row in codes], data.buckets)
-
-    def collate(edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        padded, lengths = pad_rows([codes[n] for n in numbers], edge // per_code)
-        mels = [features.mel(chosen[n])[: len(codes[n]) * per_code] for n in numbers]
-        return {
-            "mel": pad_rows(mels, edge, np.float32)[0],
-            "codes": padded,
-            "code_lengths": lengths,
-            "voices": np.array([speakers[n] for n in numbers], np.int32),
-        }
-
     stage = decoder_stage.make_stage(
         model,
-        clip_batches(clips, collate, **_hosts(given)),
+        clip_batches(stream, clips.collate, **_hosts(given)),
         identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
     )
     stage = dataclasses.replace(stage, described={"features": _described(features)})

@@ -20,7 +20,7 @@ def ids_to_logits(
     vocabulary).
 
     Args:
-      model: `nn.inference.functional(config)`; `params`: its parameters.
+      model: `nn.language_model.functional(config)`; `params`: its parameters.
       layout: where ids stand in packed rows; None reads each row as one whole document.
     """
     if layout is None:

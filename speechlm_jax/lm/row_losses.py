@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 from speechlm_jax.train.work import Measure, packed_work
 from speechlm_jax.vocab import Vocab

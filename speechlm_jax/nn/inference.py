@@ -11,13 +11,8 @@ import numpy as np
 from speechlm_jax.arrays import Array, Bool, PyTree, ndarray
 from speechlm_jax.nn import decode
 from speechlm_jax.nn.decode import GREEDY, Generated, Sampling
-from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig
-from speechlm_jax.nn.param import Functional
-
-
-def functional(config: LanguageModelConfig) -> Functional:
-    """The language model as functions of its parameters."""
-    return Functional(lambda rngs: LanguageModel(config, rngs=rngs))
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
+from speechlm_jax.padding import round_up, run_in_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +36,7 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """How likely is `continuation` after `prompt`?"""
+    """Give the log-probability of `continuation` after `prompt`."""
 
     prompt: Sequence[int]
     continuation: Sequence[int]
@@ -153,23 +148,12 @@ class Inference:
     def _batched(
         self, requests: Sequence, *, prompts: list[list[int]], alike: list[tuple], run: Callable
     ) -> list:
-        """Runs `run(requests, ids, lengths)` over full padded batches of like requests."""
-
-        def padded(i: int) -> int:
-            return -(-len(prompts[i]) // self._multiple) * self._multiple
-
-        order = sorted(range(len(requests)), key=lambda i: (alike[i], padded(i)))
-        answers: list = [None] * len(requests)
-        while order:
-            kind = (alike[order[0]], padded(order[0]))
-            chosen = [i for i in order[: self._batch_size] if (alike[i], padded(i)) == kind]
-            order = order[len(chosen) :]
-            filled = (chosen * self._batch_size)[: self._batch_size]
-            ids = np.zeros((self._batch_size, kind[1]), np.int32)
-            for row, i in zip(ids, filled, strict=True):
-                row[: len(prompts[i])] = prompts[i]
-            lengths = np.array([len(prompts[i]) for i in filled], np.int32)
-            made = run([requests[i] for i in filled], ids, lengths)
-            for i, answer in zip(chosen, made, strict=False):
-                answers[i] = answer
-        return answers
+        """Runs `run(requests, ids, lengths)` over batches of like requests of one padded size."""
+        sizes = [round_up(len(prompt), self._multiple) for prompt in prompts]
+        return run_in_batches(
+            prompts,
+            lambda numbers, ids, lengths: run([requests[i] for i in numbers], ids, lengths),
+            batch_size=self._batch_size,
+            multiple=self._multiple,
+            kinds=list(zip(alike, sizes, strict=True)),
+        )

@@ -89,7 +89,7 @@ class LanguageModel(nnx.Module):
         return self.logits(self.transformer(self.embed(ids), layout))
 
     def packed_loss(self, batch: Mapping[str, Array], *, z_weight: float = 0.0) -> PackedLoss:
-        """What it loses on packed rows: `ids`, `segments`, `positions`, `loss_mask`."""
+        """The loss on packed rows: `ids`, `segments`, `positions`, `loss_mask`."""
         hidden = self.hidden(batch["ids"], Layout(batch["segments"], batch["positions"]))
         return packed_loss(hidden, self.head_kernel, batch, z_weight=z_weight)
 
@@ -98,3 +98,8 @@ class LanguageModel(nnx.Module):
     ) -> tuple[Float[Array, "batch new embed"], Cache]:
         """Hidden states of the next positions after a cache; `logits` turns them into logits."""
         return self.transformer.extend(self.embed(ids), layout, cache)
+
+
+def functional(config: LanguageModelConfig) -> param.Functional:
+    """The language model as functions of its parameters."""
+    return param.Functional(lambda rngs: LanguageModel(config, rngs=rngs))

@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from speechlm_jax.arrays import Array, Int, PyTree
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn import attention
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import Cache
 from speechlm_jax.planner.answer import answer, held_bytes
 from speechlm_jax.planner.compile import Compiled, compile_program, devices

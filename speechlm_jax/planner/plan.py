@@ -18,7 +18,7 @@ from speechlm_jax.planner.slices import Slices
 from speechlm_jax.sharding import batch_sharding, make_mesh, row_shards
 from speechlm_jax.train.program import Program, make_program
 from speechlm_jax.train.stage import Stage
-from speechlm_jax.train.work import Work
+from speechlm_jax.train.work import FlopCount
 
 FIELDS = {"ids": np.int32, "segments": np.int32, "positions": np.int32, "loss_mask": np.float32}
 SECONDS_A_DAY = 86_400
@@ -50,7 +50,7 @@ class Plan:
     compiled: Compiled
     evaluation: Compiled
     parts: dict[str, int]
-    work: Work
+    work: FlopCount
     flops: float
     bounds: Bounds
     budget: int

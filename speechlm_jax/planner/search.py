@@ -39,7 +39,7 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Candidate:
     """A mesh and a remat policy; the number of microbatches is open.
 
     Attributes:
@@ -113,31 +113,33 @@ def search(
     Args:
       experiment: its model with the size of its vocabulary.
       planner: `plan_training` for these slices and this length.
-      report: called with ways done, all ways, and what is compiled now.
+      report: called with candidates done, all candidates, and what is compiled now.
 
     Raises:
       UserError: the config as it is does not divide over its mesh.
     """
     check(experiment, slices)
-    found = sorted(ways(experiment, slices, length=length), key=lambda way: way.seconds_floor)
+    found = sorted(candidates(experiment, slices, length=length), key=lambda one: one.seconds_floor)
     tried: list[Tried] = []
-    for number, way in enumerate(found):
+    for number, candidate in enumerate(found):
         good = best(tried)
-        if good is not None and good.seconds_per_token <= way.seconds_floor * (1 + ROUNDING):
+        if good is not None and good.seconds_per_token <= candidate.seconds_floor * (1 + ROUNDING):
             break
-        if _kept_bytes(way.experiment, length) > slices.chip.hbm_bytes:
+        if _kept_bytes(candidate.experiment, length) > slices.chip.hbm_bytes:
             continue
 
-        def compiled(microbatches: int, way: Way = way, number: int = number) -> Plan:
+        def compiled(
+            microbatches: int, candidate: Candidate = candidate, number: int = number
+        ) -> Plan:
             more = f"train.num_microbatches={microbatches}"
-            report(number, len(found), " ".join([*way.overrides, more]))
-            plan = planner(configs.override(way.experiment, [more]))
-            tried.append(Tried((*way.overrides, more), plan))
+            report(number, len(found), " ".join([*candidate.overrides, more]))
+            plan = planner(configs.override(candidate.experiment, [more]))
+            tried.append(Tried((*candidate.overrides, more), plan))
             return plan
 
         # what only the kernels know not to divide shows when they are lowered, before compiling
         with contextlib.suppress(UserError):
-            _climb(compiled, way.microbatches(), rows=lambda n: 1 / n)
+            _climb(compiled, candidate.microbatches(), rows=lambda n: 1 / n)
     report(len(found), len(found), "")
     return tried
 
@@ -153,7 +155,9 @@ def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planne
     return _climb(compiled, range(1, MOST_ROWS + 1), rows=float)
 
 
-def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) -> Iterator[Way]:
+def candidates(
+    experiment: LanguageModelExperiment, slices: Slices, *, length: int
+) -> Iterator[Candidate]:
     """Every mesh that the model divides over, with every remat; the simplest mesh first."""
     stage, chips = make_stage(experiment), devices(slices)
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0)))[0]
@@ -170,15 +174,15 @@ def ways(experiment: LanguageModelExperiment, slices: Slices, *, length: int) ->
         except UserError:
             continue  # does not divide
         for remat, saved in REMATS:
-            way = (
+            overrides = (
                 *on,
                 f"model.transformer.execution.remat={remat}",
                 f"model.transformer.execution.saved={json.dumps(saved)}",
             )
-            made = configs.override(experiment, way)
+            made = configs.override(experiment, overrides)
             needed = flops + recomputed(made.model.transformer, length)
             peak = slices.chips * slices.chip.peak_flops
-            yield Way(made, way, row_shards(mesh), needed / peak)
+            yield Candidate(made, overrides, row_shards(mesh), needed / peak)
 
 
 def _climb(

@@ -12,7 +12,6 @@ from speechlm_jax import artifacts
 from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.chat.dialogue import Chat
-from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item, write_items
 from speechlm_jax.evals.suites import (
     chat,
@@ -88,9 +87,8 @@ def lm_items(
     q: Models, checkpoint: Path, arm: str, *, spoken: EvaluationClips, seed: int
 ) -> list[Item]:
     """Every figure of a language model of a world's run, under the name `arm`."""
-    formats = Formats(q.vocab, q.text)
     return language_model.lm_items(
-        arm, spoken, q.language_model(checkpoint), formats, q.read, seed=seed
+        arm, spoken, q.language_model(checkpoint), q.writer, q.read, seed=seed
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Integer, ndarray
 from speechlm_jax.data.formats import Writer
-from speechlm_jax.evals.text_norm import word_to_said
+from speechlm_jax.data.text_norm import word_to_said
 from speechlm_jax.experiment.runs import load_inference, load_reader, load_speech_decoder
 from speechlm_jax.interleave.build import SpanRequest
 from speechlm_jax.nn.inference import Inference
@@ -19,7 +19,7 @@ from speechlm_jax.quickstart import data
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.encode_corpus import identity
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig, TextToToken
 from speechlm_jax.vocab import Vocab
@@ -48,7 +48,7 @@ class Models:
         return TextTokenizer.load(self.folders.text_model)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> Transcriber:
         """The speech tokenizer."""
         return self._reader[0]
 
@@ -128,7 +128,7 @@ class Models:
         return artifacts.read_manifest(folder).fingerprint
 
     @cached_property
-    def _reader(self) -> tuple[Reader, str]:
+    def _reader(self) -> tuple[Transcriber, str]:
         size = self.clip_batch_size
         reader, _, fingerprint = load_reader(self.folders.tokenizer, batch_size=size)
         return reader, fingerprint

@@ -2,7 +2,7 @@
 
 A tenth of the recordings is held out: whole speakers where there are enough, so that the figures
 tell of voices that were not heard in training, else clips. Transcripts and text are written alike
-(`evals.text_norm`), so that they share one vocabulary whatever their capitals.
+(`data.text_norm`), so that they share one vocabulary whatever their capitals.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from speechlm_jax import artifacts
 from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.recordings import BAD, CLIPS, NO_WORDS, Clips, audio_path, read_clips
 from speechlm_jax.data.clips import BucketConfig
+from speechlm_jax.data.content import has_words
+from speechlm_jax.data.text_norm import normalize
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.interleave.build import DOCUMENTS
 from speechlm_jax.quickstart import data, making
 from speechlm_jax.quickstart.folders import Folders
@@ -261,8 +262,8 @@ def _normalised(clips: Clips) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     """Rows with normalised texts, and those whose text has no words."""
     rows, bad = [], []
     for row in clips.rows:
-        if text := normalize(row["text"]):
-            rows.append({**row, "text": text})
+        if has_words(row["text"]):
+            rows.append({**row, "text": normalize(row["text"])})
         else:
             bad.append({**row, "reason": f"{row['audio']}: {NO_WORDS}"})
     return rows, bad

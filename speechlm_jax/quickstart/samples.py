@@ -9,11 +9,8 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Integer, ndarray
-from speechlm_jax.audio.griffin_lim import mel_to_wav
-from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.wav import read_wav, write_wav
 from speechlm_jax.chat.dialogue import Chat
-from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.spoken_qa import Question, answer_in_text
 from speechlm_jax.evals.suites.language_model import MAX_ANSWER_CODES
 from speechlm_jax.nn.inference import GenerateRequest, Inference
@@ -91,7 +88,7 @@ def _duel(q: Quickstart) -> list[Sample]:
         inference = q.language_model(getattr(q.folders, f"lm_{arm}"))
         (written,) = answer_in_text(
             "", [question], asked_in="speech", generate=inference.generate,
-            formats=Formats(q.vocab, q.text),
+            writer=q.writer,
         )  # fmt: skip
         title = f"{arm}: writes “{written.hypothesis}”, says"
         (codes,) = _spoken_replies(q, inference, [question])
@@ -120,11 +117,10 @@ def _spoken_replies(
     q: Quickstart, inference: Inference, asked: Sequence[Question]
 ) -> list[Integer[ndarray, " _frames"]]:
     """Codes of the replies to spoken questions."""
-    formats = Formats(q.vocab, q.text)
     replies = inference.generate(
         [
             GenerateRequest(
-                prompt=formats.prompt(question.codes, then="speech"),
+                prompt=q.writer.prompt(question.codes, then="speech"),
                 allowed=q.vocab.allowed("speech", specials=("end_of_speech",)),
                 stops=(q.vocab["end_of_speech"],),
                 max_new=MAX_ANSWER_CODES,
@@ -178,8 +174,8 @@ def speak(
     text: str,
 ) -> Sample:
     """Writes codes as audio."""
-    mel = q.speech_decoder.codes_to_mel([np.asarray(codes, np.int32)], seed=q.seed)[0]
+    wav = q.speech_decoder.codes_to_wav([np.asarray(codes, np.int32)], seed=q.seed)[0]
     slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
     file = f"{slug}.wav"
-    write_wav(q.folders.audio / file, mel_to_wav(mel, MelConfig(), seed=q.seed))
+    write_wav(q.folders.audio / file, wav)
     return Sample(group, title, text, file)

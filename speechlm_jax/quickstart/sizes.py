@@ -157,7 +157,7 @@ MICRO = dataclasses.replace(
             layers=1, embed=32, heads=2, mlp=64, latent_dim=16, rope_theta=10_000.0
         ),
         quantizer=QuantizerConfig(codebook_size=256, codebook_dim=16, start_step=4),
-        late_layers=1,
+        post_vq_layers=1,
         decoder_layers=1,
     ),
     tokenizer_training=TrainingSize(steps=12, batch_size=8),

@@ -116,7 +116,7 @@ class Flow(nnx.Module):
         lengths: Int[Array, " batch"],
         voices: Int[Array, " batch"],
     ) -> Float[Array, "batch patches embed"]:
-        """What the estimator knows of the speech: encoded codes at patch rate, and the voice."""
+        """Input of the estimator: encoded codes at patch rate, plus the voice."""
         x = self.encoder(self.codes[...][codes], whole(lengths, codes.shape[1]))
         x = self.code_in(self.encoder_norm(x))
         x = x.reshape(x.shape[0], -1, self.config.embed)

@@ -27,7 +27,7 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
 ) -> Stage:
-    """What the loop needs to train a flow.
+    """The stage that trains a flow.
 
     Batches hold `mel` [batch, mel_frames, mels], `codes` [batch, frames] with `mel_frames =
     frames * mel_frames_per_code`, `code_lengths` [batch] and `voices` [batch] in 1 .. num_voices.

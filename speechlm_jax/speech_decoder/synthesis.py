@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
+from speechlm_jax.audio.griffin_lim import mel_to_wav
+from speechlm_jax.audio.mel import WHISPER, MelConfig
+from speechlm_jax.padding import run_in_batches
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_decoder.stage import functional
 
 
 class SpeechDecoder:
-    """A trained flow that turns codes into mel frames; the vocoder turns those into samples."""
+    """A trained flow: codes to mel frames, and with Griffin-Lim as the vocoder to samples."""
 
     def __init__(
         self, config: FlowConfig, params: PyTree, *, batch_size: int = 32, multiple: int = 32
@@ -58,29 +61,28 @@ class SpeechDecoder:
         less gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
         Clip i draws its noise from `seed + i` alone.
         """
-        voices = [voices] * len(codes) if isinstance(voices, int) else list(voices)
-        mels = []
-        for first in range(0, len(codes), self._batch_size):
-            rows = codes[first : first + self._batch_size]
-            longest = max(1, *map(len, rows)) if rows else 1
-            size = -(-longest // self._multiple) * self._multiple
-            batch = np.zeros((self._batch_size, size), np.int32)
-            lengths = np.zeros(self._batch_size, np.int32)
-            chosen = np.zeros(self._batch_size, np.int32)
-            for row, clip in enumerate(rows):
-                batch[row, : len(clip)] = clip
-                lengths[row] = len(clip)
-                chosen[row] = voices[first + row]
-            made = np.asarray(
-                self._solve(
-                    batch,
-                    lengths,
-                    chosen,
-                    (seed + first + np.arange(self._batch_size)).astype(np.uint32),
-                    jnp.float32(temperature),
-                    steps,
-                )
-            )
-            per_code = self.config.mel_frames_per_code
-            mels += [mel[: len(clip) * per_code] for mel, clip in zip(made, rows, strict=False)]
-        return mels
+        of_clip = np.broadcast_to(np.array(voices, np.int32), len(codes))
+
+        def run(numbers: np.ndarray, batch: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+            seeds = (seed + numbers).astype(np.uint32)
+            scale = jnp.float32(temperature)
+            return np.asarray(self._solve(batch, lengths, of_clip[numbers], seeds, scale, steps))
+
+        mels = run_in_batches(codes, run, batch_size=self._batch_size, multiple=self._multiple)
+        per_code = self.config.mel_frames_per_code
+        return [mel[: len(clip) * per_code] for mel, clip in zip(mels, codes, strict=True)]
+
+    def codes_to_wav(
+        self,
+        codes: Sequence[Int[ndarray, " _frames"]],
+        *,
+        mel: MelConfig = WHISPER,
+        voices: Sequence[int] | int = 0,
+        seed: int = 0,
+    ) -> list[Float[ndarray, " _samples"]]:
+        """Samples of each clip in [-1, 1], at the rate of `mel`: what the flow was trained on.
+
+        `voices` and `seed` are those of `codes_to_mel`; phases start from `seed` too.
+        """
+        mels = self.codes_to_mel(codes, voices=voices, seed=seed)
+        return [mel_to_wav(one, mel, seed=seed) for one in mels]

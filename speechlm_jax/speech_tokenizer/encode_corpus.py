@@ -9,14 +9,14 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
 from speechlm_jax.jobs.commit import SHARDS, clear
 from speechlm_jax.jobs.shards import iter_shards, total
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 
 KIND = "codes"
 CODES = "codes.jsonl"
 CLIPS_PER_CALL = 512  # and shard: a crash loses the seconds that this many take
 
 
-def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
+def identity(reader: Transcriber, fingerprint: str) -> dict[str, Any]:
     """What a codes folder says of its codes: whose they are, their rate and their range."""
     return {
         "tokenizer": fingerprint,
@@ -27,7 +27,7 @@ def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
 
 def features_to_codes(
     features: Features,
-    reader: Reader,
+    reader: Transcriber,
     out: str | Path,
     *,
     tokenizer: str,

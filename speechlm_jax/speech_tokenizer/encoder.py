@@ -85,7 +85,7 @@ class EncoderConfig:
 
 
 class Carry(NamedTuple):
-    """What a stream remembers: the convolutions' last inputs, and the attention's past."""
+    """State of a stream: the convolutions' last inputs, and the attention's past."""
 
     conv1: Float[Array, "batch past mels"]
     conv2: Float[Array, "batch past embed"]
@@ -119,7 +119,7 @@ class Encoder(nnx.Module):
         """States at 50 Hz of whole clips."""
         x = jax.nn.gelu(self.conv2(jax.nn.gelu(self.conv1(mel))))
         layout = whole(-(-mel_lengths // CONV_STRIDE), x.shape[1])
-        return self.norm(self.transformer(self.placed(x, layout), layout))
+        return self.norm(self.transformer(self.add_positions(x, layout), layout))
 
     def extend(
         self, mel: Float[Array, "batch block_mel_frames mels"], carry: Carry
@@ -130,11 +130,11 @@ class Encoder(nnx.Module):
         batch, new = x2.shape[:2]
         positions = jnp.broadcast_to(carry.cache.filled + jnp.arange(new), (batch, new))
         layout = Layout(jnp.ones_like(positions), positions)
-        x, cache = self.transformer.extend(self.placed(x2, layout), layout, carry.cache)
+        x, cache = self.transformer.extend(self.add_positions(x2, layout), layout, carry.cache)
         past = CONV_KERNEL - 1
         return self.norm(x), Carry(mel[:, -past:], x1[:, -past:], cache)
 
-    def placed(
+    def add_positions(
         self, x: Float[Array, "batch length embed"], layout: Layout
     ) -> Float[Array, "batch length embed"]:
         """Adds sinusoidal positions, at half weight so that they do not drown `x`."""

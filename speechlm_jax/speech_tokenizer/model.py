@@ -6,7 +6,7 @@ ids over the codes.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -33,19 +33,22 @@ class SpeechTokenizerConfig:
       text_size: ids of the transcripts' vocabulary; the CTC blank and the decoder's start and end
         follow them.
       encoder, quantizer: their configs; `latent_dim` must equal `codebook_dim`.
-      late_layers: encoder layers after the quantizer.
+      post_vq_layers: encoder layers after the quantizer.
       decoder_layers: layers of the attention decoder.
     """
+
+    # Names that fields had in older versions (see `config.from_json`).
+    MOVED: ClassVar[dict[str, str]] = {"late_layers": "post_vq_layers"}
 
     text_size: int
     encoder: EncoderConfig = EncoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
-    late_layers: int = 2
+    post_vq_layers: int = 2
     decoder_layers: int = 2
 
     def __post_init__(self) -> None:
         configs.at_least(self, 0, "text_size")
-        configs.at_least(self, 1, "late_layers", "decoder_layers")
+        configs.at_least(self, 1, "post_vq_layers", "decoder_layers")
         if self.encoder.latent_dim != self.quantizer.codebook_dim:
             raise UserError(
                 f"encoder.latent_dim: {self.encoder.latent_dim} is not quantizer.codebook_dim, "
@@ -64,7 +67,7 @@ class SpeechTokenizerConfig:
 
     @property
     def start(self) -> int:
-        """What the attention decoder reads first, and says last."""
+        """The id that the attention decoder reads first, and predicts last."""
         return self.text_size
 
     def stack(self, layers: int, *, block: int | None, cross: bool = False) -> TransformerConfig:
@@ -74,12 +77,19 @@ class SpeechTokenizerConfig:
         )
 
 
-class Heard(NamedTuple):
-    """Everything that training looks at; `ctc_*` are logits."""
+class TokenizerOutput(NamedTuple):
+    """Output of the training pass.
+
+    Attributes:
+      latents: before the lookup; `quantized`: after it.
+      frame_mask: true where a code stands for real mel frames.
+      early_ctc, ctc: logits, of bytes before pooling and of text ids over the codes.
+      memory: output of the whole encoder, which the attention decoder reads.
+    """
 
     latents: Float[Array, "batch frames codebook_dim"]
     quantized: Quantized
-    frames: Bool[Array, "batch frames"]
+    frame_mask: Bool[Array, "batch frames"]
     early_ctc: Float[Array, "batch encoder_frames bytes"]
     ctc: Float[Array, "batch frames classes"]
     memory: Float[Array, "batch frames embed"]
@@ -97,7 +107,7 @@ class SpeechTokenizer(nnx.Module):
         self.early_ctc = Linear(embed, NUM_BYTES + 1, ("embed", None), rngs=rngs, bias=True)
         self.quantizer = Quantizer(config.quantizer, rngs=rngs)
         self.unproject = Linear(config.encoder.latent_dim, embed, (None, "embed"), rngs=rngs)
-        self.late = Transformer(config.stack(config.late_layers, block=late_block), rngs=rngs)
+        self.late = Transformer(config.stack(config.post_vq_layers, block=late_block), rngs=rngs)
         self.late_norm = RMSNorm(embed)
         self.ctc = Linear(embed, classes, ("embed", "vocab"), rngs=rngs, bias=True)
         self.embedding = param.normal(rngs, (classes, embed), ("vocab", "embed"), stddev=1.0)
@@ -126,40 +136,41 @@ class SpeechTokenizer(nnx.Module):
     def memory(
         self,
         vectors: Float[Array, "batch frames codebook_dim"],
-        frames: Bool[Array, "batch frames"],
+        frame_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames embed"]:
         """The rest of the encoder, over code vectors."""
-        layout = whole(jnp.sum(frames, axis=1), vectors.shape[1])
-        x = self.encoder.placed(self.unproject(vectors), layout)
+        layout = whole(jnp.sum(frame_mask, axis=1), vectors.shape[1])
+        x = self.encoder.add_positions(self.unproject(vectors), layout)
         return self.late_norm(self.late(x, layout))
 
     def codes_to_memory(
-        self, codes: Int[Array, "batch frames"], frames: Bool[Array, "batch frames"]
+        self, codes: Int[Array, "batch frames"], frame_mask: Bool[Array, "batch frames"]
     ) -> Float[Array, "batch frames embed"]:
-        """What the reader makes of codes alone."""
-        return self.memory(self.quantizer.lookup(codes), frames)
+        """Memory for the CTC and the attention decoder, from codes alone."""
+        return self.memory(self.quantizer.lookup(codes), frame_mask)
 
-    def hear(
+    def __call__(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
-    ) -> Heard:
+    ) -> TokenizerOutput:
         """The training pass up to the attention decoder."""
         states = self.encoder.states(mel, mel_lengths)
         latents = self.encoder.latents(states)
-        frames = self.encoder.valid_frames(mel_lengths, latents.shape[1])
+        frame_mask = self.encoder.valid_frames(mel_lengths, latents.shape[1])
         quantized = self.quantizer(latents)
-        memory = self.memory(quantized.vectors, frames)
-        return Heard(latents, quantized, frames, self.early_ctc(states), self.ctc(memory), memory)
+        memory = self.memory(quantized.vectors, frame_mask)
+        early_ctc, ctc = self.early_ctc(states), self.ctc(memory)
+        return TokenizerOutput(latents, quantized, frame_mask, early_ctc, ctc, memory)
 
     def read(
         self,
         memory: Float[Array, "batch frames embed"],
-        frames: Bool[Array, "batch frames"],
+        frame_mask: Bool[Array, "batch frames"],
         ids: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
     ) -> Float[Array, "batch length classes"]:
         """Teacher-forced logits of the attention decoder; `ids` begin with `config.start`."""
         layout = whole(lengths, ids.shape[1])
-        keys = Layout(frames.astype(jnp.int32), jnp.zeros(frames.shape, jnp.int32))
+        keys = Layout(frame_mask.astype(jnp.int32), jnp.zeros(frame_mask.shape, jnp.int32))
         context = Context(memory, visible(layout, keys, None))
-        x = self.encoder.placed(self.embedding[...][ids], layout)
+        x = self.encoder.add_positions(self.embedding[...][ids], layout)
         return self.head(self.decoder_norm(self.decoder(x, layout, context)))

@@ -15,9 +15,9 @@ from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
 from speechlm_jax.speech_tokenizer.model import (
     NUM_BYTES,
-    Heard,
     SpeechTokenizer,
     SpeechTokenizerConfig,
+    TokenizerOutput,
 )
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 
@@ -55,7 +55,7 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
 ) -> Stage:
-    """What the loop needs to train a speech tokenizer.
+    """The stage that trains a speech tokenizer.
 
     Batches hold `mel` [batch, mel_frames, mels], `mel_lengths` [batch], `text_ids` [batch, length]
     and `text_lengths`, `bytes` [batch, bytes] and `byte_lengths`; a row with text length 0 is
@@ -67,29 +67,29 @@ def make_stage(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
         tokenizer = model.bind(params, variables)
-        heard = tokenizer.hear(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
+        output = tokenizer(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
         real = (batch["text_lengths"] > 0).astype(jnp.float32)
         parts = {
-            "decoder": _decoder_loss(tokenizer, heard, batch),
+            "decoder": _decoder_loss(tokenizer, output, batch),
             "ctc": ctc_loss(
-                heard.ctc,
-                jnp.sum(heard.frames, axis=1),
+                output.ctc,
+                jnp.sum(output.frame_mask, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
                 blank=config.blank,
             ),
             "early_ctc": ctc_loss(
-                heard.early_ctc,
+                output.early_ctc,
                 -(-batch["mel_lengths"] // CONV_STRIDE),
                 batch["bytes"],
                 batch["byte_lengths"],
                 blank=NUM_BYTES,
             ),
-            "commitment": _mean(heard.quantized.commitment, heard.frames),
+            "commitment": _mean(output.quantized.commitment, output.frame_mask),
         }
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         quantizer = tokenizer.quantizer.updated(
-            heard.latents, heard.quantized.codes, heard.frames & (real[:, None] > 0), key
+            output.latents, output.quantized.codes, output.frame_mask & (real[:, None] > 0), key
         )
         metrics: dict[str, Any] = {
             name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
@@ -110,7 +110,7 @@ def make_stage(
 
 
 def _decoder_loss(
-    tokenizer: SpeechTokenizer, heard: Heard, batch: Mapping[str, Array]
+    tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
 ) -> Float[Array, " batch"]:
     """Cross-entropy a text id of the attention decoder, which says `start` at the end."""
     start = tokenizer.config.start
@@ -118,20 +118,20 @@ def _decoder_loss(
     places = jnp.arange(ids.shape[1] + 1)[None]
     said = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=start)
     targets = jnp.where(places < lengths[:, None], jnp.pad(ids, ((0, 0), (0, 1))), start)
-    logits = tokenizer.read(heard.memory, heard.frames, said, lengths + 1)
+    logits = tokenizer.read(output.memory, output.frame_mask, said, lengths + 1)
     return _mean(cross_entropy(logits, targets), places <= lengths[:, None])
 
 
 def ctc_loss(
     logits: Float[Array, "batch time classes"],
-    times: Int[Array, " batch"],
+    input_lengths: Int[Array, " batch"],
     labels: Int[Array, "batch labels"],
     label_lengths: Int[Array, " batch"],
     *,
     blank: int,
 ) -> Float[Array, " batch"]:
     """CTC loss (Graves et al. 2006) of each row, divided by its number of labels."""
-    late = jnp.arange(logits.shape[1])[None] >= times[:, None]
+    late = jnp.arange(logits.shape[1])[None] >= input_lengths[:, None]
     pad = jnp.arange(labels.shape[1])[None] >= label_lengths[:, None]
     losses = optax.ctc_loss(
         logits, late.astype(jnp.float32), labels, pad.astype(jnp.float32), blank_id=blank
@@ -139,7 +139,7 @@ def ctc_loss(
     # A clip shorter than its labels has no path (equal neighbours need a blank between them): optax
     # gives about 1e5, which would drown the rest.
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & (pad[:, 1:] == 0), axis=1)
-    possible = times >= label_lengths + repeats
+    possible = input_lengths >= label_lengths + repeats
     return jnp.where(possible, losses, 0.0) / jnp.maximum(label_lengths, 1)
 
 

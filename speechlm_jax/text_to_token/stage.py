@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, PyTree
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 from speechlm_jax.vocab import Vocab
 
@@ -25,7 +24,7 @@ def make_stage(
     identity: dict[str, str] | None = None,
     z_loss: float = 0.0,
 ) -> Stage:
-    """What the loop needs to train a text-to-token model on packed rows (see `data/rows.py`).
+    """The stage that trains a text-to-token model on packed rows (see `data/rows.py`).
 
     Args:
       z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.

@@ -7,6 +7,7 @@ import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.data.formats import Writer
 from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.text import TextTokenizer
@@ -54,15 +55,9 @@ class TextToToken:
     ):
         self._inference = inference
         self._vocab = vocab
-        self._text = text_tokenizer.for_vocab(vocab)
+        self._writer = Writer(vocab, text_tokenizer)
         self._config = config
         self._allowed = vocab.allowed("speech", specials=("end_of_speech",))
-
-    def prompt(self, request: SpeechRequest) -> list[int]:
-        """What the model reads before it speaks: voice, task marker, text, begin of speech."""
-        vocab = self._vocab
-        text_ids = self._text.encode(request.text)
-        return [vocab.voice_id(request.voice), vocab["tts"], *text_ids, vocab["begin_of_speech"]]
 
     def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " _frames"]]:
         """Codes of each text; empty where what was sampled never ended or has no likely length."""
@@ -71,7 +66,7 @@ class TextToToken:
         replies = self._inference.generate(
             [
                 GenerateRequest(
-                    prompt=self.prompt(request),
+                    prompt=self._writer.voiced_tts_prompt(request.text, request.voice),
                     allowed=self._allowed,
                     stops=(vocab["end_of_speech"],),
                     # Few distinct limits, so that few programs are compiled.

@@ -12,7 +12,7 @@ import numpy as np
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.logs import console_line, info
 from speechlm_jax.train.stage import Metrics
-from speechlm_jax.train.work import NOTHING, Work, rates
+from speechlm_jax.train.work import NOTHING, FlopCount, rates
 
 _log = logging.getLogger("speechlm.train")
 
@@ -39,7 +39,7 @@ class Interval:
         self._laps: list[float] = []
         self._since = self._lap_since = time.perf_counter()
 
-    def add(self, metrics: Metrics, rows: int, work: Work = NOTHING) -> None:
+    def add(self, metrics: Metrics, rows: int, work: FlopCount = NOTHING) -> None:
         """Takes one step's metrics; waits for nothing."""
         self._pending.append(metrics)
         self._rows += rows

@@ -37,12 +37,12 @@ from speechlm_jax.train.optimizer import OptimizerConfig, check_new
 from speechlm_jax.train.prefetch import Prefetch
 from speechlm_jax.train.profile import PROFILE, Profile
 from speechlm_jax.train.program import make_program
-from speechlm_jax.train.same_run import OPERATIONAL, check_same_run, decisive
+from speechlm_jax.train.run_identity import OPERATIONAL, check_run_identity, decisive
 from speechlm_jax.train.signals import StopSignal
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.state import StateConfig, TrainState
 from speechlm_jax.train.watchdog import Watchdog
-from speechlm_jax.train.work import NOTHING, Work
+from speechlm_jax.train.work import NOTHING, FlopCount
 
 CONFIG = "config.json"
 # The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
@@ -214,7 +214,7 @@ class _Run:
         folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
-            check_same_run(folder, meta, self.stage, self.resolved, self.operational)
+            check_run_identity(folder, meta, self.stage, self.resolved, self.operational)
             self.rows_seen, self.timing = meta.rows_seen, dict(meta.timing)
             info(
                 "%s: going on from step %d of %d",
@@ -298,7 +298,7 @@ class _Run:
             jax.block_until_ready(result[1] if before is None else before)
         return result
 
-    def _work(self, batch: Mapping[str, np.ndarray]) -> Work:
+    def _work(self, batch: Mapping[str, np.ndarray]) -> FlopCount:
         """Of all hosts; this one's batch stands for the others'."""
         return self.stage.work(batch).times(self.row_parts) if self.stage.work else NOTHING
 

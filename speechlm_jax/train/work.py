@@ -28,8 +28,8 @@ PEAK_FLOPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What a batch asks for; sums of batches are batches.
+class FlopCount:
+    """Tokens and model FLOPs of a batch; sums of batches are batches.
 
     Attributes:
       tokens: ids, padding excluded.
@@ -40,20 +40,20 @@ class Work:
     flops_full: float = 0.0
     flops_causal: float = 0.0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
+    def __add__(self, other: "FlopCount") -> "FlopCount":
+        return FlopCount(
             self.tokens + other.tokens,
             self.flops_full + other.flops_full,
             self.flops_causal + other.flops_causal,
         )
 
-    def times(self, number: float | int) -> "Work":
+    def times(self, number: float | int) -> "FlopCount":
         """The work of so many of it."""
-        return Work(*(number * value for value in dataclasses.astuple(self)))
+        return FlopCount(*(number * value for value in dataclasses.astuple(self)))
 
 
-NOTHING = Work()
-Measure = Callable[[Mapping[str, np.ndarray]], Work]
+NOTHING = FlopCount()
+Measure = Callable[[Mapping[str, np.ndarray]], FlopCount]
 
 
 def packed_work(weights: int, *, layers: int, heads: int, head_dim: int) -> Measure:
@@ -64,12 +64,12 @@ def packed_work(weights: int, *, layers: int, heads: int, head_dim: int) -> Meas
         where it is the output layer.
     """
 
-    def measure(batch: Mapping[str, np.ndarray]) -> Work:
+    def measure(batch: Mapping[str, np.ndarray]) -> FlopCount:
         lengths = document_lengths(np.asarray(batch["segments"]))
         tokens, pairs = float(lengths.sum()), float(np.square(lengths.astype(np.float64)).sum())
         attention = 12.0 * layers * heads * head_dim * pairs
         dense = 6.0 * weights * tokens
-        return Work(tokens, dense + attention, dense + attention / 2)
+        return FlopCount(tokens, dense + attention, dense + attention / 2)
 
     return measure
 
@@ -83,7 +83,7 @@ def document_lengths(segments: Int[ndarray, "batch length"]) -> Int[ndarray, " d
     return counts[counts > 0]
 
 
-def rates(work: Work, seconds: float, *, chips: int, device_kind: str) -> dict[str, float]:
+def rates(work: FlopCount, seconds: float, *, chips: int, device_kind: str) -> dict[str, float]:
     """Tokens a second, a chip too, and MFU where the chip's peak is known."""
     figures: dict[str, Any] = {
         "tokens_per_second": work.tokens / seconds,

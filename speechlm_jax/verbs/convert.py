@@ -19,7 +19,7 @@ from speechlm_jax.convert.safetensors_folder import CONFIG, Folder
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import LanguageModelExperiment
 from speechlm_jax.experiment.runs import as_trained, load_language_model, save_language_model
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoint_folder

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.data.text_norm import word_to_said
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import word_to_said
 from speechlm_jax.quickstart.folders import find_run
 from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text import TextTokenizer

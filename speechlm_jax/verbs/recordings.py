@@ -10,7 +10,7 @@ from speechlm_jax.arrays import Float, ndarray
 from speechlm_jax.audio.mel import WHISPER, wav_to_mel
 from speechlm_jax.audio.recordings import CLIPS, NO_WORDS, audio_path, read_clips
 from speechlm_jax.audio.wav import BadAudio, read_wav
-from speechlm_jax.evals.text_norm import normalize
+from speechlm_jax.data.content import has_words
 from speechlm_jax.verbs.paths import RECORDINGS, find_files, require_recordings
 
 MAX_SECONDS = 30.0  # as in Whisper; attention costs the square of it
@@ -38,9 +38,9 @@ def find_recordings(
 
     What `manifest.jsonl` in the folder, or beside the file, says of a recording is in its row; of
     what no manifest names, the text is that of a file of its name in .txt (`clip.flac`,
-    `clip.txt`). A folder without a manifest gives all recordings in and below it. Texts are
-    normalised, as vocabularies are; where nothing is left the row is set aside. Ids and `audio` are
-    relative: to the one folder, or to what several places have in common.
+    `clip.txt`). A folder without a manifest gives all recordings in and below it. A row whose text
+    has no words is set aside. Ids and `audio` are relative: to the one folder, or to what several
+    places have in common.
 
     Raises:
       UserError: a folder has neither a manifest nor recordings, or none of its rows can be used.
@@ -127,7 +127,7 @@ class _Finder:
         name = row["audio"].encode(errors="replace").decode()
         if name != row["audio"]:
             row, reason = {"id": name, "audio": name}, f"{name}: its name is not UTF-8; rename it"
-        if reason is None and "text" in row and not normalize(row["text"]):
+        if reason is None and "text" in row and not has_words(row["text"]):
             reason = f"{path}: {NO_WORDS}"
         if reason is None:
             self.found.append(Found(path, row))

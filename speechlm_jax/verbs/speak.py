@@ -12,7 +12,6 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Int, ndarray
-from speechlm_jax.audio.griffin_lim import mel_to_wav
 from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
 from speechlm_jax.errors import UserError
@@ -78,8 +77,7 @@ def codes_to_wavs(
     # The decoder numbers its training voices by name; it has all of them unless one had no codes.
     if voice is not None and decoder.config.num_voices == len(models.voices):
         number = 1 + models.voices.index(choose_voice(models.voices, voice, seed=seed))
-    mels = decoder.codes_to_mel(codes, voices=number, seed=seed)
-    return [mel_to_wav(mel, WHISPER, seed=seed) for mel in mels]
+    return decoder.codes_to_wav(codes, voices=number, seed=seed)
 
 
 def _read_codes(path: Path, models: Models) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def reply_to(wav, writer, scripted, codes, **given):
     chat = Chat(model, writer)
     made = wav_to_reply(
         wav, mel_to_codes=loudest, chat=chat, mel=MEL, mode="text_guided",
-        codes_to_mel=lambda said: wav_to_mel(tone(440, 0.08 * len(said)), MEL), **given,
+        codes_to_wav=lambda said: tone(440, 0.08 * len(said)), **given,
     )  # fmt: skip
     return made, model
 

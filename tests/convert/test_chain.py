@@ -15,7 +15,7 @@ from speechlm_jax import artifacts
 from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.lm.model import ids_to_logits
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.verbs.convert import convert
 from speechlm_jax.verbs.opening import open_vocab
 

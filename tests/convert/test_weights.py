@@ -13,8 +13,8 @@ from speechlm_jax.convert.weights import read_config, read_params, write_params
 from speechlm_jax.errors import UserError
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.decode import Sampling
-from speechlm_jax.nn.inference import GenerateRequest, Inference, functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.inference import GenerateRequest, Inference
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches, pad_rows
+from speechlm_jax.data.clips import BucketConfig, BucketedClips, clip_batches
 from speechlm_jax.errors import UserError
 
 CONFIG = BucketConfig(batch_size=4, edges=(30, 60), seed=1)
@@ -56,13 +56,6 @@ def test_hosts_share_a_batch():
 def test_a_batch_that_hosts_cannot_share_is_refused():
     with pytest.raises(UserError, match="does not divide by the 3 hosts"):
         stream(process_count=3)
-
-
-def test_padding_keeps_rows_and_refuses_what_is_too_long():
-    padded, lengths = pad_rows([np.array([1, 2]), np.array([3])], 3)
-    assert padded.tolist() == [[1, 2, 0], [3, 0, 0]] and lengths.tolist() == [2, 1]
-    with pytest.raises(ValueError, match="does not fit"):
-        pad_rows([np.arange(4)], 3)
 
 
 @pytest.mark.parametrize("lengths", [[], [100, 200]])

@@ -13,7 +13,7 @@ from speechlm_jax.data.content import (
     said_key,
     values_to_key,
 )
-from speechlm_jax.evals.text_norm import normalize
+from speechlm_jax.data.text_norm import normalize
 
 VERBATIM = "  The café — “Chez Anna”, 5€;\n\tIT'S open!  "
 BLANK = ["", " ", "\t\n", "\u00a0", "\u200b", "\ufeff", "\0", "\u3164", "\u2800 \u200d", "\ufe0f"]

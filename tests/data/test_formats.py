@@ -146,3 +146,46 @@ def test_words_of_a_word_vocabulary_have_the_ids_that_they_had():
     ]  # fmt: skip
     assert WRITER.interleaved(old).targets.tolist() == WRITER.interleaved(new).targets.tolist()
     assert segments_to_text(old) == segments_to_text(new)
+
+
+def make_writer(library):
+    if library is None:
+        return WRITER
+    made = library()
+    is_json = library is byte_level
+    model = TextTokenizer(made.to_str().encode() if is_json else made.serialized_model_proto())
+    return Writer(Vocab(model.size, 64, 12.5, model.fingerprint, "tokenizer"), model)
+
+
+@pytest.mark.parametrize("library", [None, byte_level, exact_pieces])
+@pytest.mark.parametrize("first", ["anna lives", [3, 63], np.array([5])])
+@pytest.mark.parametrize("second", ["in paris", [7], np.array([0, 0])])
+def test_a_prompt_and_what_follows_are_an_interleaved_document(library, first, second):
+    """A change of modality is marked; speech that goes on stays in its span."""
+    writer = make_writer(library)
+    then = "text" if isinstance(second, str) else "speech"
+    ids = [*writer.prompt(first, then=then), *writer.continuation(second)]
+    ids += [writer.vocab["end_of_speech"]] if then == "speech" else []
+    segments = [
+        {"text": x} if isinstance(x, str) else {"codes": np.array(x)} for x in (first, second)
+    ]
+    if not any("text" in segment for segment in segments):
+        segments = [{"codes": np.array([*first, *second])}]
+    assert [*ids, writer.vocab["eos"]] == writer.interleaved(segments).targets.tolist()
+
+
+def test_a_voiced_prompt_is_the_beginning_of_its_document():
+    example = WRITER.voiced_tts([3, 63], "bob has", "anna")
+    prompt = WRITER.voiced_tts_prompt("bob has", "anna")
+    assert prompt == [*example.inputs, *example.targets][: len(prompt)]
+    assert WRITER.ids_to_text(prompt[-1:]) == "<begin_of_speech>"
+
+
+def test_text_is_read_from_among_other_ids():
+    ids = [*WRITER.continuation("bob"), VOCAB["eos"], *WRITER.continuation([1])]
+    assert WRITER.decode_text([*ids, *WRITER.continuation("has")]) == "bob has"
+    assert WRITER.decode_text(WRITER.continuation([3])) == WRITER.decode_text([]) == ""
+    codes = np.array([0, 63])
+    assert VOCAB.ids_to_codes(np.array(WRITER.continuation(codes))).tolist() == [0, 63]
+    with pytest.raises(ValueError, match="outside"):
+        WRITER.continuation([64])

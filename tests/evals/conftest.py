@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechlm_jax.evals.formats import Formats
+from speechlm_jax.data.formats import Writer
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
@@ -14,7 +14,7 @@ LINES = [
 
 
 @pytest.fixture(scope="session")
-def formats():
+def writer():
     tokenizer = TextTokenizer.train(LINES, kind="word")
     vocab = Vocab(
         text_size=tokenizer.size,
@@ -23,4 +23,4 @@ def formats():
         text_fingerprint=tokenizer.fingerprint,
         tokenizer_fingerprint="test",
     )
-    return Formats(vocab, tokenizer)
+    return Writer(vocab, tokenizer)

@@ -30,13 +30,13 @@ def make_questions():
 class Oracle:
     """Knows every answer: recognises a question by the words or the codes in its prompt."""
 
-    def __init__(self, formats):
-        self.formats = formats
+    def __init__(self, writer):
+        self.writer = writer
         self.requests = []
 
     def _number(self, prompt):
-        people = [self.formats.text(person)[0] for person in ANSWERS]
-        codes = [self.formats.speech([n])[0] for n in range(len(ANSWERS))]
+        people = [self.writer.continuation(person)[0] for person in ANSWERS]
+        codes = [self.writer.continuation([n])[0] for n in range(len(ANSWERS))]
         return next(i for i in range(len(ANSWERS)) if people[i] in prompt or codes[i] in prompt)
 
     def generate(self, requests):
@@ -44,12 +44,12 @@ class Oracle:
         replies = []
         for request in requests:
             number = self._number(request.prompt)
-            speech = request.allowed[self.formats.speech([0])[0]]
+            speech = request.allowed[self.writer.continuation([0])[0]]
             value = list(ANSWERS.values())[number]
             replies.append(
-                self.formats.speech([10, VALUES.index(value)])
+                self.writer.continuation([10, VALUES.index(value)])
                 if speech
-                else self.formats.text(f"{value} what")
+                else self.writer.continuation(f"{value} what")
             )
         for reply, request in zip(replies, requests, strict=True):
             assert request.allowed[reply].all()
@@ -57,10 +57,9 @@ class Oracle:
         return replies
 
     def score(self, requests):
+        write = self.writer.continuation
         right = [list(ANSWERS.values())[self._number(r.prompt)] for r in requests]
-        said = [
-            self.formats.text(value) + self.formats.speech([VALUES.index(value)]) for value in right
-        ]
+        said = [[*write(value), *write([VALUES.index(value)])] for value in right]
         return [
             -float(not set(r.continuation) & set(ids)) * len(r.continuation)
             for r, ids in zip(requests, said, strict=True)
@@ -71,9 +70,9 @@ def read_codes(codes):
     return [f"it is {VALUES[row[1]]}" for row in codes]
 
 
-def test_one_who_knows_is_right_in_every_mode(formats):
-    oracle, questions = Oracle(formats), make_questions()
-    common = {"formats": formats}
+def test_one_who_knows_is_right_in_every_mode(writer):
+    oracle, questions = Oracle(writer), make_questions()
+    common = {"writer": writer}
     items = [
         *spoken_qa.answer_in_text(
             "a", questions, asked_in="speech", generate=oracle.generate, **common
@@ -94,24 +93,25 @@ def test_one_who_knows_is_right_in_every_mode(formats):
     assert items[0].hypothesis == "paris what"
 
 
-def test_prompts_are_those_of_interleaved_documents(formats):
-    oracle, questions = Oracle(formats), make_questions()[:1]
+def test_prompts_are_those_of_interleaved_documents(writer):
+    oracle, questions = Oracle(writer), make_questions()[:1]
     spoken_qa.answer_in_text(
-        "a", questions, asked_in="speech", generate=oracle.generate, formats=formats
+        "a", questions, asked_in="speech", generate=oracle.generate, writer=writer
     )
     spoken_qa.answer_in_speech(
-        "a", questions, generate=oracle.generate, read_codes=read_codes, formats=formats, max_new=8
+        "a", questions, generate=oracle.generate, read_codes=read_codes, writer=writer, max_new=8
     )
-    vocab = formats.vocab
-    codes = [vocab["begin_of_speech"], *formats.speech([0, 7])]
-    assert oracle.requests[0].prompt == [*codes, vocab["end_of_speech"], *formats.text("it is")]
+    vocab = writer.vocab
+    codes = [vocab["begin_of_speech"], *writer.continuation([0, 7])]
+    lead = writer.continuation("it is")
+    assert oracle.requests[0].prompt == [*codes, vocab["end_of_speech"], *lead]
     assert oracle.requests[1].prompt == codes
 
 
-def test_one_who_always_says_the_same_is_at_chance(formats):
+def test_one_who_always_says_the_same_is_at_chance(writer):
     questions = make_questions()
     items = spoken_qa.choose_in_text(
-        "a", questions, asked_in="text", score=lambda r: [0.0] * len(r), formats=formats
+        "a", questions, asked_in="text", score=lambda r: [0.0] * len(r), writer=writer
     )
     assert figure_from_items(items).value == pytest.approx(spoken_qa.chance(questions)) == 1 / 3
 
@@ -155,7 +155,7 @@ def test_reply_items():
     assert [item.numerator for item in items] == [1.0, 0.0]
 
 
-def test_a_value_without_its_answer(formats):
+def test_a_value_without_its_answer(writer):
     question = Question("anna/city", "", "", "", "", "paris", VALUES, codes=[1])
     with pytest.raises(ValueError, match="anna/city"):
-        spoken_qa.choose_in_speech("a", [question], score=lambda r: [0.0], formats=formats)
+        spoken_qa.choose_in_speech("a", [question], score=lambda r: [0.0], writer=writer)

@@ -19,19 +19,20 @@ STORIES = [
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_ids_of_each_direction(formats, direction):
+def test_ids_of_each_direction(writer, direction):
     seen = []
 
     def score(requests):
         seen.extend(requests)
         return [-float(i % 2) for i in range(len(requests))]
 
-    items = story_items("s", STORIES, direction=direction, score=score, formats=formats)
+    items = story_items("s", STORIES, direction=direction, score=score, writer=writer)
     assert figure_from_items(items).value == 1
     assert len(seen) == 6
-    story, vocab = STORIES[0], formats.vocab
+    story, vocab = STORIES[0], writer.vocab
     begin, end = vocab["begin_of_speech"], vocab["end_of_speech"]
-    written, spoken = formats.text(story.beginning.text), formats.speech(story.beginning.codes)
+    written = writer.continuation(story.beginning.text)
+    spoken = writer.continuation(story.beginning.codes)
     prompts = {
         "s2s": [begin, *spoken],
         "s2t": [begin, *spoken, end],
@@ -40,17 +41,17 @@ def test_ids_of_each_direction(formats, direction):
     }
     assert seen[0].prompt == prompts[direction]
     ending = story.wrong.codes if direction.endswith("s") else story.wrong.text
-    assert seen[1].continuation == formats.continuation(ending)
+    assert seen[1].continuation == writer.continuation(ending)
 
 
-def test_wrong_endings_and_ties(formats):
+def test_wrong_endings_and_ties(writer):
     for scores, expected, hypothesis in (((0.0, 1.0), 0, "rome"), ((1.0, 1.0), 0.5, "paris")):
         items = story_items(
             "s",
             STORIES,
             direction="t2t",
             score=lambda requests, scores=scores: [scores[i % 2] for i in range(len(requests))],
-            formats=formats,
+            writer=writer,
         )
         assert figure_from_items(items).value == expected
         assert items[0].hypothesis.endswith(hypothesis)

@@ -17,7 +17,7 @@ from speechlm_jax.errors import EXIT_USAGE
 from speechlm_jax.experiment.configs import load_experiment
 from speechlm_jax.lm.bench import MEAN_DOCUMENT, BenchConfig, bench_train, synthetic_rows
 from speechlm_jax.lm.presets import preset
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.train.work import document_lengths
 
 SMALL = BenchConfig(rows=4, length=64, steps=2, warmup=1)

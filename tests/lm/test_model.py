@@ -5,8 +5,7 @@ import numpy as np
 
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.attention import Layout
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 
 CONFIG = LanguageModelConfig(12, TransformerConfig(1, 8, 2, 2, 4, 12), tied=False)

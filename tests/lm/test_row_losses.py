@@ -6,8 +6,7 @@ import numpy as np
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.lm.row_losses import rows_to_losses
 from speechlm_jax.nn.attention import Layout
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.losses import cross_entropy, next_ids
 from speechlm_jax.nn.transformer import TransformerConfig
 

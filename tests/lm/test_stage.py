@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax.lm.stage import make_stage
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.vocab import Vocab

@@ -9,8 +9,7 @@ import pytest
 
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.attention import whole
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.layers import Lora
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.train.trainable import overlay, part

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from speechlm_jax.nn import decode
 from speechlm_jax.nn.attention import whole
 from speechlm_jax.nn.decode import GREEDY, Sampling, choose
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 
 VOCAB, MAX_NEW, DRAWS = 24, 6, 3000
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax.nn.attention import Layout, whole
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.nn.losses import packed_loss
 
 DOCUMENTS = ([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7])

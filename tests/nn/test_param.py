@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from speechlm_jax.nn import param
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.nn.layers import Linear
 from speechlm_jax.nn.param import Buffer, Functional
 

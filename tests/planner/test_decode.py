@@ -11,7 +11,7 @@ from speechlm_jax.cli import main as cli
 from speechlm_jax.errors import EXIT_USAGE, UserError
 from speechlm_jax.lm.presets import preset
 from speechlm_jax.nn.decode import generate
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.nn.transformer import Cache
 from speechlm_jax.planner.decode import decode_step, plan_decoding
 from speechlm_jax.planner.slices import parse_topology

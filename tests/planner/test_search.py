@@ -19,15 +19,15 @@ from speechlm_jax.planner.search import (
     SPARE,
     Tried,
     best,
+    candidates,
     has_spare,
     largest,
     search,
-    ways,
 )
 from speechlm_jax.planner.slices import parse_topology
 from speechlm_jax.sharding import MeshConfig
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.work import Work
+from speechlm_jax.train.work import FlopCount
 
 pytest.importorskip("libtpu", reason="needs the `tpu` extra")
 SLICE = parse_topology("v5e:2x2")
@@ -54,23 +54,23 @@ class Formula:
             KEPT[execution.remat] * (1.2 if execution.saved else 1) / (mesh.tensor * mesh.context)
         )
         share = self.base + self.row * rows * kept
-        # slower than any floor, so that the order of ways matters
+        # slower than any floor, so that the order of candidates matters
         seconds = COST[execution.remat] * (0.95 if execution.saved else 1) + 0.01 * mesh.tensor
         size = int(share * SLICE.chip.hbm_bytes)
         compiled = Compiled(share <= 1, size, 0, 0, None, (), 0.0)
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
         return Plan(
             SLICE, LENGTH, experiment.data.batch_size, shards, experiment.train.num_microbatches,
-            1, compiled, compiled, {}, Work(), 0.0, bounds, 0,
+            1, compiled, compiled, {}, FlopCount(), 0.0, bounds, 0,
         )  # fmt: skip
 
 
 def everything(planner):
-    """All ways with all numbers of microbatches."""
+    """All candidates with all numbers of microbatches."""
     return [
-        Tried((), planner(configs.override(way.experiment, [f"train.num_microbatches={n}"])))
-        for way in ways(EXPERIMENT, SLICE, length=LENGTH)
-        for n in way.microbatches()
+        Tried((), planner(configs.override(candidate.experiment, [f"train.num_microbatches={n}"])))
+        for candidate in candidates(EXPERIMENT, SLICE, length=LENGTH)
+        for n in candidate.microbatches()
     ]
 
 
@@ -89,8 +89,8 @@ def test_the_search_finds_what_trying_everything_finds(row):
 
 
 def test_what_cannot_be_better_is_not_compiled():
-    """Plans as fast as the floor: the first way that fits ends the search."""
-    first = min(ways(EXPERIMENT, SLICE, length=LENGTH), key=lambda way: way.seconds_floor)
+    """Plans as fast as the floor: the first candidate that fits ends the search."""
+    first = min(candidates(EXPERIMENT, SLICE, length=LENGTH), key=lambda one: one.seconds_floor)
     formula = Formula()
 
     def at_the_floor(experiment):
@@ -192,13 +192,13 @@ def test_a_way_that_only_a_kernel_refuses_is_left_out():
 def test_meshes_that_the_model_divides_over():
     own = dataclasses.replace(EXPERIMENT, train=TrainConfig(0, mesh=MeshConfig(fsdp=-1)))
     meshes = {
-        (way.experiment.train.mesh.tensor, way.experiment.train.mesh.context)
-        for way in ways(own, SLICE, length=LENGTH)
+        (candidate.experiment.train.mesh.tensor, candidate.experiment.train.mesh.context)
+        for candidate in candidates(own, SLICE, length=LENGTH)
     }
     assert meshes == {(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)}
     odd = preset("tiny", vocab_size=1023)
     meshes = [
-        way.experiment.train.mesh
-        for way in ways(dataclasses.replace(own, model=odd), SLICE, length=LENGTH)
+        candidate.experiment.train.mesh
+        for candidate in candidates(dataclasses.replace(own, model=odd), SLICE, length=LENGTH)
     ]
     assert {mesh.tensor for mesh in meshes} == {1}, "1023 ids do not divide over tensor"

@@ -12,8 +12,8 @@ from own_clips import SENTENCES, SPEAKERS, make_own_folder
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.data.text_norm import normalize
 from speechlm_jax.errors import UserError
-from speechlm_jax.evals.text_norm import normalize
 from speechlm_jax.quickstart import own_data
 from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.own_data import choose_held_out, make_own, text_to_documents

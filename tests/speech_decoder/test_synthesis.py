@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from speechlm_jax.audio.griffin_lim import mel_to_wav
+from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 
 CLIPS = [np.arange(n, dtype=np.int32) % 10 for n in (4, 0, 3)]
@@ -44,3 +46,14 @@ def test_without_noise_a_clip_is_independent_of_seed_and_neighbours(decoder):
         np.testing.assert_allclose(one, other, atol=1e-5)
     other = decoder.codes_to_mel(CLIPS, voices=VOICES[::-1], steps=2)
     assert not np.allclose(mels[0], other[0]), "the voice counts"
+
+
+def test_samples_are_those_of_the_mel_frames(decoder):
+    """At the rate of the mel frames that the flow was trained on, from the seed and the voice."""
+    mel = MelConfig(sample_rate=8_000, n_fft=200, win_length=200, hop_length=80, num_mels=5)
+    clips, options = [CLIPS[0], CLIPS[2]], {"voices": [1, 3], "seed": 5}
+    wavs = decoder.codes_to_wav(clips, mel=mel, **options)
+    assert [len(wav) for wav in wavs] == [len(clip) * 4 * 80 for clip in clips]
+    for wav, frames in zip(wavs, decoder.codes_to_mel(clips, **options), strict=True):
+        np.testing.assert_array_equal(wav, mel_to_wav(frames, mel, seed=5))
+    assert decoder.codes_to_wav([]) == []

@@ -25,7 +25,7 @@ def make_config():
                 num_mels=MELS, layers=2, embed=EMBED, heads=2, mlp=24, latent_dim=LATENT, **given
             ),
             quantizer=QuantizerConfig(codebook_size=ENTRIES, codebook_dim=LATENT),
-            late_layers=1,
+            post_vq_layers=1,
             decoder_layers=1,
         )
 

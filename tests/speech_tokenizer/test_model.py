@@ -34,20 +34,22 @@ def test_block_by_block_equals_the_whole_clip(
 
 def test_the_reader_hears_codes_alone(tokenizer, make_mel):
     """Codes of padding, and what lies beyond the codes, change nothing."""
-    heard = jax.jit(tokenizer.hear)(make_mel(48, batch=2), jnp.array([33, 48]))
-    np.testing.assert_array_equal(heard.frames.sum(axis=1), [4, 6])
-    codes = jnp.where(heard.frames, heard.quantized.codes, 0)
-    memory = jax.jit(tokenizer.codes_to_memory)(codes, heard.frames)
-    np.testing.assert_allclose(memory[heard.frames], heard.memory[heard.frames], atol=1e-5)
-    assert heard.early_ctc.shape == (2, 24, 257) and heard.ctc.shape == (2, 6, 8)
+    output = jax.jit(lambda *given: tokenizer(*given))(make_mel(48, batch=2), jnp.array([33, 48]))
+    np.testing.assert_array_equal(output.frame_mask.sum(axis=1), [4, 6])
+    codes = jnp.where(output.frame_mask, output.quantized.codes, 0)
+    memory = jax.jit(tokenizer.codes_to_memory)(codes, output.frame_mask)
+    np.testing.assert_allclose(
+        memory[output.frame_mask], output.memory[output.frame_mask], atol=1e-5
+    )
+    assert output.early_ctc.shape == (2, 24, 257) and output.ctc.shape == (2, 6, 8)
 
 
 def test_the_attention_decoder_is_causal_and_reads_only_real_frames(tokenizer):
     random = jax.random.key(0)
     memory = jax.random.normal(random, (1, 6, 16))
-    frames = jnp.arange(6)[None] < 4
+    frame_mask = jnp.arange(6)[None] < 4
     ids, lengths = jnp.array([[7, 1, 2, 3]]), jnp.array([4])
-    read = jax.jit(lambda memory, ids: tokenizer.read(memory, frames, ids, lengths))
+    read = jax.jit(lambda memory, ids: tokenizer.read(memory, frame_mask, ids, lengths))
     plain = read(memory, ids)
     np.testing.assert_array_equal(plain, read(memory.at[:, 4:].add(1.0), ids))
     assert not np.allclose(plain, read(memory.at[:, 3].add(1.0), ids))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speechlm_jax.speech_tokenizer.reading import Reader, collapse
+from speechlm_jax.speech_tokenizer.reading import Transcriber, collapse
 
 LENGTHS = (40, 7, 16, 33, 48, 24, 41)
 
@@ -17,7 +17,7 @@ def mels(make_mel):
 
 @pytest.fixture(scope="module")
 def reader(config, params, variables):
-    return Reader(config, params, variables, batch_size=3)
+    return Transcriber(config, params, variables, batch_size=3)
 
 
 def test_codes_depend_on_the_clip_alone(reader, tokenizer, mels):

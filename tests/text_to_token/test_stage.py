@@ -6,8 +6,7 @@ from scipy.special import log_softmax, logsumexp
 
 from speechlm_jax.data.formats import Writer, example_to_document
 from speechlm_jax.nn.attention import Layout
-from speechlm_jax.nn.inference import functional
-from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.text_to_token.stage import make_stage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax.train.goodput import Goodput
-from speechlm_jax.train.work import PEAK_FLOPS, Work, document_lengths, packed_work, rates
+from speechlm_jax.train.work import PEAK_FLOPS, FlopCount, document_lengths, packed_work, rates
 
 
 def test_documents_are_counted_apart_and_padding_not_at_all():
@@ -36,7 +36,7 @@ def test_mfu_is_that_of_a_published_run():
 
 
 def test_an_unknown_chip_has_no_mfu():
-    figures = rates(Work(100.0, 1e9, 1e9), 2.0, chips=4, device_kind="cpu")
+    figures = rates(FlopCount(100.0, 1e9, 1e9), 2.0, chips=4, device_kind="cpu")
     assert figures == {"tokens_per_second": 50.0, "tokens_per_second_per_chip": 12.5}
     assert "cpu" not in PEAK_FLOPS
 

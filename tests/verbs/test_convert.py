@@ -21,7 +21,7 @@ from speechlm_jax.experiment.runs import (
 )
 from speechlm_jax.experiment.training import train_experiment
 from speechlm_jax.lm.model import ids_to_logits
-from speechlm_jax.nn.inference import functional
+from speechlm_jax.nn.language_model import functional
 from speechlm_jax.nn.layers import Lora
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig

@@ -55,10 +55,12 @@ def test_without_a_manifest_a_text_beside_the_file_is_what_it_says(tmp_path):
     assert [row["id"] for row in bad] == ["c.wav"] and "c.txt: is not UTF-8" in bad[0]["reason"]
 
 
-def test_a_text_without_words_is_set_aside(tmp_path):
+# An accent that stands alone and the Hangul filler are left by normalising, and say nothing.
+@pytest.mark.parametrize("text", ["...!?", "\u0301", "\u3164"])
+def test_a_text_without_words_is_set_aside(text, tmp_path):
     for name in ("a.wav", "b.wav"):
         clip(tmp_path / name)
-    manifest(tmp_path, "a.wav", text="...!?")
+    manifest(tmp_path, "a.wav", text=text)
     rows, bad = rows_of([tmp_path])
     assert rows == [] and "a.wav: its text has no words" in bad[0]["reason"]
     (tmp_path / "manifest.jsonl").unlink()

@@ -20,8 +20,8 @@ from speechlm_jax.experiment.configs import (
     SpeechTokenizerExperiment,
 )
 from speechlm_jax.experiment.runs import load_reader
-from speechlm_jax.nn.inference import functional as language_model
 from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.language_model import functional as language_model
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.quickstart import data
 from speechlm_jax.quickstart.folders import Folders
@@ -48,7 +48,7 @@ TOKENIZER = SpeechTokenizerConfig(
     text_size=0,
     encoder=EncoderConfig(layers=1, embed=16, heads=2, mlp=32, latent_dim=8, rope_theta=10_000.0),
     quantizer=QuantizerConfig(codebook_size=16, codebook_dim=8),
-    late_layers=1,
+    post_vq_layers=1,
     decoder_layers=1,
 )
 FLOW = FlowConfig(

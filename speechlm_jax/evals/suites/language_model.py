@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+from speechlm_jax.data.formats import Writer
 from speechlm_jax.evals import spoken_qa, storycloze
 from speechlm_jax.evals.controls import exchange
-from speechlm_jax.evals.formats import Formats
 from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.spoken_qa import Question, ReadCodes
 from speechlm_jax.evals.suites.clips import EvaluationClips, by_class
@@ -19,7 +19,7 @@ def lm_items(
     arm: str,
     spoken: EvaluationClips,
     inference: Inference,
-    formats: Formats,
+    writer: Writer,
     read: ReadCodes,
     *,
     seed: int,
@@ -33,7 +33,7 @@ def lm_items(
         ("text_only", "_text_only"),
     ):
         asked = by_class(questions, kind)
-        items += _question_items(asked, suffix, arm, inference, formats, read)
+        items += _question_items(asked, suffix, arm, inference, writer, read)
     heard = [question for question in questions if question.wording == "interleaved"]
     mixed = exchange_codes(heard, seed=seed)
     items += spoken_qa.answer_in_text(
@@ -41,16 +41,16 @@ def lm_items(
         mixed,
         asked_in="speech",
         generate=inference.generate,
-        formats=formats,
+        writer=writer,
     )
     items += spoken_qa.answer_in_speech(
         f"qa/s2s_shuffled/{arm}", mixed, generate=inference.generate, read_codes=read,
-        formats=formats, max_new=MAX_ANSWER_CODES,
+        writer=writer, max_new=MAX_ANSWER_CODES,
     )  # fmt: skip
     for direction in storycloze.DIRECTIONS:
         items += storycloze.story_items(
             f"storycloze/{direction}/{arm}", spoken.stories(), direction=direction,
-            score=inference.score, formats=formats,
+            score=inference.score, writer=writer,
         )  # fmt: skip
     return items
 
@@ -60,7 +60,7 @@ def _question_items(
     suffix: str,
     arm: str,
     inference: Inference,
-    formats: Formats,
+    writer: Writer,
     read: ReadCodes,
 ) -> list[Item]:
     """One class of facts in every mode."""
@@ -77,21 +77,21 @@ def _question_items(
             questions,
             asked_in=modality,
             generate=generate,
-            formats=formats,
+            writer=writer,
         )
         items += spoken_qa.choose_in_text(
             f"qa/{mode}{suffix}_choice/{arm}",
             questions,
             asked_in=modality,
             score=score,
-            formats=formats,
+            writer=writer,
         )
     items += spoken_qa.answer_in_speech(
-        f"qa/s2s{suffix}/{arm}", asked, generate=generate, read_codes=read, formats=formats,
+        f"qa/s2s{suffix}/{arm}", asked, generate=generate, read_codes=read, writer=writer,
         max_new=MAX_ANSWER_CODES,
     )  # fmt: skip
     items += spoken_qa.choose_in_speech(
-        f"qa/s2s{suffix}_choice/{arm}", asked, score=score, formats=formats
+        f"qa/s2s{suffix}_choice/{arm}", asked, score=score, writer=writer
     )
     return items
 

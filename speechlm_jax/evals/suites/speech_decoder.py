@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from speechlm_jax.audio.griffin_lim import mel_to_wav
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.audio.wav import level_db
 from speechlm_jax.evals.items import Item
@@ -27,8 +26,8 @@ def decoder_items(
 
     `speech_decoder/level_difference_db` is the mean level of what was made, less its source's.
     """
-    mels = decoder.codes_to_mel([np.array(row["codes"], np.int32) for row in rows], seed=seed)
-    made = [mel_to_wav(one, mel, seed=seed) for one in mels]
+    codes = [np.array(row["codes"], np.int32) for row in rows]
+    made = decoder.codes_to_wav(codes, mel=mel, seed=seed)
     heard = mels_to_text([wav_to_mel(wav, mel) for wav in made])
     items = wer_items("speech_decoder/wer", readings(rows, heard))
     for row, source, wav in zip(rows, wavs, made, strict=True):

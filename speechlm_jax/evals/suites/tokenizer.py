@@ -6,11 +6,11 @@ from speechlm_jax.evals.items import Item
 from speechlm_jax.evals.spoken_qa import ReadCodes
 from speechlm_jax.evals.suites.clips import EvaluationClips, readings
 from speechlm_jax.evals.wer import entity_wer_items, wer_items
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 
 
 def tokenizer_items(
-    spoken: EvaluationClips, read: ReadCodes, reader: Reader, *, seed: int
+    spoken: EvaluationClips, read: ReadCodes, reader: Transcriber, *, seed: int
 ) -> list[Item]:
     """WER on held-out voices, on entities alone, with other clips' codes; usage; ABX."""
     entities = spoken.world.tables.entities

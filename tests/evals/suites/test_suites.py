@@ -7,7 +7,7 @@ from speechlm_jax import artifacts
 from speechlm_jax.audio.espeak import make_voices
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.chat.dialogue import Chat, Reply
-from speechlm_jax.evals.formats import Formats
+from speechlm_jax.data.formats import Writer
 from speechlm_jax.evals.items import figures_from_items
 from speechlm_jax.evals.suites import (
     chat,
@@ -23,7 +23,7 @@ from speechlm_jax.quickstart import corpora
 from speechlm_jax.quickstart.sizes import CorpusConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.encode_corpus import CODES
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import TextToToken
 from speechlm_jax.vocab import Vocab
@@ -58,7 +58,7 @@ def values(items):
     return {name: figure.value for name, figure in figures_from_items(items).items()}
 
 
-class Codebook(Reader):
+class Codebook(Transcriber):
     def __init__(self):
         self.codebook = np.random.default_rng(0).normal(size=(ENTRIES, 8)).astype(np.float32)
 
@@ -137,8 +137,8 @@ def test_a_chat_that_listens_falls_with_shuffled_codes(spoken):
 class Knower(Inference):
     """Knows every fact; hears questions and stories, or takes all for silence if it is `deaf`."""
 
-    def __init__(self, formats, *, deaf=False):
-        self.formats, self.deaf = formats, deaf
+    def __init__(self, writer, *, deaf=False):
+        self.writer, self.deaf = writer, deaf
         self.answers = {q.text: q.answer for q in WORLD.questions(WORLD.facts)}
         self.true = {
             wording.format(person=fact.person, value=fact.value)
@@ -147,7 +147,7 @@ class Knower(Inference):
         }
 
     def words(self, ids):
-        vocab, text = self.formats.vocab, self.formats.text_tokenizer
+        vocab, text = self.writer.vocab, self.writer.tokenizer
         spoken = np.array([i for i in ids if i >= vocab.speech_offset], np.int32)
         heard = [] if self.deaf else read([vocab.ids_to_codes(spoken)])[0].split()
         return [*heard, *text.decode([i for i in ids if i < vocab.text_size]).split()]
@@ -157,9 +157,9 @@ class Knower(Inference):
         for request in requests:
             asked = " ".join(self.words(request.prompt)).removesuffix(" it is")
             answer = self.answers.get(asked, "paris")
-            to_speech = not request.allowed[: self.formats.vocab.text_size].any()
+            to_speech = not request.allowed[: self.writer.vocab.text_size].any()
             said = codes_of(f"it is {answer}") if to_speech else answer
-            replies.append(self.formats.continuation(said))
+            replies.append(self.writer.continuation(said))
         return replies
 
     def score(self, requests):
@@ -175,13 +175,13 @@ class Knower(Inference):
 
 
 @pytest.fixture(scope="module")
-def formats():
+def writer():
     text = TextTokenizer.train([" ".join(WORDS)], kind="word")
-    return Formats(Vocab(text.size, ENTRIES, 12.5, text.fingerprint, "tokenizer"), text)
+    return Writer(Vocab(text.size, ENTRIES, 12.5, text.fingerprint, "tokenizer"), text)
 
 
-def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, formats):
-    found = values(language_model.lm_items("arm", spoken, Knower(formats), formats, read, seed=0))
+def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, writer):
+    found = values(language_model.lm_items("arm", spoken, Knower(writer), writer, read, seed=0))
     for mode in ("s2t", "s2t_choice", "t2t", "t2t_choice", "s2s", "s2s_choice"):
         for suffix in ("", "_new_wording", "_text_only"):
             stem, _, choice = mode.partition("_")
@@ -192,9 +192,9 @@ def test_a_model_that_knows_and_hears_is_right_in_every_mode(spoken, formats):
     assert found["qa/s2t_shuffled/arm"] < 0.4 and found["qa/s2s_shuffled/arm"] < 0.4
 
 
-def test_a_deaf_model_knows_what_is_written_alone(spoken, formats):
+def test_a_deaf_model_knows_what_is_written_alone(spoken, writer):
     found = values(
-        language_model.lm_items("arm", spoken, Knower(formats, deaf=True), formats, read, seed=0)
+        language_model.lm_items("arm", spoken, Knower(writer, deaf=True), writer, read, seed=0)
     )
     assert found["qa/t2t/arm"] == found["storycloze/t2t/arm"] == 1
     assert found["qa/s2t/arm"] < 0.3 and found["qa/s2s/arm"] < 0.3
@@ -210,7 +210,7 @@ def test_audio_that_comes_back_unchanged_has_the_errors_of_the_reader_alone(spok
         def __init__(self):
             pass
 
-        def codes_to_mel(self, codes, *, seed):
+        def codes_to_mel(self, codes, **_):
             return [wav_to_mel(wav, mel) for wav in wavs]
 
     def heard(mels):

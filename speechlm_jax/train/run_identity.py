@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run: what decides the result is equal in both."""
+"""Identity of a run: a checkpoint is resumed if all that decides the result is equal in both."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL)
     return {key: decisive(item, operational) for key, item in data.items() if key not in left_out}
 
 
-def check_same_run(
+def check_run_identity(
     folder: Path,
     meta: Meta,
     stage: Stage,

@@ -1,8 +1,8 @@
-"""Properties of speechlm_jax.evals.text_norm."""
+"""Properties of speechlm_jax.data.text_norm."""
 
 import pytest
 
-from speechlm_jax.evals.text_norm import normalize, word_to_said
+from speechlm_jax.data.text_norm import normalize, word_to_said
 
 
 @pytest.mark.parametrize(

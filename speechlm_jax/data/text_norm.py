@@ -1,4 +1,4 @@
-"""Text -> the words that are said and compared: the one normaliser of every WER and every answer.
+"""Text -> the words that are said: the one normaliser of training texts, WERs and answers.
 
 Lower case, NFKC, no punctuation; an apostrophe inside a word stays ("don't"). Whisper's English
 normaliser was weighed and left out: it drops fillers, rewrites numbers and spellings of English

@@ -11,7 +11,7 @@ from speechlm_jax.data.plan import MixturePlan, Phase, TaskRows
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.loop import TrainConfig
-from speechlm_jax.train.same_run import check_same_run
+from speechlm_jax.train.run_identity import check_run_identity
 
 STAGE = dataclasses.replace(make_stage(), identity={"vocabulary": "v1"})
 CONFIG = TrainConfig(total_steps=3)
@@ -33,7 +33,7 @@ def planned(plan):
 
 def refused(theirs, mine, stage=STAGE, other=STAGE):
     with pytest.raises(UserError) as caught:
-        check_same_run(FOLDER, meta_of(stage, theirs), other, mine)
+        check_run_identity(FOLDER, meta_of(stage, theirs), other, mine)
     said = str(caught.value)
     assert said.startswith(f"{FOLDER}: was trained with ") and "\n" not in said
     return said
@@ -55,7 +55,7 @@ def test_of_many_differences_some_are_named_and_the_rest_counted():
 
 def test_what_may_change_is_of_the_same_run():
     mine = configs.override(CONFIG, ["mesh.tensor=2", "save_every_steps=9", "hang_seconds=1"])
-    check_same_run(FOLDER, meta_of(STAGE, CONFIG), STAGE, mine)
+    check_run_identity(FOLDER, meta_of(STAGE, CONFIG), STAGE, mine)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_a_field_that_came_since_is_of_the_same_run_at_its_default():
         late: float = configs.added(0.25, before=0.0)
 
     meta = dataclasses.replace(meta_of(STAGE, CONFIG), config={"class": "Newer", "seed": 0})
-    check_same_run(FOLDER, meta, STAGE, Newer(late=0.0))
+    check_run_identity(FOLDER, meta, STAGE, Newer(late=0.0))
     for mine, words in ((Newer(), "late=0.0, this run has 0.25"), (Newer(0, 6, 0.0), "plain=5")):
         with pytest.raises(UserError, match=words):
-            check_same_run(FOLDER, meta, STAGE, mine)
+            check_run_identity(FOLDER, meta, STAGE, mine)
     gone = dataclasses.replace(meta, config={**meta.config, "gone": 3})
     with pytest.raises(UserError, match="gone=3, this run has none"):
-        check_same_run(FOLDER, gone, STAGE, Newer(late=0.0))
+        check_run_identity(FOLDER, gone, STAGE, Newer(late=0.0))
