@@ -72,7 +72,9 @@ def features_to_codes(
     return manifest
 
 
-def _encode(features: Features, numbers: list[int], reader: Transcriber, path: Path) -> dict[str, int]:
+def _encode(
+    features: Features, numbers: list[int], reader: Transcriber, path: Path
+) -> dict[str, int]:
     """Shard task: writes the rows of some clips with their codes; returns how many there are."""
     codes = reader.mels_to_codes([features.mel(i) for i in numbers])
     rows = [
