@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -82,19 +83,34 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def section(parser: argparse.ArgumentParser, *, heading: str) -> Iterator[str]:
     """Yields what a command does, its arguments and an example; then the commands below it."""
     yield f"\n{heading} {parser.prog}\n"
-    for paragraph in (parser.description or "").split("\n\n"):
-        yield f"{markdown(' '.join(paragraph.split()))}\n"
-    common, below = common_actions(parser), []
-    own = [action for action in parser._actions if action not in common]
-    for action in own:
-        if isinstance(action, argparse._SubParsersAction):
-            below += [*action.choices.values()]
+    yield from prose(parser.description or "")
+    common, own, below = common_actions(parser), [], []
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action not in common]
+        for action in actions:
+            if isinstance(action, argparse._SubParsersAction):
+                below += [*action.choices.values()]
+        if group in (parser._positionals, parser._optionals):
+            own += actions
     yield from argument_table(parser, own)
+    for group in parser._action_groups:
+        if group not in (parser._positionals, parser._optionals) and group.title != COMMON:
+            yield f"\n{markdown(': '.join(filter(None, (group.title, group.description))))}:\n"
+            yield from argument_table(parser, group._group_actions)
     if parser.epilog:
-        lines = textwrap.dedent(parser.epilog.partition("\n")[2]).splitlines()
-        yield from ("", "```", *lines, "```")
+        yield from ("", "```", textwrap.dedent(parser.epilog.partition("\n")[2]), "```")
     for inner in below:
         yield from section(inner, heading=f"{heading}#")
+
+
+def prose(text: str) -> Iterator[str]:
+    """Yields a description as paragraphs; lines that are indented stay lines of their own."""
+    for indented, lines in itertools.groupby(text.splitlines(), lambda line: line[:1] == " "):
+        block = "\n".join(lines)
+        if indented:
+            yield f"```\n{textwrap.dedent(block)}\n```\n"
+        else:
+            yield from (f"{markdown(' '.join(part.split()))}\n" for part in block.split("\n\n"))
 
 
 def common_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -81,12 +81,19 @@ def test_the_reference_has_every_command_every_option_and_every_field(reference)
 def test_a_command_of_commands_is_shown_with_them(reference):
     options = reference["options"]
     subparsers = options.Parser(prog="speechlm").add_subparsers()
-    whole = {"run": print, "details": "Details.", "example": "speechlm train now"}
+    whole = {
+        "run": print,
+        "details": "Details.\n  one  1\n  two  2\nMore.",
+        "example": "speechlm train now",
+    }
     parser = options.add_command(subparsers, "train", **whole)
+    parser.add_argument_group("Hosts", "on each").add_argument("--host", metavar="I", help="which")
     inner = parser.add_subparsers().add_parser("now", description="At *once*, x | y.")
     inner.add_argument("--why", choices=("a", "b"), help="100%% of a_b")
     lines = "\n".join(reference["section"](parser, heading="##"))
     assert "\n## speechlm train\n" in lines and "\nspeechlm train now\n" in lines
+    assert "Details.\n\n```\none  1\ntwo  2\n```\n\nMore.\n" in lines, "a list stays a list"
+    assert "\nHosts: on each:\n\n| argument | meaning |\n| --- | --- |\n| `--host I`" in lines
     assert "\n### speechlm train now\n" in lines and r"At \*once\*, x \| y." in lines
     assert "| `--why {a,b}` | 100% of a_b |" in lines and "--quiet" not in lines
 
