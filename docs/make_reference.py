@@ -11,6 +11,7 @@ tests/test_docs.py fails while a block differs from the code.
 
 import argparse
 import dataclasses
+import html
 import importlib
 import inspect
 import itertools
@@ -29,6 +30,7 @@ from speechlm_jax.cli import fields, options
 
 FOLDER = Path(__file__).parent / "reference"
 COMMON = "options of every command"
+BAR = "&#124;"
 BLOCK = re.compile(r"(<!-- generated: ([\w.]+) -->\n).*?(<!-- end -->)", re.S)
 EXPERIMENTS = (
     "speechlm_jax.experiment.configs.SpeechTokenizerExperiment",
@@ -127,7 +129,7 @@ def argument_table(
     for action in actions:
         if not isinstance(action, (argparse._HelpAction, argparse._SubParsersAction)):
             meaning = (action.help or "") % {**vars(action), "prog": parser.prog}
-            yield f"| `{spelling(action)}` | {markdown(meaning)} |"
+            yield f"| {code(spelling(action))} | {markdown(meaning)} |"
 
 
 def spelling(action: argparse.Action) -> str:
@@ -221,11 +223,18 @@ def find_class(name: str) -> type:
 
 def markdown(text: str) -> str:
     """Returns plain text so that Markdown shows it as it is, also in a table; `code` stays code."""
-    pieces = re.split(r"(`[^`]*`)", text)
+    pieces = re.split(r"`([^`]*)`", text)
+    pieces[1::2] = [code(piece) for piece in pieces[1::2]]
     pieces[::2] = [
-        re.sub(r"[*\\[\]]|\b_|_\b", r"\\\g<0>", piece).replace("<", "&lt;") for piece in pieces[::2]
+        re.sub(r"[*\\[\]]|\b_|_\b", r"\\\g<0>", piece).replace("<", "&lt;").replace("|", BAR)
+        for piece in pieces[::2]
     ]
-    return "".join(pieces).replace("|", r"\|")
+    return "".join(pieces)
+
+
+def code(text: str) -> str:
+    """Returns a span of code; a bar in it would end the cell of a table."""
+    return f"<code>{html.escape(text).replace('|', BAR)}</code>" if "|" in text else f"`{text}`"
 
 
 if __name__ == "__main__":

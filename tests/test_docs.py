@@ -94,7 +94,8 @@ def test_a_command_of_commands_is_shown_with_them(reference):
     assert "\n## speechlm train\n" in lines and "\nspeechlm train now\n" in lines
     assert "Details.\n\n```\none  1\ntwo  2\n```\n\nMore.\n" in lines, "a list stays a list"
     assert "\nHosts: on each:\n\n| argument | meaning |\n| --- | --- |\n| `--host I`" in lines
-    assert "\n### speechlm train now\n" in lines and r"At \*once\*, x \| y." in lines
+    assert "\n### speechlm train now\n" in lines and r"At \*once\*, x &#124; y." in lines
+    assert reference["markdown"]("`a|b` <c>") == "<code>a&#124;b</code> &lt;c>"
     assert "| `--why {a,b}` | 100% of a_b |" in lines and "--quiet" not in lines
 
 
