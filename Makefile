@@ -17,7 +17,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-all test-newest lint format types clean
+.PHONY: help venv quickstart test test-all test-newest lint format types docs clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -73,6 +73,14 @@ format: venv  ## Mend style and format
 
 types: venv  ## Check types with pyright
 	$(BIN)/pyright
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## Bring docs/reference up to date and build the site in build/site
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:  ## Remove what make made; runs/ stays
 	rm -rf $(VENV) $(VENV_NEWEST) .cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

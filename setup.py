@@ -64,6 +64,8 @@ EXTRAS = {
     "hf": ["safetensors>=0.5", "tokenizers>=0.21", "ml_dtypes>=0.5"],
     # What the tests compare with; never a newer torch than the constraints name.
     "oracles": ["torch>=2.13", "transformers>=5.0", "tiktoken>=0.9"],
+    # The docs as a site (`make docs`).
+    "docs": ["mkdocs-material>=9.7"],
     "wandb": ["wandb>=0.19"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],

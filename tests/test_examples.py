@@ -25,7 +25,12 @@ from speechlm_jax.lm.bench import BenchConfig
 ROOT = Path(shipped.__file__).parents[1]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("configs/*.py"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*/*.md"),
+        *ROOT.glob("docs/*/*.md"),
+        *ROOT.glob("configs/*.py"),
+    )
     if path.name != "log.md"  # what was run one day
 ]
 # What stands for something of the reader's own, or of the shell's.
