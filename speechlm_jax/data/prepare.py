@@ -150,7 +150,7 @@ def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:
 
 
 def _splits_to_do(tasks: Iterable[seqio.Task], folders: Mapping[str, Path]) -> list[ShardJob]:
-    """The first shard of every split that is not finished.
+    """The first shard of every split that is not finished; finished ones are cleared.
 
     Held-out documents come first: a few of each task show whether the vocabulary has its words.
     """

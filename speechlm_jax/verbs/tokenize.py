@@ -89,6 +89,8 @@ def _encode(
     found: Sequence[Found], bad: list[dict[str, Any]], models: Models, out: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """SHA-256 of the files, and their rows with codes; what is set aside goes to `bad`."""
+    if not found:  # told before the model is loaded
+        return
     groups = [found[i : i + CLIPS_PER_CALL] for i in range(0, len(found), CLIPS_PER_CALL)]
     files = [[str(one.path), *_stamp(one.path), one.row] for one in found]
     seen: set[str] = set()
