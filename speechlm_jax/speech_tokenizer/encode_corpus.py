@@ -7,20 +7,10 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.codes import KIND, CodesIdentity, write_codes
 from speechlm_jax.speech_tokenizer.reading import Reader
 
-KIND = "codes"
-CODES = "codes.jsonl"
 CLIPS_PER_CALL = 512
-
-
-def identity(reader: Reader, fingerprint: str) -> dict[str, Any]:
-    """What a codes folder says of its codes: whose they are, their rate and their range."""
-    return {
-        "tokenizer": fingerprint,
-        "frame_rate_hz": reader.config.frame_rate_hz,
-        "codebook_size": reader.config.quantizer.codebook_size,
-    }
 
 
 def features_to_codes(
@@ -28,19 +18,19 @@ def features_to_codes(
     reader: Reader,
     out: str | Path,
     *,
-    tokenizer: str,
+    identity: CodesIdentity,
     keep: Callable[[dict[str, Any]], bool] = lambda row: True,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> artifacts.Manifest:
     """Writes codes of the clips that `keep` takes; a finished folder of the same inputs is kept.
 
     Args:
-      tokenizer: fingerprint of the tokenizer, carried by everything made from its codes.
+      identity: of the tokenizer's codes, carried by everything made from them.
       progress: called with the number of clips done since the last call.
     """
     chosen = [i for i, row in enumerate(features.rows) if keep(row)]
     ids = [features.rows[i]["id"] for i in chosen]
-    inputs = {"features": features.fingerprint, "tokenizer": tokenizer}
+    inputs = {"features": features.fingerprint, "tokenizer": identity.tokenizer}
     config = {"clips": configs.fingerprint(ids)}
     if artifacts.is_current(out, KIND, inputs=inputs, config=config):
         return artifacts.read_manifest(out)
@@ -57,8 +47,4 @@ def features_to_codes(
                 yield {**row, "codes": clip.tolist()}
             progress(len(numbers))
 
-    artifacts.write_jsonl(Path(out) / CODES, rows())
-    return artifacts.write_manifest(
-        out, KIND, inputs=inputs, config=config, counts=counts, files=[CODES],
-        extra=identity(reader, tokenizer),
-    )  # fmt: skip
+    return write_codes(out, rows(), identity, inputs=inputs, config=config, counts=counts)

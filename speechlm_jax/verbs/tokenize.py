@@ -11,10 +11,10 @@ from tqdm import tqdm
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import BAD, CLIPS
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
+from speechlm_jax.codes import CODES, write_codes
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.models import Models
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
-from speechlm_jax.verbs.opening import open_run
 from speechlm_jax.verbs.paths import check_out_folder, check_places
 from speechlm_jax.verbs.recordings import Found, find_recordings, read_recordings
 
@@ -31,14 +31,15 @@ def tokenize(
 
     Args:
       audio: files and folders (see `verbs.recordings.find_recordings`).
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: the codes folder.
       audio_anywhere: whether a folder's recordings may lie outside of it.
 
     Raises:
       UserError: none of the recordings can be used, or the run has no tokenizer.
     """
-    models, out = open_run(run), Path(out)
+    models, out = open_bundle(run), Path(out)
+    models.part("tokenizer")
     check_places(audio)
     check_out_folder(out)
     found, bad = find_recordings(audio, audio_anywhere=audio_anywhere)
@@ -55,7 +56,7 @@ def tokenize(
             "tasks.tts write it to %s beside them (audio, text, speaker) or to clip.txt for "
             "clip.flac, then tokenize again", without_text, len(codes_rows), CLIPS,
         )  # fmt: skip
-    identity = models.codes_identity
+    identity = models.codes
     numbers = [artifacts.sha256_file(path) for path, _ in made]
     counts = {
         "clips": len(codes_rows),
@@ -64,29 +65,28 @@ def tokenize(
         "codes": sum(len(row["codes"]) for row in codes_rows),
     }
     (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    artifacts.write_jsonl(out / CODES, codes_rows)
     artifacts.write_jsonl(out / BAD, bad)
-    artifacts.write_manifest(
-        out, KIND, config={}, counts=counts, files=[CODES, BAD], extra=identity,
-        inputs={"audio": configs.fingerprint(numbers), "tokenizer": identity["tokenizer"]},
+    write_codes(
+        out, codes_rows, identity, config={}, counts=counts, files=[BAD],
+        inputs={"audio": configs.fingerprint(numbers), "tokenizer": identity.tokenizer},
     )  # fmt: skip
     return {
         "codes": str(out / CODES),
         "clips": counts["clips"],
         "without_text": without_text,
         "num_codes": counts["codes"],
-        "seconds": counts["codes"] / identity["frame_rate_hz"],
-        "tokenizer": identity["tokenizer"],
+        "seconds": counts["codes"] / identity.frame_rate_hz,
+        "tokenizer": identity.tokenizer,
         "set_aside": [row["reason"] for row in bad],
     }
 
 
 def _encode(
-    found: Sequence[Found], bad: list[dict[str, Any]], models: Models
+    found: Sequence[Found], bad: list[dict[str, Any]], models: Bundle
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Files and their rows with codes; what is set aside goes to `bad`."""
     with tqdm(total=len(found), desc="tokenize", unit="clip", disable=None) as bar:
-        recordings = read_recordings(found, bad)
+        recordings = read_recordings(found, bad, mel=models.mel)
         while group := list(islice(recordings, CLIPS_PER_CALL)):
             mels = [recording.mel for recording in group]
             codes_of = models.reader.mels_to_codes(mels)  # loaded when something can be read
