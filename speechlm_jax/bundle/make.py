@@ -227,7 +227,8 @@ def show_bundle(place: str | Path) -> dict[str, Any]:
             "fingerprint": found,
             "is_as_joined": part.fingerprint in ("", found),
         }
-    if "tokenizer" in parts or bundle.contents.vocab or "text_to_token" in parts:
+    has_voices = "text_to_token" in parts and parts["text_to_token"].vocab is not None
+    if "tokenizer" in parts or bundle.contents.vocab or has_voices:
         result["codes"] = bundle.codes.to_json()
     if "tokenizer" in parts:
         result["mel"] = configs.to_json(bundle.mel)
@@ -236,6 +237,6 @@ def show_bundle(place: str | Path) -> dict[str, Any]:
         result["vocabulary"] = {
             "fingerprint": vocab.fingerprint, "text_ids": vocab.text_size, "ids": vocab.size,
         }  # fmt: skip
-    if "text_to_token" in parts:
+    if has_voices:
         result["voices"] = list(bundle.voices)
     return result

@@ -76,7 +76,7 @@ class Bundle:
         for vocab in (self.contents.vocab, voiced.vocab if voiced else None):
             if vocab is not None:
                 return vocab.codes
-        return self._read_tokenizer[1]
+        return runs.trained_codes(self.path("tokenizer"))
 
     @cached_property
     def text(self) -> TextTokenizer:
