@@ -100,7 +100,7 @@ def score(
 
     `seen_speakers` is the same on clips of the training speakers that were not trained on.
     """
-    reader, _, _ = load_reader(run.workdir)
+    reader, _ = load_reader(run.workdir)
     meta = checkpoints.load_params(run.workdir).meta
     rows = range(len(features))
     held_out = [i for i in rows if features.rows[i]["speaker"] == speaker]

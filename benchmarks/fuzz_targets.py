@@ -23,6 +23,7 @@ from speechlm_jax import artifacts, folder_lock, shipped
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import CLIPS, read_clips
 from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.bundle.contents import BUNDLE, Contents, Part, read_contents, write_contents
 from speechlm_jax.cli import main as cli
 from speechlm_jax.convert.companions import read_companions
 from speechlm_jax.convert.model_config import config_from_json, config_to_json
@@ -310,6 +311,14 @@ def mixture_file(folder: Path):
         return mixture.read_mixture(path).fingerprint, mixture.open_shards(path)
 
     return [path.read_bytes()], of_file(path, parse)
+
+
+@target()
+def bundle_file(folder: Path):
+    part = Part("../tts", "text.model", dataclasses.replace(VOCAB, voices=("ann",)), "f")
+    write_contents(folder, Contents("text.model", VOCAB, {"text_to_token": part}))
+    path = folder / BUNDLE
+    return [path.read_bytes()], of_file(path, lambda: read_contents(folder))
 
 
 @target(share=2)

@@ -50,7 +50,7 @@ def codes(inputs: Path, out: Path) -> None:
     from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
     from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
     from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
-    from speechlm_jax.speech_tokenizer.reading import Reader
+    from speechlm_jax.speech_tokenizer.reading import Transcriber
     from speechlm_jax.speech_tokenizer.stage import functional
 
     if not (inputs / artifacts.MANIFEST).is_file():
@@ -64,9 +64,9 @@ def codes(inputs: Path, out: Path) -> None:
     features = Features(inputs)
     encoder = EncoderConfig(num_mels=MELS, layers=1, embed=16, heads=2, mlp=32, latent_dim=8)
     quantizer = QuantizerConfig(codebook_size=32, codebook_dim=8)
-    model = SpeechTokenizerConfig(8, encoder, quantizer, late_layers=1, decoder_layers=1)
+    model = SpeechTokenizerConfig(8, encoder, quantizer, post_vq_layers=1, decoder_layers=1)
     params, variables = jax.jit(functional(model).init)(jax.random.key(0))
-    reader = Reader(model, params, variables, batch_size=CLIPS_A_CALL)
+    reader = Transcriber(model, params, variables, batch_size=CLIPS_A_CALL)
     reader.mels_to_codes([features.mel(0)])
     encode_corpus.CLIPS_PER_CALL = CLIPS_A_CALL
     encode_corpus.features_to_codes(features, reader, out, tokenizer="untrained")

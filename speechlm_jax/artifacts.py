@@ -119,7 +119,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_json(path: str | Path, data: Any) -> None:
     """Writes JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_to_bytes(data))
+
+
+def json_to_bytes(data: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.user_code import user_code
 
 FOLDERS = ("configs", "tasks")
-RUN_VARIABLE = "SPEECHLM_RUN"  # names the run whose data tasks/quickstart.py reads
+RUN_VARIABLE = "SPEECHLM_RUN"  # names the run whose data the shipped tasks read
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -28,7 +28,7 @@ def root() -> Path:
 
 
 def names() -> list[str]:
-    """Every Python file that ships, e.g. "tasks/quickstart.py"."""
+    """Every Python file that ships, e.g. "configs/lm_150m.py"."""
     top = root()
     found = (path for folder in FOLDERS for path in (top / folder).glob("*.py"))
     return sorted(path.relative_to(top).as_posix() for path in found)

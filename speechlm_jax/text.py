@@ -17,6 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from speechlm_jax import artifacts
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
@@ -267,6 +268,18 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text."""
         return self._pieces.decode([int(i) for i in ids])
+
+
+def make_vocab(text: TextTokenizer, codes: CodesIdentity, *, voices: Sequence[str] = ()) -> Vocab:
+    """The vocabulary that joins a text vocabulary and codes, with an id for each voice."""
+    return Vocab(
+        text_size=text.size,
+        codebook_size=codes.codebook_size,
+        frame_rate_hz=codes.frame_rate_hz,
+        text_fingerprint=text.fingerprint,
+        tokenizer_fingerprint=codes.tokenizer,
+        voices=tuple(voices),
+    )
 
 
 def is_unicode(text: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Bool, Integer, ndarray
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.errors import UserError
 
 SPECIALS = (
@@ -90,6 +91,11 @@ class Vocab:
         """Number of ids, padding included."""
         used = self.speech_offset + self.codebook_size
         return -(-used // self.pad_to_multiple) * self.pad_to_multiple
+
+    @property
+    def codes(self) -> CodesIdentity:
+        """Identity of the codes that have ids in it."""
+        return CodesIdentity(self.tokenizer_fingerprint, self.frame_rate_hz, self.codebook_size)
 
     @property
     def id_dtype(self) -> np.dtype:

@@ -13,7 +13,8 @@ class MelConfig:
 
     Attributes:
       sample_rate: Hz.
-      n_fft: samples of a transform; win_length: samples of the Hann window inside it.
+      n_fft: samples of a transform.
+      win_length: samples of the Hann window inside it.
       hop_length: samples between frames.
       num_mels: mel bins, Slaney's scale and area normalisation.
       floor: `clip`: 8 decades below the clip's maximum (Whisper); `fixed`: one value (streams).

@@ -41,7 +41,7 @@ def check(args: argparse.Namespace) -> None:
     """UserError where the recording, or a run with a chat model, is not there."""
     check_file(args.audio)
     paths.check_out_folder(args.out)
-    paths.find_chat(args.run_folder)
+    paths.check_bundle(args.run_folder, "chat", "tokenizer", "speech_decoder")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ Qwen3) becomes a run: its vocabulary is extended by specials and speech codes, a
 from it by `train.init_from`. GLM-4-Voice keeps its own codes: `--run` is then a folder of codes
 made with its speech tokenizer. A run becomes a folder that transformers opens."""
 EXAMPLE = """\
-speechlm convert Qwen2.5-1.5B --run runs/quickstart --out runs/base
+speechlm convert Qwen2.5-1.5B --run runs/my_tokenizer --out runs/base
 speechlm convert runs/lm --run runs/base --out my-speech-lm"""
 
 

@@ -1,20 +1,22 @@
 """`speechlm evaluate`: figures of a checkpoint."""
 
 import argparse
+import os
 from typing import Any
 
 from speechlm_jax.cli import options
 from speechlm_jax.cli.later import later
+from speechlm_jax.shipped import RUN_VARIABLE
 from speechlm_jax.verbs import paths
 
 evaluate = later("speechlm_jax.verbs.evaluate")
 
 DETAILS = """\
 Every figure comes with its item count and a bootstrap 95% interval; the scored items are written
-beside them, so that anyone can recount."""
+beside them, so that anyone can recount. Held-out loss needs the checkpoint alone."""
 EXAMPLE = """\
-speechlm evaluate runs/quickstart/lm_interleaved --run runs/quickstart --out runs/figures
-speechlm evaluate runs/lab --run runs/vocab"""
+speechlm evaluate runs/mine/lm_interleaved --run runs/mine --out runs/figures
+speechlm evaluate runs/lab"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +30,12 @@ def add_parser(subparsers: Any) -> None:
         type=options.place,
         help="a run's folder, or one of its steps",
     )
-    options.add_run(parser)
+    parser.add_argument(
+        "--run", dest="run_folder", metavar="DIR", type=options.place,
+        default=os.environ.get(RUN_VARIABLE) or None,
+        help="a bundle of the checkpoint's vocabulary: its tokenizer reads answers, its clips are "
+        f"asked about (default: ${RUN_VARIABLE}, or the run that the checkpoint lies in, or none)",
+    )  # fmt: skip
     options.add_out(parser, "runs/figures", "figures.json and the scored items")
     options.add_seed(parser)
 
@@ -37,7 +44,8 @@ def check(args: argparse.Namespace) -> None:
     """UserError where the checkpoint, or the run, is not there."""
     paths.check_folder(args.checkpoint, paths.CHECKPOINT)
     paths.check_out_folder(args.out)
-    paths.check_vocab(args.run_folder)
+    if args.run_folder is not None:
+        paths.check_bundle(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

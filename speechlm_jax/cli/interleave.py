@@ -58,7 +58,7 @@ def check(args: argparse.Namespace) -> None:
     """UserError where the file, or the run, is not there."""
     paths.check_documents(args.file)
     paths.check_out_folder(args.out)
-    paths.find_run(args.run_folder)
+    paths.check_bundle(args.run_folder, "text_to_token")
 
 
 def run(args: argparse.Namespace) -> int:

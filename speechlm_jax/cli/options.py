@@ -13,22 +13,11 @@ from speechlm_jax import config as configs
 from speechlm_jax.errors import EXIT_OK, UserError
 from speechlm_jax.shipped import RUN_VARIABLE
 
-COMMANDS = {
-    "quickstart": "run the whole chain on real audio: corpora, training, evaluation, chat, report",
-    "convert": "a Hugging Face model to a run with speech in its vocabulary, or a run to a model",
-    "train": "train what a config file says, or go on where a run stopped",
-    "bench": "time the training step of a model on this machine",
-    "plan": "say whether a training fits a TPU slice that is not there, and what bounds it",
-    "vocab": "text of your own to a vocabulary that can write any text",
-    "prepare": "turn a mixture's tasks into packed shards that training reads",
-    "tokenize": "recordings to speech codes",
-    "synthesize": "text to speech codes",
-    "interleave": "text documents to documents in which spans are speech codes",
-    "evaluate": "score a checkpoint: spoken questions, stories, held-out loss",
-    "speak": "speech codes, or text, to audio",
-    "chat": "answer a spoken question, in audio and text",
-}
-DEFAULT_RUN = Path("runs/quickstart")
+_TABLE = json.loads((Path(__file__).parent / "commands.json").read_text(encoding="utf-8"))
+COMMANDS: dict[str, str] = _TABLE[
+    "commands"
+]  # a name and what it does, in the order of a whole run
+DEFAULT_RUN = Path(_TABLE["default_run"])
 MOST = 10**18 - 1
 CONFIG = "a config file, which is run: only one that you trust"
 
@@ -138,7 +127,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=place,
         default=Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN),
-        help=f"the run folder whose models are used (default: ${RUN_VARIABLE}, or {DEFAULT_RUN})",
+        help="the run, or bundle, whose models are used (see `speechlm bundle`; default: "
+        f"${RUN_VARIABLE}, or {DEFAULT_RUN})",
     )
 
 

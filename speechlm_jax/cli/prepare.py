@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """UserError where the run has no vocabulary."""
     paths.check_out_folder(args.out)
-    paths.check_vocab(args.run_folder)
+    paths.check_bundle(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """UserError where a codes file, or the run, is not there, or audio cannot be written so."""
     paths.check_speech(args.what, args.out)
-    paths.find_run(args.run_folder)
+    paths.check_bundle(args.run_folder, "speech_decoder")
 
 
 def run(args: argparse.Namespace) -> int:

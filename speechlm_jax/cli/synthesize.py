@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """UserError where the run is not there."""
     paths.check_out_folder(args.out)
-    paths.find_run(args.run_folder)
+    paths.check_bundle(args.run_folder, "text_to_token")
 
 
 def run(args: argparse.Namespace) -> int:

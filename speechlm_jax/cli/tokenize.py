@@ -17,8 +17,8 @@ clip.txt; without one a recording is speech alone. A folder without a manifest g
 in it. A recording that cannot be used is set aside and listed; the others are tokenised."""
 EXAMPLE = """\
 speechlm tokenize question.wav
-speechlm tokenize my_recordings/*.flac --run runs/quickstart --out codes
-speechlm tokenize my_recordings/ --run runs/quickstart --out runs/my_codes"""
+speechlm tokenize my_recordings/*.flac --run runs/my_tokenizer --out codes
+speechlm tokenize my_recordings/ --run runs/my_tokenizer --out runs/my_codes"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +39,7 @@ def check(args: argparse.Namespace) -> None:
     """UserError where a recording, or the run, is not there."""
     paths.check_places(args.audio)
     paths.check_out_folder(args.out)
-    paths.find_run(args.run_folder)
+    paths.check_bundle(args.run_folder, "tokenizer")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ character by character. The codes are those of the run, or of a folder of codes.
 takes the folder as its --run."""
 EXAMPLE = """\
 speechlm vocab my_text.txt --out runs/my_vocab
-speechlm vocab stories/*.txt more.jsonl.gz --size 16000 --run runs/my_run --out runs/my_vocab"""
+speechlm vocab stories/*.txt more.jsonl.gz --size 16000 --run runs/my_run --out runs/my_vocab
+speechlm vocab said.txt --run runs/my_tokenizer --voices runs/codes --out runs/voiced_vocab"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +42,10 @@ def add_parser(subparsers: Any) -> None:
         default="text",
         help="field of rows that holds the text (default: %(default)s)",
     )
+    parser.add_argument(
+        "--voices", metavar="CODES", type=options.place,
+        help="folder of codes whose speakers get ids: for the rows of a text-to-token model",
+    )  # fmt: skip
     options.add_run(parser)
     options.add_out(parser, "runs/vocab", "the vocabulary")
 
@@ -50,10 +55,19 @@ def check(args: argparse.Namespace) -> None:
     Rows(tuple(args.files), False, {}).files()
     paths.check_out_folder(args.out)
     paths.check_codes(args.run_folder)
+    if args.voices is not None:
+        paths.check_folder(args.voices, "a folder of codes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the vocabulary and prints its sizes."""
     return options.show(
-        vocab.vocab(args.files, run=args.run_folder, out=args.out, size=args.size, field=args.field)
+        vocab.vocab(
+            args.files,
+            run=args.run_folder,
+            out=args.out,
+            size=args.size,
+            field=args.field,
+            voices=args.voices,
+        )
     )

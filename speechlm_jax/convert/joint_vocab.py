@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import count, takewhile
 from typing import Any
 
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.convert.tokenizers import CODE, UNUSED, extend_tokenizer, token_ids
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
@@ -23,12 +24,12 @@ TOKENS = {
 
 
 def joint_vocab(
-    text: TextTokenizer, codes: Mapping[str, Any], *, size: int, eos: str | None = None
+    text: TextTokenizer, codes: CodesIdentity, *, size: int, eos: str | None = None
 ) -> Vocab:
     """The joint vocabulary of a model; specials that its text vocabulary has are mapped, not added.
 
     Args:
-      codes: `tokenizer`, `frame_rate_hz` and `codebook_size` of the codes to be used with it.
+      codes: identity of the codes to be used with it.
       size: rows of the model's table.
       eos: the token that ends its documents, where none of the known names is there.
 
@@ -44,10 +45,10 @@ def joint_vocab(
             f"{len(ids)} tokens"
         )
     identity = {
-        "codebook_size": codes["codebook_size"],
-        "frame_rate_hz": codes["frame_rate_hz"],
+        "codebook_size": codes.codebook_size,
+        "frame_rate_hz": codes.frame_rate_hz,
         "text_fingerprint": text.fingerprint,
-        "tokenizer_fingerprint": codes["tokenizer"],
+        "tokenizer_fingerprint": codes.tokenizer,
         "mapped": _mapped(ids, eos),
     }
     if CODE.format(0) in ids:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechlm_jax import artifacts
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.data.sources import read_rows, row_files, row_to_example
 from speechlm_jax.errors import UserError
 
@@ -49,11 +50,7 @@ def declare_codes(
     return artifacts.write_manifest(
         folder, kind, inputs={"tokenizer": tokenizer}, config={}, counts=counts,
         files=[file.name for file in files],
-        extra={
-            "tokenizer": tokenizer,
-            "frame_rate_hz": float(frame_rate_hz),
-            "codebook_size": codebook_size,
-        },
+        extra=CodesIdentity(tokenizer, float(frame_rate_hz), codebook_size).to_json(),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What `prepare` leaves for training: a mixture's file, and the shard folders that it names."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from speechlm_jax import artifacts, bucket
@@ -9,6 +10,7 @@ from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.plan import TaskRows
 from speechlm_jax.data.rows import RowShards, read_row_manifest
 from speechlm_jax.errors import UserError
+from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 
@@ -65,11 +67,40 @@ def mixture_path(out: str | Path, name: str) -> Path:
     return Path(out) / f"{name}.mixture.json"
 
 
-def write_mixture(out: str | Path, mixture: PreparedMixture) -> Path:
-    """Writes the mixture's file beside its shard folders; returns its path."""
+def write_mixture(
+    out: str | Path, mixture: PreparedMixture, text: TextTokenizer | None = None
+) -> Path:
+    """Writes the mixture's file, and the text vocabulary of its rows, beside its shard folders.
+
+    Returns the mixture's path; `read_text` finds the text vocabulary.
+    """
     path = mixture_path(out, mixture.name)
+    if text is not None:
+        text.save(Path(out) / _text_name(text.fingerprint))
     artifacts.write_json(path, configs.to_json(mixture))
     return path
+
+
+def read_text(path: str | Path, vocab: Vocab) -> bytes | None:
+    """The text vocabulary of a mixture's rows, as `write_mixture` kept it; None without.
+
+    Args:
+      path: the mixture's file, local or in a bucket.
+      vocab: the vocabulary of the rows, which names it.
+    """
+    name = _text_name(vocab.text_fingerprint)
+    place = bucket.join(bucket.parent(path), name)
+    if not artifacts.is_inside(name):
+        return None
+    try:
+        data = bucket.read_bytes(place) if bucket.is_address(place) else Path(place).read_bytes()
+    except (bucket.NoSuchObject, OSError, ValueError):  # there is none, or its name is none
+        return None
+    return data if hashlib.sha256(data).hexdigest()[:16] == vocab.text_fingerprint else None
+
+
+def _text_name(fingerprint: str) -> str:
+    return f"text-{fingerprint}.vocab"
 
 
 def read_mixture(path: str | Path) -> PreparedMixture:

@@ -138,7 +138,7 @@ def prepare(
         for task, rate in rates.items()
     )
     made = mixture.PreparedMixture(name, config.length, vocab.fingerprint, prepared)
-    return mixture.write_mixture(out, made)
+    return mixture.write_mixture(out, made, tokenizer)
 
 
 def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:

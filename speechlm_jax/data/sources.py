@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax.codes import CODES, KIND, read_identity
 from speechlm_jax.data.code_identity import code_identity
 from speechlm_jax.data.content import row_to_text, said_key
 from speechlm_jax.data.formats import segments_to_text
@@ -24,7 +25,7 @@ SPLIT_VERSION = 2  # of the rule by which rows are held out
 # Files that hold neither rows nor, as any other file may, a document a line.
 NO_LINES = (".json", ".ndjson", ".csv", ".tsv", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
-    "codes": "codes.jsonl",
+    KIND: CODES,
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
@@ -299,18 +300,10 @@ def _unchanged(folder: Path) -> artifacts.Manifest:
 
 
 def _check_codes(folder: Path, vocab: Vocab) -> None:
-    extra = artifacts.read_manifest(folder).extra
-    wanted = {
-        "tokenizer": vocab.tokenizer_fingerprint,
-        "frame_rate_hz": vocab.frame_rate_hz,
-        "codebook_size": vocab.codebook_size,
-    }
-    for name, value in wanted.items():
-        if extra.get(name) != value:
-            raise UserError(
-                f"{folder}: codes have {name} {extra.get(name)!r}, the vocabulary has {value!r}; "
-                "tokenize the recordings again with the vocabulary's speech tokenizer"
-            )
+    read_identity(folder).require_same(
+        vocab.codes, f"{folder}: codes have", "the vocabulary has",
+        "tokenize the recordings again with the vocabulary's speech tokenizer",
+    )  # fmt: skip
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:

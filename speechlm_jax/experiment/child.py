@@ -1,4 +1,4 @@
-"""One training run in a process of its own, which ends when the quickstart that started it does.
+"""One training run in a process of its own, which ends when the process that started it does.
 
 Usage: python -m speechlm_jax.experiment.child CONFIG.json WORKDIR
 

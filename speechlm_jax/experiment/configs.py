@@ -24,6 +24,8 @@ PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
     "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
 }
+# What the fingerprint of the data stands for too; older runs do not name it.
+OF_DATA = {"SpeechTokenizerConfig": frozenset({"mel"})}
 # What is measured on the way, and how a stack is computed, changes rounding at most.
 EXECUTION = {
     "LanguageModelExperiment": frozenset({"eval_every_steps", "eval_rows"}),
@@ -181,7 +183,7 @@ def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
     Microbatches change the order of sums, and of draws; but a speech tokenizer's codebook moves on
     with each of them.
     """
-    found = OPERATIONAL | PLACES | EXECUTION
+    found = OPERATIONAL | PLACES | EXECUTION | OF_DATA
     if not isinstance(experiment, SpeechTokenizerExperiment):
         found["TrainConfig"] |= {"num_microbatches"}
     return found

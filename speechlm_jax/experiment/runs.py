@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import config as configs
+from speechlm_jax.audio.mel_config import WHISPER, MelConfig
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.mixture import open_shards
 from speechlm_jax.data.stream import read_batches
@@ -22,6 +24,7 @@ from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.train import checkpoint_folder, checkpoints
 from speechlm_jax.train.loop import TrainConfig
@@ -40,12 +43,46 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
 
 def load_reader(
-    run: str | Path, *, batch_size: int = 64
-) -> tuple[Transcriber, SpeechTokenizerExperiment, str]:
-    """A trained speech tokenizer, its experiment, and its fingerprint."""
+    run: str | Path, *, fingerprint: str = "", batch_size: int = 64
+) -> tuple[Transcriber, CodesIdentity]:
+    """A trained speech tokenizer, and the identity of its codes.
+
+    Args:
+      fingerprint: what the weights must have; "" takes any.
+    """
     weights, experiment = _load(run, SpeechTokenizerExperiment)
+    _check(weights, run, fingerprint)
     reader = Transcriber(experiment.model, weights.params, weights.variables, batch_size=batch_size)
-    return reader, experiment, weights_fingerprint(weights)
+    return reader, _codes_of(weights.meta, experiment)
+
+
+def trained_codes(run: str | Path) -> CodesIdentity:
+    """The identity of the codes of a trained speech tokenizer, whose weights are not loaded."""
+    meta = checkpoint_folder.told_meta(run)
+    return _codes_of(meta, as_trained(run, meta, SpeechTokenizerExperiment))
+
+
+def _codes_of(meta: checkpoint_folder.Meta, experiment: SpeechTokenizerExperiment) -> CodesIdentity:
+    model = experiment.model
+    return CodesIdentity(meta_fingerprint(meta), model.frame_rate_hz, model.quantizer.codebook_size)
+
+
+def trained_mel(run: str | Path) -> MelConfig:
+    """How the mel frames were made that a speech tokenizer or a speech decoder was trained on."""
+    meta = checkpoint_folder.told_meta(run)
+    experiment = experiment_from_json(meta.config, str(run))
+    model, mel = experiment.model, WHISPER
+    told: Any = meta.described
+    for name in ("features", "config", "mel"):
+        told = told.get(name) if isinstance(told, dict) else None
+    if told is not None:
+        mel = configs.from_json(MelConfig, told)
+    elif isinstance(model, SpeechTokenizerConfig):
+        mel = model.mel
+    bins = model.encoder.num_mels if isinstance(model, SpeechTokenizerConfig) else model.num_mels
+    if mel.num_mels != bins:
+        raise UserError(f"{run}: an earlier version did not keep its mel settings; train it again")
+    return mel
 
 
 def load_inference(
@@ -53,29 +90,38 @@ def load_inference(
     *,
     kind: ModelKind | None = None,
     vocab: Vocab | None = None,
+    fingerprint: str = "",
     batch_size: int = 64,
 ) -> tuple[Inference, LanguageModelExperiment]:
     """A trained language or text-to-token model, from its run or one of its checkpoints.
 
     Raises:
-      UserError: it is not of this `kind`, or was trained with another vocabulary than `vocab`.
+      UserError: it is not of this `kind`, was trained with another vocabulary than `vocab`, or has
+        another `fingerprint` ("" takes any).
     """
     weights, experiment = _load(run, LanguageModelExperiment)
     if kind is not None and experiment.kind != kind:
         raise UserError(f"{run}: is a model of kind {experiment.kind}; give one of kind {kind}")
     if vocab is not None:
         tokenizer = vocab.tokenizer_fingerprint
-        _require(weights, run, {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer})
+        its = {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer}
+        require(weights.meta, run, its)
+    _check(weights, run, fingerprint)
     return Inference(experiment.model, weights.params, batch_size=batch_size), experiment
 
 
 def load_speech_decoder(
-    run: str | Path, *, tokenizer: str | None = None, batch_size: int = 32
+    run: str | Path, *, tokenizer: str | None = None, fingerprint: str = "", batch_size: int = 32
 ) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
-    """A trained speech decoder; UserError if it speaks codes of another `tokenizer`."""
+    """A trained speech decoder.
+
+    Raises:
+      UserError: it speaks codes of another `tokenizer`, or has another `fingerprint` ("": any).
+    """
     weights, experiment = _load(run, SpeechDecoderExperiment)
     if tokenizer is not None:
-        _require(weights, run, {"tokenizer": tokenizer})
+        require(weights.meta, run, {"tokenizer": tokenizer})
+    _check(weights, run, fingerprint)
     return SpeechDecoder(experiment.model, weights.params, batch_size=batch_size), experiment
 
 
@@ -96,7 +142,7 @@ def held_out_losses(
     with RowFetcher(disk_gb=data.disk_gb, folder=cache) as fetcher:
         shards = open_shards(mixture or data.mixture, split="validation", fetcher=fetcher)
         for task, rows in shards.items():
-            _require(weights, run, {"vocabulary": rows.vocab.fingerprint})
+            require(weights.meta, run, {"vocabulary": rows.vocab.fingerprint})
             batches = read_batches(rows, batch_size=ROWS_PER_CALL, most_rows=most_rows)
             found = rows_to_losses(experiment.model, weights.params, batches)
             losses[task] = list(islice(found, min(most_rows, len(rows))))
@@ -137,9 +183,13 @@ def save_language_model(
         writer.close()
 
 
-def weights_fingerprint(weights: checkpoints.Weights) -> str:
+def run_fingerprint(run: str | Path) -> str:
+    """Identity of the newest weights of a run, or of one of its checkpoints."""
+    return meta_fingerprint(checkpoint_folder.told_meta(run))
+
+
+def meta_fingerprint(meta: checkpoint_folder.Meta) -> str:
     """Identity of trained weights: what they were trained as and for how long."""
-    meta = weights.meta
     return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
 
 
@@ -156,10 +206,20 @@ def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
     return weights, as_trained(run, weights.meta, cls)
 
 
-def _require(weights: checkpoints.Weights, run: str | Path, wanted: dict[str, str]) -> None:
+def _check(weights: checkpoints.Weights, run: str | Path, fingerprint: str) -> None:
+    """UserError where weights are other ones than those that a bundle was made of."""
+    found = meta_fingerprint(weights.meta)
+    if fingerprint not in ("", found):
+        raise UserError(
+            f"{run}: holds weights {found}, the bundle has {fingerprint}: it was trained on, or "
+            "again; write the bundle anew (`speechlm bundle make`, `speechlm bundle upgrade`)"
+        )
+
+
+def require(meta: checkpoint_folder.Meta, run: str | Path, wanted: dict[str, str]) -> None:
     """UserError that names both sides where weights were trained with something else."""
     for name, value in wanted.items():
-        found = weights.meta.identity.get(name)
+        found = meta.identity.get(name)
         if found != value:
             raise UserError(
                 f"{run}: was trained with {name} {found}, the data and models beside it have "

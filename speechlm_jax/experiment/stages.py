@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.codes import read_codes, read_identity
 from speechlm_jax.config import at_least
 from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.clips import BucketedClips, clip_batches
-from speechlm_jax.data.mixture import open_shards, read_mixture, task_rows
+from speechlm_jax.data.mixture import open_shards, read_mixture, read_text, task_rows
 from speechlm_jax.data.plan import MixturePlan, TaskRows
 from speechlm_jax.data.rows import RowShards
 from speechlm_jax.data.shares import PhaseSpec, make_plan, rates_to_shares
@@ -34,6 +34,9 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token import stage as text_to_token_stage
 from speechlm_jax.train.held_out import HeldOutRows, held_out
 from speechlm_jax.train.stage import Evaluation, Stage
+from speechlm_jax.vocab_files import vocab_to_files
+
+VOICES = "voices.json"  # beside a speech decoder's checkpoints: names of its voices, from 1 on
 
 
 def _hosts(given: Experiment) -> dict[str, int]:
@@ -58,7 +61,14 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
     data = given.data
     features = Features(data.features)
     text = TextTokenizer.load(data.text_vocab)
-    model = dataclasses.replace(given.model, text_size=given.model.text_size or text.size)
+    model = dataclasses.replace(
+        given.model, text_size=given.model.text_size or text.size, mel=features.mel_config
+    )
+    if model.encoder.num_mels != model.mel.num_mels:
+        raise UserError(
+            f"model.encoder.num_mels: {model.encoder.num_mels}; the frames of {data.features} have "
+            f"{model.mel.num_mels} mel bins"
+        )
     resolved = dataclasses.replace(given, model=model)
     clips = TranscribedClips(features, _chosen(data, features), text, augment=data.augment)
     stream = BucketedClips(clips.lengths, data.buckets)
@@ -69,7 +79,8 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
         identity={"features": features.fingerprint, "text": text.fingerprint},
     )
     described = {"features": _described(features), "text": {"ids": text.size}}
-    return resolved, dataclasses.replace(stage, described=described)
+    files = vocab_to_files(None, text.model)
+    return resolved, dataclasses.replace(stage, described=described, files=files)
 
 
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
@@ -103,6 +114,7 @@ def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperim
         stage,
         progress=lambda rows: _progress(plan, rows),
         described={"plan": plan.described, "vocabulary": vocab.to_json()},
+        files=vocab_to_files(vocab, read_text(data.mixture, vocab)),
     )
     resolved = dataclasses.replace(given.train, total_steps=total_steps)
     return dataclasses.replace(given, model=model, train=resolved), stage
@@ -169,15 +181,15 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
     """A flow from the codes of clips to their mel frames."""
     data = given.data
     features = Features(data.features)
-    codes_manifest = artifacts.read_manifest(data.codes)
-    rows = {row["id"]: row for row in artifacts.read_jsonl(Path(data.codes) / "codes.jsonl")}
+    identity = read_identity(data.codes)
+    rows = {row["id"]: row for row in read_codes(data.codes)}
     per_code = given.model.mel_frames_per_code
     clips = CodedClips(features, _chosen(data, features), rows, mel_frames_per_code=per_code)
     stream = BucketedClips(clips.lengths, data.buckets)
     mean, deviation = clips.mel_moments()
     model = dataclasses.replace(
         given.model,
-        codebook_size=codes_manifest.extra["codebook_size"],
+        codebook_size=identity.codebook_size,
         num_voices=len(clips.voices),
         mel_mean=mean,
         mel_std=deviation,
@@ -185,9 +197,13 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
     stage = decoder_stage.make_stage(
         model,
         clip_batches(stream, clips.collate, **_hosts(given)),
-        identity={"tokenizer": codes_manifest.extra["tokenizer"], "features": features.fingerprint},
+        identity={"tokenizer": identity.tokenizer, "features": features.fingerprint},
     )
-    stage = dataclasses.replace(stage, described={"features": _described(features)})
+    stage = dataclasses.replace(
+        stage,
+        described={"features": _described(features)},
+        files={VOICES: artifacts.json_to_bytes(list(clips.voices))},
+    )
     return dataclasses.replace(given, model=model), stage
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.documents import BAD, document_digest
 from speechlm_jax.interleave.spans import LONGEST_MEAN, NUM_KEYS
@@ -80,7 +81,7 @@ def document_to_interleaved(
     out: str | Path,
     config: InterleaveConfig,
     inputs: dict[str, str],
-    tokenizer: dict[str, Any],
+    codes: CodesIdentity,
     bad: Sequence[dict[str, Any]] = (),
     progress: Callable[[int], object] = lambda documents: None,
 ) -> artifacts.Manifest:
@@ -96,7 +97,7 @@ def document_to_interleaved(
       out: the folder: `documents.jsonl`, `bad.jsonl`, `stage.json`.
       config: ratio, span lengths, seed.
       inputs: fingerprints of the documents and of what `text_to_codes` and `say` come from.
-      tokenizer: {"tokenizer", "frame_rate_hz", "codebook_size"}: what the codes are.
+      codes: identity of the codes.
       bad: rows that were set aside, each with a "reason" (`documents.good_documents`).
       progress: called with the number of documents of each finished batch.
 
@@ -128,7 +129,7 @@ def document_to_interleaved(
     artifacts.write_jsonl(out / BAD, bad)
     manifest = artifacts.write_manifest(
         out, KIND, inputs=inputs, config=config, seed=config.seed,
-        counts=counts.to_json(), files=[DOCUMENTS, BAD], extra=tokenizer,
+        counts=counts.to_json(), files=[DOCUMENTS, BAD], extra=codes.to_json(),
     )  # fmt: skip
     clear(out)
     return manifest

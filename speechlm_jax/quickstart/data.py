@@ -3,31 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts, shipped
 from speechlm_jax.errors import EXIT_OK, UserError
-from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 TASKS = "tasks/quickstart.py"
 TEXT_TO_TOKEN = "q_text_to_token"  # the task that the text-to-token model learns
-
-
-def make_vocab(
-    text: TextTokenizer, codes: Mapping[str, Any], *, voices: Sequence[str] = ()
-) -> Vocab:
-    """The vocabulary that joins a text vocabulary and codes (their `encode_corpus.identity`)."""
-    return Vocab(
-        text_size=text.size,
-        codebook_size=codes["codebook_size"],
-        frame_rate_hz=codes["frame_rate_hz"],
-        text_fingerprint=text.fingerprint,
-        tokenizer_fingerprint=codes["tokenizer"],
-        voices=tuple(voices),
-    )
 
 
 def vocab_path(prepared: Path, name: str) -> Path:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
-from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.chat.dialogue import Chat
 from speechlm_jax.evals.items import Item, write_items
@@ -21,10 +20,8 @@ from speechlm_jax.evals.suites import (
     text_to_token,
     tokenizer,
 )
-from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.interleave.build import DOCUMENTS
 from speechlm_jax.quickstart import corpora
-from speechlm_jax.quickstart.models import Models
 from speechlm_jax.quickstart.run import ARMS, Chain, Quickstart
 
 DECODED_CLIPS = 100  # Griffin-Lim takes a fifth of a second for each
@@ -35,16 +32,16 @@ _log = logging.getLogger("speechlm.quickstart")
 def score(q: Quickstart) -> None:
     """Every figure, as scored items."""
     score_group(q, "tokenizer", q.folders.tokenizer, lambda: tokenizer.tokenizer_items(
-        q.spoken, q.read, q.reader, seed=q.seed))  # fmt: skip
+        q.spoken, q.models.read, q.models.reader, seed=q.seed))  # fmt: skip
     score_group(q, "text_to_token", q.folders.text_to_token, lambda: _text_to_token_items(q))
     documents = artifacts.read_jsonl(q.folders.interleaved / DOCUMENTS)
     score_group(q, "interleaved", q.folders.interleaved, lambda: interleaved.span_items(
-        documents, q.read, most=READ_SPANS))  # fmt: skip
+        documents, q.models.read, most=READ_SPANS))  # fmt: skip
     score_group(q, "speech_decoder", q.folders.speech_decoder, lambda: decoder_items(
         q, q.spoken.of_kind("eval_string")[:DECODED_CLIPS]))  # fmt: skip
     for arm in ARMS:
         folder = getattr(q.folders, f"lm_{arm}")
-        make = partial(lm_items, q, folder, arm, spoken=q.spoken, seed=q.seed)
+        make = partial(_lm_items, q, folder, arm)
         score_group(q, f"lm_{arm}", folder, make)
     score_group(q, "chat", q.folders.chat, lambda: _chat_items(q))
 
@@ -79,16 +76,14 @@ def _text_to_token_items(q: Quickstart) -> list[Item]:
         "text_to_token/wer_strings": draw("string", number),
     }
     return text_to_token.text_to_token_items(
-        texts, q.text_to_token, q.read, voices=q.voices, seed=q.seed
+        texts, q.text_to_token, q.models.read, voices=q.voices, seed=q.seed
     )
 
 
-def lm_items(
-    q: Models, checkpoint: Path, arm: str, *, spoken: EvaluationClips, seed: int
-) -> list[Item]:
-    """Every figure of a language model of a world's run, under the name `arm`."""
+def _lm_items(q: Quickstart, folder: Path, arm: str) -> list[Item]:
+    models = q.models
     return language_model.lm_items(
-        arm, spoken, q.language_model(checkpoint), q.writer, q.read, seed=seed
+        arm, q.spoken, models.language_model(folder), models.writer, models.read, seed=q.seed
     )
 
 
@@ -97,15 +92,15 @@ def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
     wavs = [read_wav(q.audio_of(row)) for row in rows]
 
     def mels_to_text(mels: Sequence[np.ndarray]) -> list[str]:
-        return q.read(q.reader.mels_to_codes(mels))
+        return q.models.read(q.models.reader.mels_to_codes(mels))
 
     return speech_decoder.decoder_items(
-        rows, wavs, q.speech_decoder, mels_to_text, mel=MelConfig(), seed=q.seed
+        rows, wavs, q.models.speech_decoder, mels_to_text, mel=q.models.mel, seed=q.seed
     )
 
 
 def _chat_items(q: Quickstart) -> list[Item]:
-    assistant = Chat(q.language_model(q.folders.chat), q.writer)
+    assistant = Chat(q.models.language_model("chat"), q.models.writer)
     told = corpora.told_people(q.world)
     asked = [x for x in q.spoken.questions() if x.fact.split("/")[0] not in told]
-    return chat.chat_items(asked, assistant, q.read, seed=q.seed)
+    return chat.chat_items(asked, assistant, q.models.read, seed=q.seed)

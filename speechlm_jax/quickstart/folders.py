@@ -1,10 +1,21 @@
 """Where everything of a quickstart run lies: one name for each step's folder."""
 
 import dataclasses
-import os
 from pathlib import Path
+from typing import Any
 
-from speechlm_jax.errors import UserError
+from speechlm_jax.bundle.contents import RUN_FOLDERS
+from speechlm_jax.vocab_files import TEXT_MODEL
+
+
+class _Place:
+    """A file or folder of a run, by its name there."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, folders: Any, owner: type | None = None) -> Path:
+        return folders.run / self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,44 +24,24 @@ class Folders:
 
     run: Path
 
-    def __getattr__(self, name: str) -> Path:
-        if name not in NAMES:
-            raise AttributeError(name)
-        return self.run / NAMES[name]
-
-
-NAMES = {
-    "world": "world.json",
-    "own": "own.json",
-    "clips": "clips",
-    "features": "features",
-    "text_model": "text.model",
-    "tokenizer": "tokenizer",
-    "codes": "codes",
-    "documents": "documents",
-    "sources": "sources.json",
-    "prepared": "prepared",
-    "text_to_token": "text_to_token",
-    "speech_decoder": "speech_decoder",
-    "interleaved": "interleaved",
-    "dialogues": "dialogues",
-    "read_aloud": "read_aloud",
-    "lm_interleaved": "lm_interleaved",
-    "lm_baseline": "lm_baseline",
-    "chat": "chat",
-    "scores": "scores",
-    "items": "items",
-    "audio": "audio",
-    "timing": "timing",
-}
-
-
-def find_run(run: str | Path) -> Folders:
-    """The folders of a run that has a speech tokenizer; UserError if it has none."""
-    folders = Folders(Path(run))
-    if not os.path.isfile(folders.text_model) or not os.path.isdir(folders.tokenizer):
-        raise UserError(
-            f"{run}: holds no run with a speech tokenizer; run `speechlm quickstart` first, or "
-            "give --run the folder of one"
-        )
-    return folders
+    world = _Place("world.json")
+    own = _Place("own.json")
+    clips = _Place("clips")
+    features = _Place("features")
+    text_model = _Place(TEXT_MODEL)
+    tokenizer = _Place(RUN_FOLDERS["tokenizer"])
+    codes = _Place("codes")
+    documents = _Place("documents")
+    sources = _Place("sources.json")
+    prepared = _Place("prepared")
+    text_to_token = _Place(RUN_FOLDERS["text_to_token"])
+    speech_decoder = _Place(RUN_FOLDERS["speech_decoder"])
+    interleaved = _Place("interleaved")
+    dialogues = _Place("dialogues")
+    read_aloud = _Place("read_aloud")
+    lm_interleaved = _Place(RUN_FOLDERS["lm"])
+    lm_baseline = _Place("lm_baseline")
+    chat = _Place(RUN_FOLDERS["chat"])
+    items = _Place("items")
+    audio = _Place("audio")
+    timing = _Place("timing")

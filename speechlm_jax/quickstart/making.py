@@ -13,6 +13,8 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.corpus import corpus
 from speechlm_jax.audio.espeak import make_voices
 from speechlm_jax.audio.features import write_features
+from speechlm_jax.bundle.models import spans_to_codes
+from speechlm_jax.codes import read_codes
 from speechlm_jax.experiment.configs import (
     ClipsData,
     LanguageModelExperiment,
@@ -25,10 +27,9 @@ from speechlm_jax.experiment.processes import Run, train_all
 from speechlm_jax.interleave.build import DOCUMENTS, document_to_interleaved
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.quickstart import corpora, data
-from speechlm_jax.quickstart.models import spans_to_codes
 from speechlm_jax.quickstart.run import Chain, Quickstart
 from speechlm_jax.quickstart.sizes import TrainingSize
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
+from speechlm_jax.speech_tokenizer.encode_corpus import features_to_codes
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.world import Kind
@@ -64,6 +65,7 @@ def train_tokenizer(q: Chain) -> None:
     )
     run = Run("tokenizer", experiment, q.folders.tokenizer, q.tokenizer_inputs())
     train_all([run], threads=2)
+    q.write_bundle()
 
 
 def encode(q: Quickstart) -> None:
@@ -84,7 +86,7 @@ def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -
     with tqdm(total=len(q.features), desc="codes", unit="clip") as bar:
         for name, values in groups.items():
             features_to_codes(
-                q.features, q.reader, q.codes(name), tokenizer=q.codes_identity["tokenizer"],
+                q.features, q.models.reader, q.codes(name), identity=q.models.codes,
                 keep=lambda row, values=values: row[field] in values, progress=bar.update,
             )  # fmt: skip
 
@@ -111,6 +113,7 @@ def train_from_codes(q: Chain) -> None:
         ],
         threads=1,
     )
+    q.write_bundle()
 
 
 def interleave(q: Quickstart) -> None:
@@ -139,7 +142,7 @@ def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, numbe
         manifest = document_to_interleaved(
             documents,
             lambda requests: spans_to_codes(q.text_to_token, requests),
-            say=q.say,
+            say=q.models.say,
             out=q.folders.interleaved,
             config=dataclasses.replace(q.config.interleave, seed=q.seed),
             inputs={
@@ -147,7 +150,7 @@ def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, numbe
                 "text_to_token": q.fingerprint(q.folders.text_to_token),
                 "synthesis": configs.fingerprint(q.config.synthesis),
             },
-            tokenizer=q.codes_identity,
+            codes=q.models.codes,
             progress=bar.update,
         )
     _log.info("span corruption ratio that came out: %.3f", manifest.counts["ratio"])
@@ -161,13 +164,14 @@ def pretrain(q: Chain) -> None:
     """The run's arms, side by side: same weights, settings and budget; only rows differ."""
     runs = []
     kinds = ("text", "speech", "pairs", "interleaved")
-    mixtures = _prepare(q, [f"quickstart_{arm}" for arm in q.arms], kinds, q.vocab)
+    mixtures = _prepare(q, [f"quickstart_{arm}" for arm in q.arms], kinds, q.models.vocab)
     for arm, mixture in zip(q.arms, mixtures, strict=True):
         experiment = _rows_experiment(q, mixture, q.config.lm, q.config.lm_training)
         runs.append(
             Run(f"lm_{arm}", experiment, getattr(q.folders, f"lm_{arm}"), _mixture_inputs(mixture))
         )
     train_all(runs, threads=2 // len(runs))
+    q.write_bundle()
 
 
 def fine_tune(q: Quickstart) -> None:
@@ -183,17 +187,18 @@ def fine_tune(q: Quickstart) -> None:
             inputs=inputs, config=[], extra=spoken.extra,
         )  # fmt: skip
         data.add_sources(q.folders.sources, {name: [name]})
-    (mixture,) = _prepare(q, ["quickstart_sft"], ("dialogues", "read_aloud"), q.vocab)
+    (mixture,) = _prepare(q, ["quickstart_sft"], ("dialogues", "read_aloud"), q.models.vocab)
     experiment = _rows_experiment(q, mixture, q.config.lm, q.config.chat_training)
     train = dataclasses.replace(experiment.train, init_from=str(q.folders.lm_interleaved))
     inputs = {**_mixture_inputs(mixture), "lm": q.fingerprint(q.folders.lm_interleaved)}
     run = Run("chat", dataclasses.replace(experiment, train=train), q.folders.chat, inputs)
     train_all([run], threads=2)
+    q.write_bundle()
 
 
 def _read_aloud(q: Quickstart) -> Iterator[dict[str, Any]]:
     """Strings of random words: the user writes one, the assistant says it."""
-    for row in artifacts.read_jsonl(q.codes(q.pairs) / CODES):
+    for row in read_codes(q.codes(q.pairs)):
         written = {"text": row["text"]}
         reply = [written, {"codes": row["codes"], "text": row["text"]}]
         yield {"id": row["id"], "split": row["split"], "turns": _turns([written], reply)}
@@ -206,7 +211,7 @@ def _turns(asked: list[dict[str, Any]], reply: list[dict[str, Any]]) -> list[dic
 def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
     """Each spoken question with both replies: speech alone, and text and then speech."""
     facts = {fact.id: fact for fact in q.world.facts}
-    rows = list(artifacts.read_jsonl(q.codes("dialogues") / CODES))
+    rows = list(read_codes(q.codes("dialogues")))
     spoken = {row["text"]: row["codes"] for row in rows if row["kind"] == "reply"}
     for row in rows:
         if row["kind"] != "dialogue_question":

@@ -19,6 +19,7 @@ import numpy as np
 from speechlm_jax import artifacts
 from speechlm_jax.audio.features import write_features
 from speechlm_jax.audio.recordings import BAD, CLIPS, NO_WORDS, Clips, audio_path, read_clips
+from speechlm_jax.codes import read_codes
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.data.content import has_words
 from speechlm_jax.data.text_norm import normalize
@@ -29,7 +30,6 @@ from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.run import TRAIN, Chain
 from speechlm_jax.quickstart.sizes import Size, make_config
 from speechlm_jax.quickstart.sizes import TrainingSize as Training
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text import TextTokenizer
 
 HELD_OUT = "validation"
@@ -79,12 +79,12 @@ class OwnData(Chain):
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
         """Rows of the held-out clips with their codes, as many as are scored."""
-        rows = [row for row in artifacts.read_jsonl(self.codes("held_out") / CODES) if row["codes"]]
+        rows = [row for row in read_codes(self.codes("held_out")) if row["codes"]]
         return rows[: self.config.corpus.eval_clips]
 
     def tokenizer_inputs(self) -> dict[str, str]:
         """Fingerprints of what the speech tokenizer is trained on."""
-        return {**super().tokenizer_inputs(), "text": self.text.fingerprint}
+        return {**super().tokenizer_inputs(), "text": self.models.text.fingerprint}
 
 
 def _steps(speech: Path, *, clips: int, most: int) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from speechlm_jax import artifacts
+from speechlm_jax.codes import read_codes
 from speechlm_jax.evals.codebook import code_counts, perplexity_figure, usage_items
 from speechlm_jax.evals.controls import exchange
 from speechlm_jax.evals.items import Item, figures_from_items
@@ -18,7 +18,6 @@ from speechlm_jax.quickstart.samples import Sample, reconstructions, speak
 from speechlm_jax.quickstart.sizes import MICRO
 from speechlm_jax.report.inputs import ReportInputs
 from speechlm_jax.report.write import write_report
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.text_to_token.synthesize import SpeechRequest
 
 SPOKEN_WORDS = 12  # texts are spoken in pieces of about the length of an interleaved span
@@ -52,7 +51,7 @@ def write(q: OwnData, *, command: str) -> None:
     """Writes report.json and report.html into the run's folder; nothing is claimed."""
     items = summary.all_items(q)
     codes = [row["codes"] for row in q.held_out]
-    counts = code_counts(codes, codebook_size=len(q.reader.codebook))
+    counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
     figures = figures_from_items(items, seed=q.seed)
     figures["tokenizer/codebook_perplexity"] = perplexity_figure(
         codes, codebook_size=len(counts), seed=q.seed
@@ -63,7 +62,7 @@ def write(q: OwnData, *, command: str) -> None:
             title="Quickstart on your own data",
             note=_note(q),
             figures=figures,
-            provenance=summary.provenance(q, {"text": q.text.fingerprint}, command=command),
+            provenance=summary.provenance(q, {"text": q.models.text.fingerprint}, command=command),
             warning=summary.NOTHING_LEARNT if q.config.lm == MICRO.lm else "",
             trainings=summary.trainings(q, PANELS),
             codebook_counts=counts,
@@ -88,21 +87,21 @@ def _note(q: OwnData) -> str:
 def _tokenizer_items(q: OwnData) -> list[Item]:
     """WER on held-out clips, on as many training clips, with other clips' codes; usage."""
     items = []
-    known = list(artifacts.read_jsonl(q.codes("train") / CODES))[: len(q.held_out)]
+    known = list(read_codes(q.codes("train")))[: len(q.held_out)]
     for figure, rows in (("tokenizer/wer", q.held_out), ("tokenizer/wer_train", known)):
-        items += wer_items(figure, readings(rows, q.read([row["codes"] for row in rows])))
+        items += wer_items(figure, readings(rows, q.models.read([row["codes"] for row in rows])))
     codes, texts = [row["codes"] for row in q.held_out], [row["text"] for row in q.held_out]
     if 2 * max(texts.count(text) for text in texts) <= len(texts):  # else none can be exchanged
-        heard = q.read(exchange(codes, texts, seed=q.seed))
+        heard = q.models.read(exchange(codes, texts, seed=q.seed))
         items += wer_items("tokenizer/wer_shuffled", readings(q.held_out, heard))
-    counts = code_counts(codes, codebook_size=len(q.reader.codebook))
+    counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
     return [*items, *usage_items("tokenizer/codebook_usage", counts)]
 
 
 def _text_to_token_items(q: OwnData) -> list[Item]:
     return text_to_token_items(
         {"text_to_token/wer": [_short(row) for row in q.held_out]},
-        q.text_to_token, q.read, voices=q.voices, seed=q.seed,
+        q.text_to_token, q.models.read, voices=q.voices, seed=q.seed,
     )  # fmt: skip
 
 

@@ -7,11 +7,16 @@ from typing import Any, ClassVar
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.recordings import Features, audio_path
+from speechlm_jax.bundle.contents import whole_run, write_contents
+from speechlm_jax.bundle.make import run_contents
+from speechlm_jax.bundle.models import Bundle
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.evals.suites.clips import EvaluationClips
-from speechlm_jax.quickstart.models import Models
+from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.quickstart.sizes import QuickstartConfig
+from speechlm_jax.text import make_vocab
 from speechlm_jax.text_to_token.synthesize import TextToToken
+from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.world import World
 
 ARMS = ("interleaved", "baseline")
@@ -19,10 +24,12 @@ TRAIN = "train"
 
 
 @dataclasses.dataclass
-class Chain(Models):
+class Chain:
     """A run, whatever it is trained on: what the steps of both kinds of quickstart read.
 
     Attributes:
+      folders: where everything of it lies.
+      clip_batch_size: clips that the speech tokenizer and the speech decoder take at once.
       config: every number of the chain.
       seed: of everything random.
       arms: language models that are pre-trained side by side.
@@ -30,11 +37,30 @@ class Chain(Models):
       pair_kinds: `kind` of its clips in the feature folder; () takes all training clips.
     """
 
+    folders: Folders
     config: QuickstartConfig
     seed: int
+    clip_batch_size: int = dataclasses.field(default=64, kw_only=True)
     arms: ClassVar[tuple[str, ...]]
     pairs: ClassVar[str]
     pair_kinds: ClassVar[tuple[str, ...]]
+
+    @cached_property
+    def models(self) -> Bundle:
+        """The run's models; each is there when its step is done."""
+        return Bundle(self.folders.run, whole_run(), clip_batch_size=self.clip_batch_size)
+
+    def write_bundle(self) -> None:
+        """Names what is trained so far in the run's `bundle.json`."""
+        write_contents(self.folders.run, run_contents(self.folders.run))
+
+    def codes(self, name: str) -> Path:
+        """A codes folder."""
+        return self.folders.codes / name
+
+    def fingerprint(self, folder: Path) -> str:
+        """Identity of a step's output."""
+        return artifacts.read_manifest(folder).fingerprint
 
     @cached_property
     def features(self) -> Features:
@@ -51,6 +77,11 @@ class Chain(Models):
         rows = self.features.rows
         return tuple(sorted({row["speaker"] for row in rows if row["split"] == TRAIN}))
 
+    @cached_property
+    def voiced_vocab(self) -> Vocab:
+        """The text-to-token model's vocabulary: with an id for each voice."""
+        return make_vocab(self.models.text, self.models.codes, voices=self.voices)
+
     @property
     def buckets(self) -> BucketConfig:
         """Lengths in which clips are batched."""
@@ -59,7 +90,7 @@ class Chain(Models):
     @cached_property
     def text_to_token(self) -> TextToToken:
         """The trained text-to-token model, as the interleaved data samples it."""
-        return self.make_text_to_token(self.config.synthesis)
+        return self.models.make_text_to_token(self.config.synthesis, vocab=self.voiced_vocab)
 
     def tokenizer_inputs(self) -> dict[str, str]:
         """Fingerprints of what the speech tokenizer is trained on."""

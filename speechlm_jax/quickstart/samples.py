@@ -85,10 +85,10 @@ def _duel(q: Quickstart) -> list[Sample]:
     title = f"asked by {question.voice} (right: {question.answer})"
     samples = [_asked(q, question, DUEL, title, file="question.wav")]
     for arm in q.arms:
-        inference = q.language_model(getattr(q.folders, f"lm_{arm}"))
+        inference = q.models.language_model(getattr(q.folders, f"lm_{arm}"))
         (written,) = answer_in_text(
             "", [question], asked_in="speech", generate=inference.generate,
-            writer=q.writer,
+            writer=q.models.writer,
         )  # fmt: skip
         title = f"{arm}: writes “{written.hypothesis}”, says"
         (codes,) = _spoken_replies(q, inference, [question])
@@ -99,7 +99,7 @@ def _duel(q: Quickstart) -> list[Sample]:
 def _answers(q: Quickstart) -> list[Sample]:
     """Spoken answers of the interleaved arm, greedily, to spoken questions of held-out voices."""
     asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]  # the first is the duel's
-    replies = _spoken_replies(q, q.language_model(q.folders.lm_interleaved), asked)
+    replies = _spoken_replies(q, q.models.language_model(q.folders.lm_interleaved), asked)
     samples = []
     for question, codes in zip(asked, replies, strict=True):
         title = f"{question.text}? (right: {question.answer})"
@@ -120,22 +120,22 @@ def _spoken_replies(
     replies = inference.generate(
         [
             GenerateRequest(
-                prompt=q.writer.prompt(question.codes, then="speech"),
-                allowed=q.vocab.allowed("speech", specials=("end_of_speech",)),
-                stops=(q.vocab["end_of_speech"],),
+                prompt=q.models.writer.prompt(question.codes, then="speech"),
+                allowed=q.models.vocab.allowed("speech", specials=("end_of_speech",)),
+                stops=(q.models.vocab["end_of_speech"],),
                 max_new=MAX_ANSWER_CODES,
             )
             for question in asked
         ]
     )
-    return [q.vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
+    return [q.models.vocab.ids_to_codes(np.array(reply, np.int32)) for reply in replies]
 
 
 def _dialogue(q: Quickstart) -> list[Sample]:
     """One dialogue in both modes, about somebody whom the fine-tuning did not name."""
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
-    chat = Chat(q.language_model(q.folders.chat), q.writer)
+    chat = Chat(q.models.language_model("chat"), q.models.writer)
     samples = [_asked(q, question, "Dialogue", "question", file="dialogue-question.wav")]
     for mode in ("speech_only", "text_guided"):
         reply = chat.reply([np.asarray(question.codes)], mode=mode, seed=q.seed)[0]
@@ -163,7 +163,7 @@ def _spoken(
     """What the codes say, as audio; nothing if the model said nothing."""
     if not len(codes):
         return []
-    return [speak(q, codes, group, title, q.read([codes])[0])]
+    return [speak(q, codes, group, title, q.models.read([codes])[0])]
 
 
 def speak(
@@ -174,7 +174,9 @@ def speak(
     text: str,
 ) -> Sample:
     """Writes codes as audio."""
-    wav = q.speech_decoder.codes_to_wav([np.asarray(codes, np.int32)], seed=q.seed)[0]
+    models = q.models
+    clip = np.asarray(codes, np.int32)
+    wav = models.speech_decoder.codes_to_wav([clip], mel=models.mel, seed=q.seed)[0]
     slug = "".join(c if c.isalnum() else "-" for c in f"{group} {title}".lower())[:60]
     file = f"{slug}.wav"
     write_wav(q.folders.audio / file, wav)

@@ -9,7 +9,7 @@ from typing import Any
 
 from speechlm_jax import artifacts, shipped
 from speechlm_jax import config as configs
-from speechlm_jax.audio.mel import MelConfig, wav_to_mel
+from speechlm_jax.audio.mel import wav_to_mel
 from speechlm_jax.audio.recordings import BAD
 from speechlm_jax.audio.wav import read_wav
 from speechlm_jax.data.formats import segments_to_text
@@ -73,7 +73,7 @@ def write(q: Quickstart, *, command: str) -> None:
     """Writes report.json and report.html into the run's folder; `command` is what made the run."""
     items = all_items(q)
     codes = held_out_codes(q.spoken)
-    counts = code_counts(codes, codebook_size=len(q.reader.codebook))
+    counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
     figures = figures_from_items(items, arms=ARMS, seed=q.seed)
     figures["tokenizer/codebook_perplexity"] = perplexity_figure(
         codes, codebook_size=len(counts), seed=q.seed
@@ -198,6 +198,6 @@ def examples(q: Chain, items: list[Item]) -> Examples:
 def _mel_pairs(q: Chain) -> tuple[MelPair, ...]:
     """The originals and reconstructions that can be listened to, as spectrograms."""
     listed = [s for s in samples.read_samples(q.folders.audio) if s.group == "Reconstructions"]
-    mels = [wav_to_mel(read_wav(q.folders.audio / s.file), MelConfig()) for s in listed]
+    mels = [wav_to_mel(read_wav(q.folders.audio / s.file), q.models.mel) for s in listed]
     pairs = zip(listed[::2], mels[::2], mels[1::2], strict=False)
     return tuple(MelPair(sample.text, first, second) for sample, first, second in pairs)

@@ -51,16 +51,17 @@ LABELS = {
     "chat/text_guided": "Chat, text first",
     "chat/speech_only_shuffled": "Chat, speech alone",
     "chat/text_guided_shuffled": "Chat, text first",
-    # The tasks of tasks/quickstart.py and those of one's own data, whose held-out losses are drawn.
-    "q_text": "text",
-    "q_speech": "speech alone",
-    "q_asr": "speech → its text",
-    "q_tts": "text → its speech",
-    "q_interleaved": "interleaved documents",
-    "q_text_of_interleaved": "the same documents as text",
-    "q_text_to_token": "voice and text → speech",
-    "q_read_aloud": "strings read aloud",
-    "quickstart_chat": "spoken dialogues",
+}
+TASKS = {  # by what follows the first low line of a task's name; their held-out losses are drawn
+    "text": "text",
+    "speech": "speech alone",
+    "asr": "speech → its text",
+    "tts": "text → its speech",
+    "interleaved": "interleaved documents",
+    "text_of_interleaved": "the same documents as text",
+    "text_to_token": "voice and text → speech",
+    "read_aloud": "strings read aloud",
+    "chat": "spoken dialogues",
 }
 
 
@@ -81,8 +82,8 @@ HEADLINES = (  # the rest is folded
 
 
 def label(name: str) -> str:
-    """A figure's name for people; the name itself where it has none."""
-    return LABELS.get(name, name)
+    """A figure's or a task's name for people; the name itself where it has none."""
+    return LABELS.get(name) or TASKS.get(name.partition("_")[2], name)
 
 
 def percent(value: float) -> str:

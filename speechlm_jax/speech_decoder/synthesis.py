@@ -58,7 +58,7 @@ class SpeechDecoder:
         """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose.
 
         `temperature` scales the noise that the flow starts from: 1 is what it was trained with;
-        less gives plainer and, at the quickstart's size, more intelligible speech (docs/log.md).
+        less gives plainer and, at small sizes, more intelligible speech (docs/log.md).
         Clip i draws its noise from `seed + i` alone.
         """
         of_clip = np.broadcast_to(np.array(voices, np.int32), len(codes))

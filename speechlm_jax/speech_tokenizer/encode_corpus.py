@@ -7,22 +7,12 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import Features
+from speechlm_jax.codes import KIND, CodesIdentity, write_codes
 from speechlm_jax.jobs.commit import SHARDS, clear
 from speechlm_jax.jobs.shards import iter_shards, total
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 
-KIND = "codes"
-CODES = "codes.jsonl"
 CLIPS_PER_CALL = 512  # and shard: a crash loses the seconds that this many take
-
-
-def identity(reader: Transcriber, fingerprint: str) -> dict[str, Any]:
-    """What a codes folder says of its codes: whose they are, their rate and their range."""
-    return {
-        "tokenizer": fingerprint,
-        "frame_rate_hz": reader.config.frame_rate_hz,
-        "codebook_size": reader.config.quantizer.codebook_size,
-    }
 
 
 def features_to_codes(
@@ -30,7 +20,7 @@ def features_to_codes(
     reader: Transcriber,
     out: str | Path,
     *,
-    tokenizer: str,
+    identity: CodesIdentity,
     keep: Callable[[dict[str, Any]], bool] = lambda row: True,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> artifacts.Manifest:
@@ -39,12 +29,12 @@ def features_to_codes(
     Killed, the same call goes on; a finished folder of the same inputs is kept.
 
     Args:
-      tokenizer: fingerprint of the tokenizer, carried by everything made from its codes.
+      identity: of the tokenizer's codes, carried by everything made from them.
       progress: called with the number of clips done since the last call.
     """
     chosen = [i for i, row in enumerate(features.rows) if keep(row)]
     ids = [features.rows[i]["id"] for i in chosen]
-    inputs = {"features": features.fingerprint, "tokenizer": tokenizer}
+    inputs = {"features": features.fingerprint, "tokenizer": identity.tokenizer}
     config = {"clips": configs.fingerprint(ids)}
     out = Path(out)
     if artifacts.is_current(out, KIND, inputs=inputs, config=config):
@@ -62,12 +52,7 @@ def features_to_codes(
         progress(total([shard], "clips"))
     counts = {name: total(made, name) for name in ("clips", "codes")}
     rows = (row for shard in made for row in artifacts.read_jsonl(shard.path))
-    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    artifacts.write_jsonl(out / CODES, rows)
-    manifest = artifacts.write_manifest(
-        out, KIND, inputs=inputs, config=config, counts=counts, files=[CODES],
-        extra=identity(reader, tokenizer),
-    )  # fmt: skip
+    manifest = write_codes(out, rows, identity, inputs=inputs, config=config, counts=counts)
     clear(out)
     return manifest
 

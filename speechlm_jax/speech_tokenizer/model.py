@@ -13,6 +13,7 @@ from flax import nnx
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout, visible, whole
@@ -22,7 +23,6 @@ from speechlm_jax.speech_tokenizer.encoder import Carry, Encoder, EncoderConfig
 from speechlm_jax.speech_tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
 NUM_BYTES = 256  # classes of the early CTC, which reads UTF-8; its blank is the next id
-MEL_RATE_HZ = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class SpeechTokenizerConfig:
       encoder, quantizer: their configs; `latent_dim` must equal `codebook_dim`.
       post_vq_layers: encoder layers after the quantizer.
       decoder_layers: layers of the attention decoder.
+      mel: how the mel frames are made that it reads; a training takes it from its features.
     """
 
     # Names that fields had in older versions (see `config.from_json`).
@@ -45,6 +46,7 @@ class SpeechTokenizerConfig:
     quantizer: QuantizerConfig = QuantizerConfig()
     post_vq_layers: int = 2
     decoder_layers: int = 2
+    mel: MelConfig = configs.added(MelConfig())
 
     def __post_init__(self) -> None:
         configs.at_least(self, 0, "text_size")
@@ -58,7 +60,7 @@ class SpeechTokenizerConfig:
     @property
     def frame_rate_hz(self) -> float:
         """Codes a second."""
-        return MEL_RATE_HZ / self.encoder.mel_frames_per_code
+        return self.mel.mel_rate_hz / self.encoder.mel_frames_per_code
 
     @property
     def blank(self) -> int:

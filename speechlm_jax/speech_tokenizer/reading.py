@@ -16,7 +16,7 @@ class Transcriber:
     """A trained tokenizer: mel spectrograms to codes, and codes to text ids.
 
     Transcripts are read greedily from the CTC over the codes; the attention decoder supervises
-    only (at the quickstart's size it reads far worse: see docs/log.md).
+    only (at small sizes it reads far worse: see docs/log.md).
     """
 
     def __init__(

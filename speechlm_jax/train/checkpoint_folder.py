@@ -139,6 +139,19 @@ def newest_meta(path: str | Path) -> Meta:
     return read_meta(find(path))
 
 
+def told_meta(path: str | Path) -> Meta:
+    """As `newest_meta`, but damage is not looked for: it reads no weights."""
+    path = Path(path)
+    if (path / CHECKSUMS).is_file():
+        return read_meta(path)
+    found = steps(path / FOLDER)
+    if not found:
+        raise UserError(
+            f"{path}: holds no whole checkpoint; give a run's folder or a step's folder"
+        )
+    return read_meta(step_folder(path / FOLDER, found[-1]))
+
+
 def find(path: str | Path) -> Path:
     """The newest good checkpoint of a run's workdir, or the checkpoint of this very folder.
 

@@ -177,6 +177,9 @@ class _Run:
                 alive=self.watchdog.alive,
                 goodput=self.goodput,
             )
+            if jax.process_index() == 0:
+                for name, data in self.stage.files.items():
+                    artifacts.write_bytes(self.workdir / name, data)
             missed = evaluations.missed(step)
             if step >= self.config.total_steps and not missed:
                 return state

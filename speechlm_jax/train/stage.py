@@ -81,6 +81,8 @@ class Stage:
         "tokenizer", "plan", ...).
       described: JSON data that those fingerprints stand for, by the same names, where there is
         some: a refusal to resume says what of it differs.
+      files: small files for those who open the trained model, by name: they are written beside the
+        checkpoints.
     """
 
     name: str
@@ -93,3 +95,4 @@ class Stage:
     work: Measure | None = None
     identity: dict[str, str] = dataclasses.field(default_factory=dict)
     described: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)

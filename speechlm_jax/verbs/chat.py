@@ -7,10 +7,9 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax.audio.mel import wav_to_mel
 from speechlm_jax.audio.wav import write_wav
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.chat.dialogue import Chat, Mode
 from speechlm_jax.chat.spoken import wav_to_reply
-from speechlm_jax.verbs.opening import open_run
-from speechlm_jax.verbs.paths import find_chat
 from speechlm_jax.verbs.recordings import read_samples
 
 _log = logging.getLogger("speechlm.chat")
@@ -28,7 +27,7 @@ def chat(
 
     Args:
       audio: the question, in any format and rate.
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: folder of the reply.
       mode: `text_guided` (text first, then speech) or `speech_only`.
       seed: of the reply's sound.
@@ -36,19 +35,21 @@ def chat(
     Raises:
       UserError: the recording cannot be used, or the run has no chat model.
     """
-    find_chat(Path(run))
-    models, out = open_run(run), Path(out)
-    wav = read_samples(audio)
-    assistant = Chat(models.language_model(models.folders.chat), models.writer)
+    models, out = open_bundle(run), Path(out)
+    for name in ("chat", "tokenizer", "speech_decoder"):
+        models.part(name)
+    wav = read_samples(audio, models.mel)
+    assistant = Chat(models.language_model("chat"), models.writer)
     reply = wav_to_reply(
         wav,
         mel_to_codes=lambda mel: models.reader.mels_to_codes([mel])[0],
         chat=assistant,
         codes_to_wav=lambda codes: models.speech_decoder.codes_to_wav([codes], seed=seed)[0],
         mode=mode,
+        mel=models.mel,
         seed=seed,
     )
-    heard = models.read(models.reader.mels_to_codes([wav_to_mel(wav)]))[0]
+    heard = models.read(models.reader.mels_to_codes([wav_to_mel(wav, models.mel)]))[0]
     result = {
         "mode": mode,
         "text": reply.text,
@@ -59,7 +60,7 @@ def chat(
     }
     if len(reply.codes):
         result["audio"] = str(out / "reply.wav")
-        write_wav(out / "reply.wav", reply.wav)
+        write_wav(out / "reply.wav", reply.wav, sample_rate=models.mel.sample_rate)
     else:
         (out / "reply.wav").unlink(missing_ok=True)  # of an earlier question
         _log.warning("the model gave no speech; only the reply's text is written")

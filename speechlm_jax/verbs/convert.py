@@ -9,6 +9,7 @@ import jax
 from tqdm import tqdm
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_codes, open_vocab
 from speechlm_jax.convert import tokenizers, weights
 from speechlm_jax.convert.companions import Companions, read_companions
 from speechlm_jax.convert.extension import Extended
@@ -23,9 +24,9 @@ from speechlm_jax.nn.language_model import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoint_folder
-from speechlm_jax.verbs.opening import open_codes, open_vocab
-from speechlm_jax.verbs.paths import BASE_TEXT, BASE_VOCAB, check_source
+from speechlm_jax.verbs.paths import check_source
 from speechlm_jax.vocab import Vocab
+from speechlm_jax.vocab_files import VOCAB, text_name
 
 RELEASED = "released"  # folder in a base: what lay beside the weights that it was made from
 
@@ -91,8 +92,8 @@ def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[st
     params = weights.read_params(longer, family, config, where=str(source), shardings=shardings)
     with artifacts.new_folder(out) as made:
         save_language_model(made, config, params, vocab)
-        artifacts.write_bytes(made / BASE_TEXT, text.model)
-        artifacts.write_json(made / BASE_VOCAB, vocab.to_json())
+        artifacts.write_bytes(made / text_name(text.model), text.model)
+        artifacts.write_json(made / VOCAB, vocab.to_json())
         companions.write(made / RELEASED)
     return {
         "run": str(out),

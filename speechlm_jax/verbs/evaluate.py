@@ -8,32 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts, bucket
-from speechlm_jax import config as configs
+from speechlm_jax.bundle.contents import BUNDLE, is_whole_run, read_contents
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import Item, figures_from_items, write_items
 from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.evals.suites.held_out import loss_items
+from speechlm_jax.evals.suites.language_model import lm_items
 from speechlm_jax.experiment.runs import held_out_losses, load_inference
-from speechlm_jax.quickstart.evaluate import lm_items
-from speechlm_jax.quickstart.models import Models
-from speechlm_jax.verbs.opening import open_run, open_vocab
-from speechlm_jax.verbs.paths import BASE_VOCAB, CHECKPOINT, check_folder
-from speechlm_jax.world.world import World
+from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
 
+PREPARED = "prepared"  # folder of a run's rows
 _log = logging.getLogger("speechlm.evaluate")
 
 
 def evaluate(
-    checkpoint: str | Path, *, run: str | Path, out: str | Path, seed: int = 0
+    checkpoint: str | Path, *, run: str | Path | None = None, out: str | Path, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores a language model of a run's vocabulary; writes figures.json and items/*.jsonl.
+    """Scores a language model; writes figures.json and items/*.jsonl.
 
-    Held-out loss by task, and where the run is on a closed world, spoken questions and stories.
+    Held-out loss by task, and where the bundle is a run on a closed world, spoken questions and
+    stories.
 
     Args:
       checkpoint: a training run's folder, or one of its steps.
-      run: a quickstart run's folder: its evaluation clips and its tokenizer's reader. Or what has
-        the checkpoint's vocabulary alone (`speechlm vocab`, `convert`): then only held-out loss.
+      run: a bundle of the checkpoint's vocabulary: its tokenizer reads answers, its evaluation
+        clips are asked about. None takes the run that the checkpoint lies in, if it is one, else
+        the checkpoint alone: held-out loss needs no more.
       out: folder; each checkpoint has its own inside.
       seed: of the controls and the intervals.
 
@@ -42,15 +45,15 @@ def evaluate(
     """
     checkpoint = Path(checkpoint)
     check_folder(checkpoint, CHECKPOINT)
-    vocab, _ = open_vocab(run)
+    bundle = open_bundle(_around(checkpoint) if run is None else run, batch_size=64)
+    vocab = None if run is None else bundle.vocab
     _, experiment = load_inference(checkpoint, kind="lm", vocab=vocab)
-    models = None if (Path(run) / BASE_VOCAB).is_file() else open_run(run, batch_size=64)
     name = _name(checkpoint)
-    items = list(_items(models, checkpoint, experiment.data.mixture, name, seed=seed))
+    items = list(_items(bundle, checkpoint, experiment.data.mixture, name, seed=seed))
     if not items:
         raise UserError(
             f"{checkpoint}: there is nothing to score it on: its mixture has no validation rows "
-            f"and {run} no evaluation clips"
+            f"and {bundle.folder} no evaluation clips"
         )
     folder = Path(out) / name
     shutil.rmtree(folder / "items", ignore_errors=True)  # of an earlier step of this checkpoint
@@ -64,20 +67,36 @@ def evaluate(
     return {**result, "items": str(folder / "items")}
 
 
+def _around(checkpoint: Path) -> Path:
+    """The bundle that holds a checkpoint and has its vocabulary; else the checkpoint itself."""
+    path = checkpoint.resolve()
+    workdir = path.parents[1] if (path / checkpoint_folder.CHECKSUMS).is_file() else path
+    if not (workdir.parent / BUNDLE).is_file():
+        if is_whole_run(workdir.parent):
+            _log.warning(
+                "%s: only held-out loss; `speechlm bundle upgrade %s` adds what its run has",
+                checkpoint, workdir.parent,
+            )  # fmt: skip
+        return checkpoint
+    vocab = read_contents(workdir.parent).vocab
+    its = checkpoint_folder.told_meta(checkpoint).identity.get("vocabulary")
+    return workdir.parent if vocab is not None and vocab.fingerprint == its else checkpoint
+
+
 def _items(
-    models: Models | None, checkpoint: Path, mixture: str, name: str, *, seed: int
+    bundle: Bundle, checkpoint: Path, mixture: str, name: str, *, seed: int
 ) -> Iterator[Item]:
     prepared = mixture
-    if models is not None and not (bucket.is_address(mixture) or Path(mixture).is_file()):
-        prepared = models.folders.prepared / Path(mixture).name  # where a run that was moved has it
+    if not (bucket.is_address(mixture) or Path(mixture).is_file()):
+        prepared = bundle.folder / PREPARED / Path(mixture).name  # of a run that was moved
     if bucket.is_address(prepared) or Path(prepared).is_file():
         yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
     else:
         _log.warning("%s: is not there; held-out loss is left out", mixture)
-    if models is not None and models.folders.world.is_file():
-        world = configs.from_json(World, artifacts.read_json(models.folders.world))
-        spoken = EvaluationClips(models.codes("evaluation"), world)
-        yield from lm_items(models, checkpoint, name, spoken=spoken, seed=seed)
+    spoken = EvaluationClips.find(bundle.folder)
+    if spoken is not None:
+        inference = bundle.language_model(checkpoint)
+        yield from lm_items(name, spoken, inference, bundle.writer, bundle.read, seed=seed)
 
 
 def _name(checkpoint: Path) -> str:

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.bundle.models import spans_to_codes
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.data.sources import numbered_rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.build import DOCUMENTS, InterleaveConfig, document_to_interleaved
 from speechlm_jax.interleave.documents import BAD, document_digest, good_documents
-from speechlm_jax.quickstart.models import spans_to_codes
 from speechlm_jax.text_to_token.synthesize import SynthesisConfig
-from speechlm_jax.verbs.opening import open_run
 from speechlm_jax.verbs.paths import check_documents, check_out_folder
 
 _PRINTED = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
@@ -44,7 +44,7 @@ def interleave(
     Args:
       file: .txt (a document a line), .jsonl (rows with "text", and "id" and "speaker" if they have
         one) or .parquet.
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: the interleaved folder; a build that was interrupted goes on.
       span_corruption_ratio: fraction of the words that become speech, of those that can be said.
       mean_span_length: in words.
@@ -57,7 +57,7 @@ def interleave(
     file, out = Path(file), Path(out)
     config = InterleaveConfig(span_corruption_ratio, mean_span_length, seed)
     _check(file, out)
-    models, synthesis = open_run(run, batch_size=64), SynthesisConfig()
+    models, synthesis = open_bundle(run, batch_size=64), SynthesisConfig()
     bad: list[dict[str, Any]] = []
     documents = _read_documents(file, models.voices, bad, seed=seed)
     make_model = functools.cache(lambda: models.make_text_to_token(synthesis))
@@ -70,10 +70,10 @@ def interleave(
             config=config,
             inputs={
                 "documents": artifacts.sha256_file(file),
-                "text_to_token": models.fingerprint(models.folders.text_to_token),
+                "text_to_token": models.fingerprint("text_to_token"),
                 "synthesis": configs.fingerprint(synthesis),
             },
-            tokenizer=models.codes_identity,
+            codes=models.codes,
             bad=bad,
             progress=bar.update,  # pyright: ignore[reportArgumentType]
         )

@@ -7,16 +7,13 @@ from pathlib import Path
 from speechlm_jax import artifacts
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
-from speechlm_jax.data.sources import ROW_FILES
+from speechlm_jax.bundle.contents import check_bundle
+from speechlm_jax.codes import CODES
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.folders import NAMES, Folders, find_run
 
-BASE_VOCAB, BASE_TEXT = "vocab.json", "tokenizer.json"  # of a converted model
-TEXT_MODEL = NAMES["text_model"]  # of a run, and what `vocab` writes beside a vocab.json
 AUDIO_SUFFIXES = (".wav", ".flac")  # that are written
 RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # that are read
 CHECKPOINT = "a run's folder, or one of its steps"
-CODES = ROW_FILES["codes"]
 
 
 def check_places(places: Sequence[Path]) -> None:
@@ -102,24 +99,7 @@ def check_source(source: Path, out: Path) -> None:
     artifacts.require_new(out)
 
 
-def find_chat(run: Path) -> Folders:
-    """The folders of a run that has a chat model; UserError if it has none."""
-    folders = find_run(run)
-    if not os.path.isdir(folders.chat):
-        raise UserError(
-            f"{run}: has no chat model (a run on your own recordings trains none); give --run a "
-            "finished `speechlm quickstart`"
-        )
-    return folders
-
-
-def check_vocab(run: Path) -> None:
-    """UserError where a folder has no vocabulary: it is neither a converted model nor a run."""
-    if not os.path.isfile(run / BASE_VOCAB):
-        find_run(run)
-
-
-def check_codes(run: Path) -> None:
-    """UserError where a folder says of no codes what they are: it holds none, and is no run."""
-    if not any(os.path.isfile(run / name) for name in (BASE_VOCAB, artifacts.MANIFEST)):
-        find_run(run)
+def check_codes(place: Path) -> None:
+    """UserError where a folder says of no codes what they are: it holds none, and is no bundle."""
+    if not os.path.isfile(place / artifacts.MANIFEST):
+        check_bundle(place)

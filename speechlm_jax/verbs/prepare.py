@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.data.mixture import read_mixture
 from speechlm_jax.data.prepare import PrepareConfig
 from speechlm_jax.data.prepare import prepare as prepare_mixture
 from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.errors import UserError
 from speechlm_jax.shipped import RUN_VARIABLE
-from speechlm_jax.verbs.opening import open_vocab
 
 COUNTS = (
     "rows", "documents", "text_tokens", "speech_tokens", "unknown_tokens", "dropped_documents",
@@ -34,7 +34,7 @@ def prepare(
 
     Args:
       mixture: its name.
-      run: whose vocabulary is that of the rows: a quickstart run, a converted model, or what
+      run: a bundle whose vocabulary is that of the rows: a run, a converted model, or what
         `speechlm vocab` wrote.
       out: folder of the shards and of the mixture's file, which training reads.
       length: ids in a row.
@@ -70,7 +70,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _exported(run: str | Path) -> Iterator[None]:
-    """Meanwhile SPEECHLM_RUN names the run, by which tasks/quickstart.py finds its data."""
+    """Meanwhile SPEECHLM_RUN names the run, by which the shipped tasks find its data."""
     before = os.environ.get(RUN_VARIABLE)
     os.environ[RUN_VARIABLE] = str(Path(run).resolve())
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax.arrays import Float, ndarray
-from speechlm_jax.audio.mel import WHISPER, wav_to_mel
+from speechlm_jax.audio.mel import wav_to_mel
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.recordings import CLIPS, NO_WORDS, audio_path, read_clips
 from speechlm_jax.audio.wav import BadAudio, read_wav
 from speechlm_jax.data.content import has_words
@@ -159,7 +160,7 @@ def _home(places: Sequence[Path]) -> Path:
 
 
 def read_recordings(
-    found: Sequence[Found], bad: list[dict[str, Any]], *, seen: set[str]
+    found: Sequence[Found], bad: list[dict[str, Any]], *, mel: MelConfig, seen: set[str]
 ) -> Iterator[Recording]:
     """Reads recordings one by one; a row that cannot be used goes to `bad`, with its `reason`.
 
@@ -169,21 +170,21 @@ def read_recordings(
         try:
             if one.row["id"] in seen:
                 raise BadAudio(f"{one.path}: its id '{one.row['id']}' was given before; rename it")
-            mel = wav_to_mel(read_samples(one.path), WHISPER)
+            frames = wav_to_mel(read_samples(one.path, mel), mel)
         except BadAudio as error:
             bad.append({**one.row, "reason": str(error)})
             continue
         seen.add(one.row["id"])
-        yield Recording(one.path, one.row, mel)
+        yield Recording(one.path, one.row, frames)
 
 
-def read_samples(path: str | Path) -> Float[ndarray, " samples"]:
-    """Samples at 16 kHz of a recording in any format and at any rate.
+def read_samples(path: str | Path, mel: MelConfig) -> Float[ndarray, " samples"]:
+    """Samples at the rate of `mel` of a recording in any format and at any rate.
 
     Raises:
       BadAudio: it is missing, unreadable, empty, cut off, silent, too long or short, or holds NaN.
     """
-    wav = read_wav(path, sample_rate=WHISPER.sample_rate, max_seconds=MAX_SECONDS)
-    if len(wav) <= WHISPER.n_fft:
+    wav = read_wav(path, sample_rate=mel.sample_rate, max_seconds=MAX_SECONDS)
+    if len(wav) <= mel.n_fft:
         raise BadAudio(f"{path}: is shorter than one mel window; record it again or drop its row")
     return wav

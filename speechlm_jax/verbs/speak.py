@@ -12,13 +12,14 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Int, ndarray
-from speechlm_jax.audio.mel import WHISPER
 from speechlm_jax.audio.wav import write_wav
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
+from speechlm_jax.codes import read_identity
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.models import Models
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
-from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
 from speechlm_jax.verbs.paths import check_speech, out_folder
+from speechlm_jax.verbs.sayable import choose_voice, sayable
 from speechlm_jax.verbs.synthesize import requests_to_codes
 
 NAME_LENGTH, DIGEST_LENGTH = 50, 12  # 50 characters of 4 bytes still leave room in 255
@@ -31,7 +32,7 @@ def speak(
 
     Args:
       what: codes as numbers ("17 301 44"), a codes.jsonl file, or text.
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: an audio file (.wav, .flac), or for a codes file the folder of its clips.
       voice: a training voice; None draws one for text, and lets the decoder choose for codes.
       seed: of voice, codes and audio.
@@ -39,65 +40,65 @@ def speak(
     Raises:
       UserError: codes outside the codebook or of another tokenizer, an unknown voice or word.
     """
-    models, out = open_run(run), Path(out)
+    models, out = open_bundle(run), Path(out)
+    models.part("speech_decoder")
     check_speech(what, out)
+    is_text = not what.endswith(".jsonl") and not re.fullmatch(r"[\d\s]+", what)
+    if voice is not None and not is_text and models.decoder_voices:
+        choose_voice(models.decoder_voices, voice, seed=seed)
     if what.endswith(".jsonl"):
         rows = _read_codes(Path(what), models)
         names = ids_to_file_names([str(row["id"]) for row in rows])
         paths = [out_folder(out) / f"{name}.wav" for name in names]
         codes = [_to_codes(row["codes"], models, f"{what}: row {row['id']!r}") for row in rows]
+    elif is_text:
+        paths, voice = [out], choose_voice(models.voices, voice, seed=seed)
+        request = SpeechRequest(sayable(models, what), voice, seed)
+        temperature = SynthesisConfig().temperature
+        codes = requests_to_codes(models, [request], temperature=temperature)
     else:
-        paths = [out]
-        if re.fullmatch(r"[\d\s]+", what):
-            # Longer numbers than any codebook's are none; int() refuses very long ones.
-            numbers = [int(number) if len(number) < 10 else -1 for number in what.split()]
-            codes = [_to_codes(numbers, models, "codes")]
-        else:
-            voice = choose_voice(models.voices, voice, seed=seed)
-            request = SpeechRequest(sayable(models, what), voice, seed)
-            temperature = SynthesisConfig().temperature
-            codes = requests_to_codes(models, [request], temperature=temperature)
+        # Longer numbers than any codebook's are none; int() refuses very long ones.
+        numbers = [int(number) if len(number) < 10 else -1 for number in what.split()]
+        paths, codes = [out], [_to_codes(numbers, models, "codes")]
     wavs = codes_to_wavs(models, codes, voice=voice, seed=seed)
     for path, wav in zip(paths, wavs, strict=True):
-        write_wav(path, wav)
-    seconds = sum(map(len, wavs)) / WHISPER.sample_rate
+        write_wav(path, wav, sample_rate=models.mel.sample_rate)
+    seconds = sum(map(len, wavs)) / models.mel.sample_rate
     return {"audio": [str(path) for path in paths], "seconds": seconds, "voice": voice}
 
 
 def codes_to_wavs(
-    models: Models,
+    models: Bundle,
     codes: Sequence[Int[ndarray, " frames"]],
     *,
     voice: str | None = None,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Samples at 16 kHz of each clip of codes, in a training voice where one is named."""
+    """Samples of each clip of codes, in a training voice where one is named."""
     decoder = models.speech_decoder
-    number = 0  # the flow's "any voice"
-    # The decoder numbers its training voices by name; it has all of them unless one had no codes.
-    if voice is not None and decoder.config.num_voices == len(models.voices):
-        number = 1 + models.voices.index(choose_voice(models.voices, voice, seed=seed))
-    return decoder.codes_to_wav(codes, voices=number, seed=seed)
+    names = () if voice is None else models.decoder_voices
+    number = 1 + names.index(voice) if voice in names else 0  # 0: the flow's "any voice"
+    return decoder.codes_to_wav(codes, mel=models.mel, voices=number, seed=seed)
 
 
-def _read_codes(path: Path, models: Models) -> list[dict[str, Any]]:
+def _read_codes(path: Path, models: Bundle) -> list[dict[str, Any]]:
     """Rows with codes; UserError if they are not of the run's tokenizer."""
     rows = list(artifacts.read_jsonl(path))
     if not rows or not all("codes" in row and "id" in row for row in rows):
         raise UserError(f'{path}: holds no codes; give rows with "id" and "codes"')
-    wanted = models.codes_identity["tokenizer"]
+    wanted = models.codes.tokenizer
     if (path.parent / artifacts.MANIFEST).is_file():
-        found = artifacts.read_manifest(path.parent).extra.get("tokenizer")
+        found = read_identity(path.parent).tokenizer
         if found != wanted:
             raise UserError(
-                f"{path}: codes have tokenizer {found!r}, the run {models.folders.run} has "
+                f"{path}: codes have tokenizer {found!r}, the run {models.folder} has "
                 f"{wanted!r}; give --run the run that made them"
             )
     return rows
 
 
-def _to_codes(values: Any, models: Models, where: str) -> Int[ndarray, " frames"]:
-    size = models.codes_identity["codebook_size"]
+def _to_codes(values: Any, models: Bundle, where: str) -> Int[ndarray, " frames"]:
+    size = models.codes.codebook_size
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise UserError(f"{where}: codes must be whole numbers")
     if not values or not 0 <= min(values) <= max(values) < size:

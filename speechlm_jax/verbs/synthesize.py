@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
+from speechlm_jax.codes import CODES, write_codes
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.models import Models
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
-from speechlm_jax.verbs.opening import choose_voice, open_run, sayable
+from speechlm_jax.verbs.sayable import choose_voice, sayable
 
 _log = logging.getLogger("speechlm.synthesize")
 
@@ -30,7 +30,7 @@ def synthesize(
 
     Args:
       texts: what to say; case and punctuation are dropped.
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: the codes folder.
       voice: a training voice; None draws one for each text.
       temperature: of the sampling; 0 is greedy.
@@ -41,25 +41,23 @@ def synthesize(
     """
     if temperature < 0:
         raise UserError(f"--temperature {temperature}: must be 0 (greedy) or more")
-    models, out = open_run(run), Path(out)
+    models, out = open_bundle(run), Path(out)
     said = [sayable(models, text) for text in texts]
     requests = [
         SpeechRequest(text, choose_voice(models.voices, voice, seed=seed + i), seed=seed + i)
         for i, text in enumerate(said)
     ]
     spoken = requests_to_codes(models, requests, temperature=temperature)
-    trained = models.fingerprint(models.folders.text_to_token)
+    trained = models.fingerprint("text_to_token")
     rows = [
         {"id": f"text-{i}", "text": request.text, "speaker": request.voice, "codes": codes.tolist()}
         for i, (request, codes) in enumerate(zip(requests, spoken, strict=True))
         if len(codes)
     ]
-    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    artifacts.write_jsonl(out / CODES, rows)
-    manifest = artifacts.write_manifest(
-        out, KIND, seed=seed, counts={"clips": len(rows)}, files=[CODES],
+    manifest = write_codes(
+        out, rows, models.codes, seed=seed, counts={"clips": len(rows)},
         inputs={"text": configs.fingerprint(said), "text_to_token": trained},
-        config={"voice": voice, "temperature": temperature}, extra=models.codes_identity,
+        config={"voice": voice, "temperature": temperature},
     )  # fmt: skip
     return {
         "codes": str(out / CODES),
@@ -71,7 +69,7 @@ def synthesize(
 
 
 def requests_to_codes(
-    models: Models, requests: Sequence[SpeechRequest], *, temperature: float
+    models: Bundle, requests: Sequence[SpeechRequest], *, temperature: float
 ) -> list[Int[ndarray, " frames"]]:
     """Codes of each request; none where the model did not end, with a warning that names it.
 

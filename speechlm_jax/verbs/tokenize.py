@@ -10,12 +10,12 @@ from tqdm import tqdm
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.audio.recordings import BAD, CLIPS
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
+from speechlm_jax.codes import CODES, write_codes
 from speechlm_jax.errors import UserError
 from speechlm_jax.jobs.commit import SHARDS, clear
 from speechlm_jax.jobs.shards import iter_shards
-from speechlm_jax.quickstart.models import Models
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES, KIND
-from speechlm_jax.verbs.opening import open_run
 from speechlm_jax.verbs.paths import check_out_folder, check_places
 from speechlm_jax.verbs.recordings import Found, find_recordings, read_recordings
 
@@ -33,14 +33,15 @@ def tokenize(
 
     Args:
       audio: files and folders (see `verbs.recordings.find_recordings`).
-      run: a quickstart run's folder.
+      run: a bundle (see `bundle.open.open_bundle`).
       out: the codes folder.
       audio_anywhere: whether a folder's recordings may lie outside of it.
 
     Raises:
       UserError: none of the recordings can be used, or the run has no tokenizer.
     """
-    models, out = open_run(run), Path(out)
+    models, out = open_bundle(run), Path(out)
+    models.part("tokenizer")
     check_places(audio)
     check_out_folder(out)
     found, bad = find_recordings(audio, audio_anywhere=audio_anywhere)
@@ -58,7 +59,7 @@ def tokenize(
             "tasks.tts write it to %s beside them (audio, text, speaker) or to clip.txt for "
             "clip.flac, then tokenize again", without_text, len(codes_rows), CLIPS,
         )  # fmt: skip
-    identity = models.codes_identity
+    identity = models.codes
     numbers = [sha256 for sha256, _ in made]
     counts = {
         "clips": len(codes_rows),
@@ -67,11 +68,10 @@ def tokenize(
         "codes": sum(len(row["codes"]) for row in codes_rows),
     }
     (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
-    artifacts.write_jsonl(out / CODES, codes_rows)
     artifacts.write_jsonl(out / BAD, bad)
-    artifacts.write_manifest(
-        out, KIND, config={}, counts=counts, files=[CODES, BAD], extra=identity,
-        inputs={"audio": configs.fingerprint(numbers), "tokenizer": identity["tokenizer"]},
+    write_codes(
+        out, codes_rows, identity, config={}, counts=counts, files=[BAD],
+        inputs={"audio": configs.fingerprint(numbers), "tokenizer": identity.tokenizer},
     )  # fmt: skip
     clear(out)
     return {
@@ -79,14 +79,14 @@ def tokenize(
         "clips": counts["clips"],
         "without_text": without_text,
         "num_codes": counts["codes"],
-        "seconds": counts["codes"] / identity["frame_rate_hz"],
-        "tokenizer": identity["tokenizer"],
+        "seconds": counts["codes"] / identity.frame_rate_hz,
+        "tokenizer": identity.tokenizer,
         "set_aside": [row["reason"] for row in bad],
     }
 
 
 def _encode(
-    found: Sequence[Found], bad: list[dict[str, Any]], models: Models, out: Path
+    found: Sequence[Found], bad: list[dict[str, Any]], models: Bundle, out: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """SHA-256 of the files, and their rows with codes; what is set aside goes to `bad`."""
     if not found:  # told before the model is loaded
@@ -98,7 +98,7 @@ def _encode(
         lambda group, path: _encode_group(group, seen, models, path),
         groups,
         folder=out / SHARDS,
-        fingerprint=configs.fingerprint([models.codes_identity, CLIPS_PER_CALL, files]),
+        fingerprint=configs.fingerprint([models.codes.to_json(), CLIPS_PER_CALL, files]),
     )
     with tqdm(total=len(found), desc="tokenize", unit="clip", disable=None) as bar:
         for group, shard in zip(groups, shards, strict=True):
@@ -112,11 +112,11 @@ def _encode(
 
 
 def _encode_group(
-    group: Sequence[Found], seen: set[str], models: Models, path: Path
+    group: Sequence[Found], seen: set[str], models: Bundle, path: Path
 ) -> dict[str, Any]:
     """Shard task: writes rows with their codes, and rows that are set aside with their reason."""
     bad: list[dict[str, Any]] = []
-    recordings = list(read_recordings(group, bad, seen=seen))
+    recordings = list(read_recordings(group, bad, mel=models.mel, seen=seen))
     codes_of = models.reader.mels_to_codes([recording.mel for recording in recordings])
     made: list[dict[str, Any]] = [{"row": row} for row in bad]
     for recording, codes in zip(recordings, codes_of, strict=True):

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from speechlm_jax import artifacts
-from speechlm_jax.data.sources import Rows
+from speechlm_jax.bundle.open import open_codes
+from speechlm_jax.data.sources import Rows, read_rows, row_files
 from speechlm_jax.errors import UserError
-from speechlm_jax.quickstart.data import make_vocab
-from speechlm_jax.text import TextTokenizer
-from speechlm_jax.verbs.opening import open_codes
-from speechlm_jax.verbs.paths import BASE_TEXT, BASE_VOCAB, TEXT_MODEL
+from speechlm_jax.text import TextTokenizer, make_vocab
+from speechlm_jax.vocab_files import TEXT_MODEL, VOCAB, find_text
 
 PIECE = 1000  # characters of a text that are looked at as one, at most
 MOST_PIECES = 100_000  # of a larger text every second, fourth, ... piece is looked at
@@ -23,16 +22,18 @@ def vocab(
     out: str | Path,
     size: int = 8000,
     field: str = "text",
+    voices: str | Path | None = None,
 ) -> dict[str, Any]:
     """Learns a text vocabulary and writes it with the codes' identity; `prepare` takes `out`.
 
     Args:
       files: .txt, .jsonl (both also .gz) or .parquet, or globs; rows of other splits than "train"
         are left out.
-      run: whose speech codes the vocabulary has: a quickstart run, or a folder of codes.
+      run: whose speech codes the vocabulary has: a bundle, or a folder of codes.
       out: folder of the vocabulary.
       size: text ids at most.
       field: of a row that holds the text.
+      voices: folder of codes whose speakers get an id each: of the rows of a text-to-token model.
 
     Raises:
       UserError: no text, more characters than `size` has room for, or `out` is in use.
@@ -43,14 +44,25 @@ def vocab(
     texts = (example["text"] for example in rows.examples(its_files, "train"))
     pieces = _thinned((piece for text in texts for piece in text_to_pieces(text)), MOST_PIECES)
     text = TextTokenizer.train(pieces, kind="exact", size=size)
-    made = make_vocab(text, codes)
+    made = make_vocab(text, codes, voices=() if voices is None else _speakers(Path(voices)))
     _write(out, text, made.to_json())
     return {
         "vocab": str(out),
         "ids": {"text": made.text_size, "all": made.size, "codes_from": made.speech_offset},
         "learnt_from": {"files": len(its_files), "characters": sum(map(len, pieces))},
+        "voices": list(made.voices),
         "vocabulary": made.fingerprint,
     }
+
+
+def _speakers(folder: Path) -> tuple[str, ...]:
+    """The speakers of a codes folder's rows, sorted; UserError where none has one."""
+    files = row_files(folder, artifacts.read_manifest(folder).kind)
+    named = (row.get("speaker") for file in files for row in read_rows(file))
+    found = sorted({name for name in named if isinstance(name, str) and name})
+    if not found:
+        raise UserError(f"--voices {folder}: its rows name no speaker; tokenize with a manifest")
+    return tuple(found)
 
 
 def text_to_pieces(text: str) -> Iterator[str]:
@@ -78,11 +90,11 @@ def _thinned(pieces: Iterable[str], most: int) -> list[str]:
 
 def _write(out: Path, text: TextTokenizer, made: dict[str, Any]) -> None:
     """Writes the vocabulary, unless the folder holds another one or a run."""
-    known = out / BASE_VOCAB
+    known = out / VOCAB
     if known.is_file():
         is_other = artifacts.read_json(known) != made
     else:
-        is_other = (out / BASE_TEXT).exists() or (out / TEXT_MODEL).exists()
+        is_other = bool(find_text(out))
     if is_other:
         raise UserError(f"--out {out}: holds another vocabulary; give a new folder")
     text.save(out / TEXT_MODEL)

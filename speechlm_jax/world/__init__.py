@@ -1,1 +1,1 @@
-"""The closed world of the quickstart: people, facts, and every text that is told about them."""
+"""A closed world: people, facts, and every text that is told about them."""

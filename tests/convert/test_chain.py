@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.language_model import functional
 from speechlm_jax.verbs.convert import convert
-from speechlm_jax.verbs.opening import open_vocab
 
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")

@@ -1,17 +1,19 @@
 """A special that the text vocabulary has is mapped; what an export would refuse is refused now."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.convert.joint_vocab import joint_vocab
 from speechlm_jax.convert.tokenizers import extend_tokenizer, token_ids
 from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import SPECIALS, Vocab
 
-CODES = {"tokenizer": "glm", "frame_rate_hz": 12.5, "codebook_size": 3}
+CODES = CodesIdentity("glm", 12.5, 3)
 ROWS = 300
 
 
@@ -70,7 +72,7 @@ def test_what_we_exported_comes_back_with_the_same_ids(model):
         ids = exported.for_vocab(again).encode(written)
         assert again.is_text(np.array(ids)).all() and not {299, 310} & set(ids), written
     with pytest.raises(UserError, match="3 codes from id .* a codebook of 4"):
-        joint_vocab(exported, {**CODES, "codebook_size": 4}, size=vocab.size)
+        joint_vocab(exported, dataclasses.replace(CODES, codebook_size=4), size=vocab.size)
 
 
 def test_a_named_end_is_taken_where_no_known_name_is_there(model):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.lm.model import ids_to_logits
@@ -21,7 +22,6 @@ from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.nn.language_model import functional
 from speechlm_jax.verbs.convert import convert
-from speechlm_jax.verbs.opening import open_vocab
 
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")

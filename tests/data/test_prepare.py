@@ -140,6 +140,7 @@ def test_quickstart_mixtures_share_their_tasks(run):
         p.parts[-3].split("-")[0] for p in (run / "rows").rglob("*.arrayrecord") if p not in stamps
     }
     assert new == {"q_text_of_interleaved"}
+    assert mixture.read_text(first, VOCAB) == TOKENIZER.model
 
     shards = mixture.open_shards(first, vocab=VOCAB)
     held_out = mixture.open_shards(first, split="validation", vocab=VOCAB)

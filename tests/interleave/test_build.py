@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.errors import UserError
 from speechlm_jax.interleave import build as rules
 from speechlm_jax.interleave.build import (
@@ -17,7 +18,7 @@ from speechlm_jax.interleave.build import (
 from speechlm_jax.interleave.words import Lexicon
 from speechlm_jax.jobs.commit import SHARDS
 
-CODES_OF = {"tokenizer": "t", "frame_rate_hz": 12.5, "codebook_size": 512}
+CODES_OF = CodesIdentity("t", 12.5, 512)
 
 
 def make_documents(count=12, words=60):
@@ -45,7 +46,7 @@ def build(
 ):
     return document_to_interleaved(
         documents, text_to_codes, say=say, out=out, config=InterleaveConfig(**config),
-        inputs=inputs or {"documents": "x"}, tokenizer=CODES_OF, bad=bad, progress=progress,
+        inputs=inputs or {"documents": "x"}, codes=CODES_OF, bad=bad, progress=progress,
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def test_words_keep_their_order_and_counts_are_right(tmp_path):
     assert manifest.counts["ratio"] == manifest.counts["sayable_ratio"] == spoken / total
     assert manifest.counts["bad"] == 1
     assert list(artifacts.read_jsonl(tmp_path / "bad.jsonl"))[0]["place"] == "f:1"
-    assert manifest.extra == CODES_OF and manifest.kind == "interleaved"
+    assert manifest.extra == CODES_OF.to_json() and manifest.kind == "interleaved"
     assert artifacts.verify(tmp_path) == []
     assert {path.name for path in tmp_path.iterdir()} == {
         "documents.jsonl", "bad.jsonl", artifacts.MANIFEST

@@ -111,8 +111,8 @@ def test_recordings_and_text_become_one_vocabulary(own_folder, tmp_path, caplog)
     # Cased text and transcripts are the same words, and none needs bytes.
     for line in (*SENTENCES, text.read_text(encoding="utf-8")[:200]):
         said = normalize(line)
-        assert q.text.decode(q.text.encode(said)) == said
-        assert len(q.text.encode(said)) < 0.8 * len(said)
+        assert q.models.text.decode(q.models.text.encode(said)) == said
+        assert len(q.models.text.encode(said)) < 0.8 * len(said)
     assert max(q.features.lengths) <= q.buckets.edges[-1] < max(q.features.lengths) + 32
     for name in ("interleaved", "text"):
         documents = list(artifacts.read_jsonl(q.folders.documents / name / "documents.jsonl"))

@@ -52,7 +52,7 @@ def figures(out):
 def kept(out):
     """What every file of a run holds, and when those of its costly steps were written."""
     rewritten = {"timing", "report.json", "report.html"}
-    cheap = {"world.json", "text.model", "sources.json", "prepared"}
+    cheap = {"world.json", "text.model", "bundle.json", "sources.json", "prepared"}
     files = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
     return {
         str(name): (

@@ -16,8 +16,9 @@ from speechlm_jax.evals.items import Figure, Item
 from speechlm_jax.quickstart.claims import CHANCE, CLAIMS
 from speechlm_jax.quickstart.run import ARMS
 from speechlm_jax.quickstart.summary import NOTES, TILES
+from speechlm_jax.report import charts
 from speechlm_jax.report.chain import NODES
-from speechlm_jax.report.charts import LABELS, line_chart, thin
+from speechlm_jax.report.charts import line_chart, thin
 from speechlm_jax.report.claims import chance_of, judge
 from speechlm_jax.report.inputs import (
     DUEL,
@@ -275,7 +276,7 @@ def test_no_task_or_figure_goes_by_its_code_name(structure):
     shown = structure.text.partition("Where this comes from")[0]
     assert not re.search(r"\bq_\w+|held_out/", shown)
     named = {*re.findall(r'"(q_\w+|quickstart_\w+)", \w+\)', TASKS.read_text(encoding="utf-8"))}
-    assert len(named) == 9 and named <= {*LABELS}
+    assert len(named) == 9 and {charts.label(n) for n in named} == {*charts.TASKS.values()}
 
 
 def test_a_curve_of_one_point_is_seen():

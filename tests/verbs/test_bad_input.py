@@ -14,10 +14,10 @@ import soundfile
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.cli import main as cli
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE
-from speechlm_jax.quickstart.folders import Folders
-from speechlm_jax.quickstart.models import Models
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -172,7 +172,7 @@ def test_interleave_checks_options_paths_and_speakers_before_a_model_is_loaded(
     def loaded(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(Models, "make_text_to_token", loaded)
+    monkeypatch.setattr(Bundle, "make_text_to_token", loaded)
     (tmp_path / "a.txt").write_text("it is the cat\n")
     rows = [{"text": "it is"}, {"text": "the cat", "speaker": "Benn", "id": "x"}]
     artifacts.write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -290,7 +290,7 @@ def test_an_unknown_config_field(run, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_vocabulary(run, other_run, tmp_path, capsys):
-    ours, theirs = (Models(Folders(r)).vocab.fingerprint for r in (run, other_run))
+    ours, theirs = (open_bundle(r).vocab.fingerprint for r in (run, other_run))
     checkpoint = other_run / "lm_interleaved"
     to_out = ("--run", run, "--out", tmp_path / "out")
     line = refused(capsys, "evaluate", checkpoint, *to_out)
@@ -336,7 +336,7 @@ def test_prepare_with_a_users_own_file_and_mistakes_in_it(run, tmp_path, capsys)
         warnings.simplefilter("ignore")
         assert cli.main(["prepare", *map(str, ("den", *own, "--length", 32))]) == EXIT_OK
     said = json.loads(capsys.readouterr().out)
-    assert said["vocabulary"] == Models(Folders(run)).vocab.fingerprint
+    assert said["vocabulary"] == open_bundle(run).vocab.fingerprint
     assert said["tasks"]["den_text"]["train"]["documents"] > 30
     before = sorted((tmp_path / "rows").rglob("*"))
     line = refused(capsys, "prepare", "denn", *own)

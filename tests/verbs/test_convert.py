@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.cli import main as cli
 from speechlm_jax.convert.companions import Companions
 from speechlm_jax.data.declare import declare_codes
@@ -28,7 +29,6 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 from speechlm_jax.train.state import StateConfig
 from speechlm_jax.verbs import convert as verb
 from speechlm_jax.verbs.convert import convert
-from speechlm_jax.verbs.opening import open_vocab
 
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")

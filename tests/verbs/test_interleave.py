@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from speechlm_jax import artifacts
-from speechlm_jax.quickstart.folders import Folders
-from speechlm_jax.quickstart.models import Models
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.text_to_token.synthesize import TextToToken
 from speechlm_jax.verbs.interleave import interleave
 
@@ -49,7 +49,7 @@ class Speaker(TextToToken):
 
 @pytest.fixture
 def speaker(monkeypatch):
-    monkeypatch.setattr(Models, "make_text_to_token", lambda *_: Speaker())
+    monkeypatch.setattr(Bundle, "make_text_to_token", lambda *_: Speaker())
 
 
 def test_every_character_is_kept_and_the_ratio_told(run, tmp_path):
@@ -66,7 +66,7 @@ def test_every_character_is_kept_and_the_ratio_told(run, tmp_path):
         assert (row["id"], row["title"]) == (str(given["id"]), given["title"])
         spoken = [segment for segment in row["segments"] if "codes" in segment]
         assert {word for segment in spoken for word in segment["said"].split()} <= known
-    assert artifacts.read_manifest(tmp_path / "out").extra == Models(Folders(run)).codes_identity
+    assert artifacts.read_manifest(tmp_path / "out").extra == open_bundle(run).codes.to_json()
 
 
 def test_a_document_is_interleaved_alike_in_every_file_and_the_seed_changes_it(

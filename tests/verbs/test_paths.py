@@ -1,7 +1,5 @@
 """What a command is given is looked at in one way, whatever is wrong with it."""
 
-import os
-
 import pytest
 
 from speechlm_jax.errors import UserError
@@ -12,13 +10,15 @@ LONG = "x" * 5000
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a file, a link to nothing, a codes folder, and a run without a chat model."""
+    """A file, a link to nothing, codes, a run of an earlier version, a vocabulary."""
     (tmp_path / "file.txt").touch()
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes/codes.jsonl").touch()
     (tmp_path / "run/tokenizer").mkdir(parents=True)
     (tmp_path / "run/text.model").touch()
+    (tmp_path / "vocab").mkdir()
+    (tmp_path / "vocab/vocab.json").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,9 +41,9 @@ def here(tmp_path, monkeypatch):
         (lambda path: paths.check_folder(path, "a run"), LONG, "no such folder; give a run"),
         (lambda path: paths.check_source(path, path), "nope", "no such folder; give a model"),
         (lambda path: paths.check_source(path, path), "codes", "is not empty"),
-        (paths.find_chat, "codes", "holds no run"),
-        (paths.find_chat, "run", "has no chat model"),
-        (paths.check_vocab, "codes", "holds no run"),
+        (paths.check_bundle, "codes", "holds no run and no bundle"),
+        (paths.check_bundle, "run", "`speechlm bundle upgrade"),
+        (lambda path: paths.check_bundle(path, "chat"), "vocab", "has no chat model"),
         (paths.check_codes, LONG, "holds no run"),
     ],
 )
@@ -79,5 +79,4 @@ def test_what_is_there_passes(here):
     paths.check_speech("hello", here / "a.FLAC")
     paths.check_out_folder(here / "new/folder")
     paths.check_source(here / "codes", here / "new")
-    paths.check_vocab(here / "run")
-    assert os.path.samefile(paths.find_run("run").run, here / "run")
+    paths.check_bundle(here / "vocab")

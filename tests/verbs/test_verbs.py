@@ -11,12 +11,11 @@ import pytest
 
 from speechlm_jax import artifacts
 from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.data.sources import Rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
-from speechlm_jax.quickstart.folders import Folders
-from speechlm_jax.quickstart.models import Models
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs import tokenize as verbs_tokenize
 from speechlm_jax.verbs.chat import chat
@@ -41,7 +40,7 @@ def test_tokenize_reads_every_format_and_sets_one_bad_row_aside(run, recordings,
     assert not artifacts.verify(tmp_path / "codes")
     # The codes are what a task of this run's vocabulary takes.
     task = Rows((tmp_path / "codes",), True, {"codes": "codes"})
-    task.check(Models(Folders(run)).vocab)
+    task.check(open_bundle(run).vocab)
     assert sum(len(list(task.examples(task.files(), s))) for s in ("train", "validation")) == 4
 
 
@@ -61,13 +60,13 @@ def test_tokenize_goes_on_where_it_was_killed(run, recordings, tmp_path, monkeyp
     assert (whole["clips"], len(whole["set_aside"])) == (4, 3)
     calls: list[int] = []
 
-    def mels_to_codes(reader, mels, really=Reader.mels_to_codes):
+    def mels_to_codes(reader, mels, really=Transcriber.mels_to_codes):
         calls.append(len(mels))
         if len(calls) == stop + 1:
             raise KeyboardInterrupt
         return really(reader, mels)
 
-    monkeypatch.setattr(Reader, "mels_to_codes", mels_to_codes)
+    monkeypatch.setattr(Transcriber, "mels_to_codes", mels_to_codes)
     with pytest.raises(KeyboardInterrupt):
         tokenize(given, run=run, out=tmp_path / "out")
     again = tokenize(given, run=run, out=tmp_path / "out")
@@ -162,7 +161,7 @@ def test_evaluate_gives_figures_that_can_be_recounted(run, tmp_path):
     items = read_items(said["items"])
     assert said["figures"][name]["value"] == figures_from_items(items)[name].value
     # An untrained model is about as good as a guess among all ids.
-    size = Models(Folders(run)).vocab.size
+    size = open_bundle(run).vocab.size
     assert abs(said["figures"][name]["value"] - np.log(size)) < 1.5
     step = evaluate(run / "lm_interleaved/checkpoints/00000001", run=run, out=tmp_path / "figures")
     assert step["figures"] == said["figures"] and Path(step["items"]).parent.name == "interleaved-1"
@@ -193,7 +192,7 @@ def test_evaluate_finds_the_rows_of_a_run_that_was_moved(run, tmp_path):
 
 def test_codes_of_another_tokenizer_name_both_sides(run, other_run, recordings, tmp_path):
     tokenize([recordings], run=run, out=tmp_path / "codes")
-    ours, theirs = (Models(Folders(r)).codes_identity["tokenizer"] for r in (run, other_run))
+    ours, theirs = (open_bundle(r).codes.tokenizer for r in (run, other_run))
     with pytest.raises(UserError) as error:
         speak(str(tmp_path / "codes/codes.jsonl"), run=other_run, out=tmp_path / "audio")
     assert ours in str(error.value) and theirs in str(error.value)

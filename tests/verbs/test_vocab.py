@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from speechlm_jax import artifacts
+from speechlm_jax.bundle.open import open_codes, open_vocab
 from speechlm_jax.cli import main as cli
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.errors import UserError
 from speechlm_jax.verbs import vocab as verb
-from speechlm_jax.verbs.opening import open_codes, open_vocab
 
 TEXT = [
     f"Chapter {i}: “It was $5.50,” said Zoë;  see http://a.b/c?d={i * 7919}.\n\n\tHe left {word}."
@@ -69,6 +69,16 @@ def test_the_codes_may_be_a_runs(run, tmp_path):
     theirs, _ = open_vocab(run)
     assert vocab.tokenizer_fingerprint == theirs.tokenizer_fingerprint
     assert vocab.text_fingerprint != theirs.text_fingerprint
+
+
+def test_speakers_of_codes_get_ids(tmp_path, codes):
+    path = write(tmp_path, ".txt")
+    with pytest.raises(UserError, match="codes: its rows name no speaker"):
+        verb.vocab([path], run=codes, out=tmp_path / "out", size=400, voices=codes)
+    rows = [{"id": str(n), "codes": [n], "speaker": name} for n, name in enumerate(("Bo", "A", ""))]
+    artifacts.write_jsonl(codes / "codes.jsonl", rows)
+    made = verb.vocab([path], run=codes, out=tmp_path / "out", size=400, voices=codes)
+    assert made["voices"] == ["A", "Bo"] == list(open_vocab(tmp_path / "out")[0].voices)
 
 
 def test_the_codes_may_be_another_vocabularys(tmp_path, codes):

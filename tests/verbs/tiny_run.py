@@ -9,6 +9,8 @@ import numpy as np
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
+from speechlm_jax.bundle.contents import RUN_VOICED
+from speechlm_jax.bundle.make import upgrade_bundle
 from speechlm_jax.data import mixture, rows
 from speechlm_jax.data.formats import Example, Writer, example_to_document
 from speechlm_jax.data.packing import Packer
@@ -19,20 +21,17 @@ from speechlm_jax.experiment.configs import (
     SpeechDecoderExperiment,
     SpeechTokenizerExperiment,
 )
-from speechlm_jax.experiment.runs import load_reader
+from speechlm_jax.experiment.runs import trained_codes
 from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.language_model import functional as language_model
 from speechlm_jax.nn.transformer import TransformerConfig
-from speechlm_jax.quickstart import data
-from speechlm_jax.quickstart.folders import Folders
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_decoder.stage import functional as flow
-from speechlm_jax.speech_tokenizer.encode_corpus import identity
 from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
 from speechlm_jax.speech_tokenizer.stage import functional as speech_tokenizer
-from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text import TextTokenizer, make_vocab
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.checkpoints import CheckpointWriter
 from speechlm_jax.train.loop import TrainConfig
@@ -59,28 +58,28 @@ FLOW = FlowConfig(
 
 def make_run(folder: Path, *, words: str = WORDS, seed: int = 0) -> Path:
     """Writes the run; another `seed` is another speech tokenizer, and so another vocabulary."""
-    folders = Folders(folder)
     text = TextTokenizer.train([words], kind="word")
-    text.save(folders.text_model)
+    text.save(folder / "text.model")
     config = dataclasses.replace(TOKENIZER, text_size=text.size)
-    clips = ClipsData("features", str(folders.text_model))
+    clips = ClipsData("features", str(folder / "text.model"))
     experiment = SpeechTokenizerExperiment(clips, config, TRAIN)
     its = {"text": text.fingerprint}
-    save(folders.tokenizer, speech_tokenizer(config), experiment, its, seed=seed)
-    reader, _, fingerprint = load_reader(folders.tokenizer)
-    codes = identity(reader, fingerprint)
-    vocab = data.make_vocab(text, codes)
-    voiced = data.make_vocab(text, codes, voices=VOICES)
-    path = data.vocab_path(folders.prepared, data.TEXT_TO_TOKEN)
-    artifacts.write_json(path, voiced.to_json())
-    mixture_file = write_validation_rows(folders.prepared, vocab, text)
-    save_language_model(folders.lm_interleaved, vocab, mixture_file)
-    shutil.copytree(folders.lm_interleaved, folders.chat)
+    save(folder / "tokenizer", speech_tokenizer(config), experiment, its, seed=seed)
+    codes = trained_codes(folder / "tokenizer")
+    vocab = make_vocab(text, codes)
+    voiced = make_vocab(text, codes, voices=VOICES)
+    artifacts.write_json(folder / RUN_VOICED, voiced.to_json())
+    mixture_file = write_validation_rows(folder / "prepared", vocab, text)
+    save_language_model(folder / "lm_interleaved", vocab, mixture_file)
+    shutil.copytree(folder / "lm_interleaved", folder / "chat")
     # Of thirty draws, this one ends most of what it says.
-    save_language_model(folders.text_to_token, voiced, mixture_file, kind="text_to_token", seed=20)
-    artifacts.write_manifest(folders.text_to_token, "training", inputs={}, config={})
-    save(folders.speech_decoder, flow(FLOW), SpeechDecoderExperiment(clips, FLOW, TRAIN),
-         {"tokenizer": fingerprint})  # fmt: skip
+    save_language_model(
+        folder / "text_to_token", voiced, mixture_file, kind="text_to_token", seed=20
+    )
+    artifacts.write_manifest(folder / "text_to_token", "training", inputs={}, config={})
+    save(folder / "speech_decoder", flow(FLOW), SpeechDecoderExperiment(clips, FLOW, TRAIN),
+         {"tokenizer": codes.tokenizer})  # fmt: skip
+    upgrade_bundle(folder)
     return folder
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.codes import read_codes
 from speechlm_jax.evals.abx import SpokenWord
 from speechlm_jax.evals.spoken_qa import Question
 from speechlm_jax.evals.storycloze import Part, Story
 from speechlm_jax.evals.wer import Reading
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.world.world import World
+
+WORLD, EVALUATION = "world.json", "codes/evaluation"  # of a run on a closed world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +27,17 @@ class EvaluationClips:
     folder: Path
     world: World
 
+    @classmethod
+    def find(cls, run: Path) -> "EvaluationClips | None":
+        """The evaluation clips of a run on a closed world; None where it is on another."""
+        if not (run / WORLD).is_file():
+            return None
+        return cls(run / EVALUATION, configs.from_json(World, artifacts.read_json(run / WORLD)))
+
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the codes folder."""
-        return list(artifacts.read_jsonl(self.folder / CODES))
+        return list(read_codes(self.folder))
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The rows of one kind of clip."""

@@ -7,6 +7,7 @@ from speechlm_jax import artifacts
 from speechlm_jax.audio.espeak import make_voices
 from speechlm_jax.audio.mel import MelConfig, wav_to_mel
 from speechlm_jax.chat.dialogue import Chat, Reply
+from speechlm_jax.codes import CODES
 from speechlm_jax.data.formats import Writer
 from speechlm_jax.evals.items import figures_from_items
 from speechlm_jax.evals.suites import (
@@ -22,7 +23,6 @@ from speechlm_jax.nn.inference import Inference
 from speechlm_jax.quickstart import corpora
 from speechlm_jax.quickstart.sizes import CorpusConfig
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.text_to_token.synthesize import TextToToken

@@ -1,0 +1,1 @@
+"""Bundles: trained models that belong together, opened when they are first asked for."""

@@ -1,0 +1,184 @@
+"""What a bundle holds, as its `bundle.json` names it. Imports no JAX.
+
+    {"version": 1, "text": "text.model", "vocab": {...},
+     "parts": {"tokenizer": {"folder": "tokenizer", "text": "text.model", "fingerprint": "..."}}}
+
+Folders and files lie in the folder of `bundle.json`, or beside it (`../lm`).
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from speechlm_jax import artifacts, bucket
+from speechlm_jax import config as configs
+from speechlm_jax.errors import UserError
+from speechlm_jax.vocab import Vocab
+from speechlm_jax.vocab_files import TEXT_MODEL, VOCAB
+
+BUNDLE = "bundle.json"
+VERSION = 1
+CHECKPOINTS = "checkpoints"  # folder in a training's folder
+PartName: TypeAlias = Literal["tokenizer", "text_to_token", "lm", "chat", "speech_decoder"]
+PART_NAMES: tuple[PartName, ...] = get_args(PartName)
+TITLES: dict[PartName, str] = {
+    "tokenizer": "speech tokenizer",
+    "text_to_token": "text-to-token model",
+    "lm": "language model",
+    "chat": "chat model",
+    "speech_decoder": "speech decoder",
+}
+# Where a whole run keeps its models, and the vocabulary of its text-to-token model.
+RUN_FOLDERS: dict[PartName, str] = {
+    "tokenizer": "tokenizer",
+    "text_to_token": "text_to_token",
+    "lm": "lm_interleaved",
+    "chat": "chat",
+    "speech_decoder": "speech_decoder",
+}
+RUN_VOICED = "prepared/q_text_to_token.vocab.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A trained model of a bundle.
+
+    Attributes:
+      folder: of its training, or of one of its checkpoints; relative to the bundle's.
+      text: file of its text vocabulary; "" where it has none.
+      vocab: of a text-to-token model, its vocabulary, with the voices.
+      fingerprint: of its weights; "" where whatever lies in the folder is taken.
+    """
+
+    folder: str
+    text: str = ""
+    vocab: Vocab | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in filter(None, ("folder", self.text and "text")):
+            _require_beside(getattr(self, name), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a bundle holds.
+
+    Attributes:
+      text: file of the text vocabulary of rows and language models; "" where there is none.
+      vocab: the vocabulary of rows and language models; None joins the text vocabulary and the
+        codes of the speech tokenizer.
+      parts: the trained models by `PartName`.
+      version: of these rules.
+    """
+
+    text: str = ""
+    vocab: Vocab | None = None
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise UserError(f"version: {self.version}; this version of speechlm reads {VERSION}")
+        for name in self.parts.keys() - set(PART_NAMES):
+            raise UserError(f"parts: {name!r} is none of {', '.join(PART_NAMES)}")
+        if self.text:
+            _require_beside(self.text, "text")
+
+    @property
+    def titles(self) -> str:
+        """The parts in words."""
+        return ", ".join(TITLES[name] for name in PART_NAMES if name in self.parts) or "no model"
+
+
+def _require_beside(name: str, field: str) -> None:
+    """UserError where a path leaves the folder that holds the bundle's folder."""
+    below = name.removeprefix("../")
+    is_beside = name == os.curdir or artifacts.is_inside(below)
+    if not is_beside or bucket.is_address(name) or "\0" in name:
+        raise UserError(
+            f"{field}: {name!r} lies neither in the bundle's folder nor beside it; join its parts "
+            "again with `speechlm bundle make`"
+        )
+
+
+def beside(folder: str | Path, name: str) -> Path:
+    """Where a path lies that the bundle of a folder names."""
+    if name.startswith("../"):
+        return Path(folder).resolve().parent / name.removeprefix("../")
+    return Path(folder) / name
+
+
+def read_contents(folder: str | Path) -> Contents:
+    """Reads the `bundle.json` of a folder; UserError where it is missing or broken."""
+    path = Path(folder) / BUNDLE
+    data = artifacts.read_json(path)
+    try:
+        return configs.from_json(Contents, data if isinstance(data, dict) else {"": data})
+    except UserError as error:
+        raise UserError(f"{path}: is no bundle of this version ({error})") from None
+
+
+def write_contents(folder: str | Path, contents: Contents) -> None:
+    """Writes the `bundle.json` of a folder."""
+    artifacts.write_json(Path(folder) / BUNDLE, configs.to_json(contents))
+
+
+def whole_run() -> Contents:
+    """What a whole run will hold when all is trained; before, its models are taken as they come."""
+    parts = {
+        name: Part(folder, text="" if name == "speech_decoder" else TEXT_MODEL)
+        for name, folder in RUN_FOLDERS.items()
+    }
+    return Contents(text=TEXT_MODEL, parts=parts)
+
+
+def is_whole_run(folder: str | Path) -> bool:
+    """Whether a folder is laid out as a whole run, with or without a `bundle.json`."""
+    text, tokenizer = (os.path.join(folder, name) for name in (TEXT_MODEL, "tokenizer"))
+    return os.path.isfile(text) and os.path.isdir(tokenizer)
+
+
+def check_bundle(folder: str | Path, *parts: PartName) -> None:
+    """Refuses a folder that is no bundle, or whose `bundle.json` lacks one of the parts.
+
+    What a training's folder holds is told when it is opened: that takes JAX.
+
+    Raises:
+      UserError: names the folder and what to do.
+    """
+    folder = Path(folder)
+    if os.path.isfile(folder / BUNDLE):
+        contents = read_contents(folder)
+        require_parts(folder, contents, parts)
+        for name in parts:
+            if not os.path.isdir(beside(folder, contents.parts[name].folder)):
+                raise UserError(
+                    f"{folder}: has no {TITLES[name]} at {contents.parts[name].folder}, which its "
+                    f"{BUNDLE} names; put it back, or write the bundle anew"
+                )
+    elif os.path.isdir(folder / CHECKPOINTS) or os.path.isfile(folder / "checksums.json"):
+        return
+    elif os.path.isfile(folder / VOCAB):
+        require_parts(folder, Contents(), parts)
+    elif is_whole_run(folder):
+        raise UserError(
+            f"{folder}: has no {BUNDLE} yet; `speechlm bundle upgrade {folder}` writes it"
+        )
+    else:
+        raise UserError(
+            f"{folder}: holds no run and no bundle; give --run the folder of a training, of "
+            "`speechlm bundle make`, or of a whole run"
+        )
+
+
+def require_parts(folder: Path, contents: Contents, parts: Iterable[PartName]) -> None:
+    """UserError for the first part that a bundle lacks."""
+    for name in parts:
+        if name not in contents.parts:
+            raise UserError(
+                f"{folder}: has no {TITLES[name]} (it has: {contents.titles}); give --run a bundle "
+                f"with one, or join one with `speechlm bundle make --{name.replace('_', '-')}`"
+            )

@@ -1,0 +1,241 @@
+"""A bundle's folder -> its models, each loaded when it is first asked for."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from speechlm_jax import artifacts
+from speechlm_jax.arrays import Integer, ndarray
+from speechlm_jax.audio.mel_config import MelConfig
+from speechlm_jax.bundle.contents import Contents, Part, PartName, beside, require_parts
+from speechlm_jax.codes import CodesIdentity
+from speechlm_jax.data.formats import Writer
+from speechlm_jax.data.text_norm import word_to_said
+from speechlm_jax.errors import UserError
+from speechlm_jax.experiment import runs
+from speechlm_jax.experiment.stages import VOICES
+from speechlm_jax.interleave.build import SpanRequest
+from speechlm_jax.nn.inference import Inference
+from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
+from speechlm_jax.speech_tokenizer.reading import Transcriber
+from speechlm_jax.text import TextTokenizer, make_vocab
+from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig, TextToToken
+from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.vocab import Vocab
+from speechlm_jax.vocab_files import read_text
+
+
+@dataclasses.dataclass
+class Bundle:
+    """Trained models that belong together.
+
+    Attributes:
+      folder: what its parts' folders are relative to.
+      contents: what it holds.
+      batch_size: requests that a language model answers at once; fewer are padded up to it.
+      clip_batch_size: likewise clips of the speech tokenizer and the speech decoder.
+
+    Raises:
+      UserError: what is asked for is not in the bundle, not trained yet, or belongs to other codes
+        or another vocabulary.
+    """
+
+    folder: Path
+    contents: Contents
+    batch_size: int = dataclasses.field(default=64, kw_only=True)
+    clip_batch_size: int = dataclasses.field(default=64, kw_only=True)
+
+    def part(self, name: PartName) -> Part:
+        """A part; UserError if the bundle has none of this name."""
+        require_parts(self.folder, self.contents, [name])
+        return self.contents.parts[name]
+
+    def path(self, name: PartName) -> Path:
+        """The folder of a part: of its training, or of a checkpoint."""
+        return beside(self.folder, self.part(name).folder)
+
+    def home(self, name: PartName) -> Path:
+        """The folder of a part's training."""
+        path = self.path(name).resolve()
+        return path.parents[1] if (path / checkpoint_folder.CHECKSUMS).is_file() else path
+
+    def fingerprint(self, name: PartName) -> str:
+        """Identity of a part: its training's manifest where there is one, else its weights."""
+        folder = self.path(name)
+        if (folder / artifacts.MANIFEST).is_file():
+            return artifacts.read_manifest(folder).fingerprint
+        return runs.run_fingerprint(folder)
+
+    @cached_property
+    def codes(self) -> CodesIdentity:
+        """Identity of the codes that the models make and take."""
+        voiced = self.contents.parts.get("text_to_token")
+        for vocab in (self.contents.vocab, voiced.vocab if voiced else None):
+            if vocab is not None:
+                return vocab.codes
+        return runs.trained_codes(self.path("tokenizer"))
+
+    @cached_property
+    def text(self) -> TextTokenizer:
+        """The text vocabulary of rows and language models."""
+        return self._read_text(self.contents.text, self.contents.vocab)
+
+    @cached_property
+    def vocab(self) -> Vocab:
+        """The vocabulary of rows and language models."""
+        return self.contents.vocab or make_vocab(self.text, self.codes)
+
+    @property
+    def writer(self) -> Writer:
+        """Text and codes to the language model's ids."""
+        return Writer(self.vocab, self.text)
+
+    @property
+    def reader(self) -> Transcriber:
+        """The speech tokenizer."""
+        reader, identity = self._read_tokenizer
+        if identity != self.codes:
+            identity.require_same(
+                self.codes, f"{self.path('tokenizer')}: makes codes of", "the other models take",
+                "use parts that belong together (`speechlm bundle make`)",
+            )  # fmt: skip
+        return reader
+
+    @cached_property
+    def mel(self) -> MelConfig:
+        """How samples become the mel frames that the speech tokenizer reads."""
+        return runs.trained_mel(self.path("tokenizer"))
+
+    def check_mel(self) -> None:
+        """UserError where the speech decoder makes other mel frames than the tokenizer reads."""
+        if {"tokenizer", "speech_decoder"} <= self.contents.parts.keys():
+            reads, makes = self.path("tokenizer"), self.path("speech_decoder")
+            if runs.trained_mel(makes) != runs.trained_mel(reads):
+                raise UserError(
+                    f"{makes}: makes mel frames of other settings than {reads} reads; train both "
+                    "on features of the same settings"
+                )
+
+    @cached_property
+    def voiced_vocab(self) -> Vocab:
+        """The text-to-token model's vocabulary: with an id for each voice."""
+        vocab = self.part("text_to_token").vocab
+        if vocab is None:
+            raise UserError(
+                f"{self.path('text_to_token')}: has no vocab.json, so its voices are not known; "
+                "copy the vocabulary that its rows were prepared with there"
+            )
+        return vocab
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices that the text-to-token model knows."""
+        return self.voiced_vocab.voices
+
+    @cached_property
+    def speech_decoder(self) -> SpeechDecoder:
+        """The speech decoder."""
+        folder, part = self.path("speech_decoder"), self.part("speech_decoder")
+        self.check_mel()
+        return runs.load_speech_decoder(
+            folder, tokenizer=self.codes.tokenizer, fingerprint=part.fingerprint,
+            batch_size=min(self.clip_batch_size, 32),
+        )[0]  # fmt: skip
+
+    @cached_property
+    def decoder_voices(self) -> tuple[str, ...]:
+        """Names of the speech decoder's voices, numbered from 1 on; () if they are not known.
+
+        Earlier versions did not keep them: they are taken for the text-to-token model's where they
+        are as many.
+        """
+        kept = self.home("speech_decoder") / VOICES
+        if kept.is_file():
+            names = artifacts.read_json(kept)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UserError(f"{kept}: is no list of names; train the speech decoder again")
+            return tuple(names)
+        is_alike = "text_to_token" in self.contents.parts and (
+            self.speech_decoder.config.num_voices == len(self.voices)
+        )
+        return self.voices if is_alike else ()
+
+    def make_text_to_token(
+        self, config: SynthesisConfig, *, vocab: Vocab | None = None
+    ) -> TextToToken:
+        """The text-to-token model, to be sampled as `config` says.
+
+        Args:
+          vocab: its vocabulary, where the bundle does not have it yet.
+        """
+        part, vocab = self.part("text_to_token"), vocab or self.voiced_vocab
+        inference, _ = runs.load_inference(
+            self.path("text_to_token"), kind="text_to_token", vocab=vocab,
+            fingerprint=part.fingerprint, batch_size=self.batch_size,
+        )  # fmt: skip
+        return TextToToken(inference, vocab, self._said_text, config)
+
+    def language_model(self, checkpoint: str | Path | PartName) -> Inference:
+        """The part "lm" or "chat", or another language model of the same vocabulary."""
+        fingerprint = ""
+        if checkpoint in ("lm", "chat"):
+            fingerprint = self.part(checkpoint).fingerprint
+            checkpoint = self.path(checkpoint)
+        return runs.load_inference(
+            checkpoint, kind="lm", vocab=self.vocab, fingerprint=fingerprint,
+            batch_size=self.batch_size,
+        )[0]  # fmt: skip
+
+    # `_frames`: clips differ in length.
+    def read(self, codes: Sequence[Integer[ndarray, " _frames"] | Sequence[int]]) -> list[str]:
+        """What codes say, by the tokenizer's own reader."""
+        clips = [np.asarray(clip, np.int32) for clip in codes]
+        return [self._heard_text.decode(ids) for ids in self.reader.codes_to_ids(clips)]
+
+    def say(self, word: str) -> str | None:
+        """What the text-to-token model is given for a word of a text.
+
+        "" where nothing is said; None where normalising would change what is read, or where the
+        model's vocabulary lacks it (what is written in bytes was never learnt).
+        """
+        said = word_to_said(word)
+        return said if said is None or all(map(self._is_known, said.split())) else None
+
+    def _is_known(self, word: str) -> bool:
+        text = self._said_text
+        ids = text.encode(word)
+        in_bytes = any("\N{REPLACEMENT CHARACTER}" in text.decode([id_]) for id_ in ids)
+        return text.decode(ids) == word and not in_bytes
+
+    @cached_property
+    def _heard_text(self) -> TextTokenizer:
+        return self._read_text(self.part("tokenizer").text)
+
+    @cached_property
+    def _said_text(self) -> TextTokenizer:
+        part = self.part("text_to_token")
+        return self._read_text(part.text, part.vocab)
+
+    def _read_text(self, name: str, vocab: Vocab | None = None) -> TextTokenizer:
+        if not name:
+            raise UserError(
+                f"{self.folder}: has no text vocabulary; copy the one that its models were trained "
+                "with there, as text.model or tokenizer.json"
+            )
+        return read_text(beside(self.folder, name), vocab)
+
+    @cached_property
+    def _read_tokenizer(self) -> tuple[Transcriber, CodesIdentity]:
+        folder, part = self.path("tokenizer"), self.part("tokenizer")
+        return runs.load_reader(
+            folder, fingerprint=part.fingerprint, batch_size=self.clip_batch_size
+        )
+
+
+def spans_to_codes(model: TextToToken, requests: Sequence[SpanRequest]) -> list[list[int]]:
+    """Codes of spans of documents; each span is sampled from a seed of its own."""
+    spoken = [SpeechRequest(r.text, r.speaker, seed=r.seed) for r in requests]
+    return [codes.tolist() for codes in model.text_to_codes(spoken)]

@@ -1,0 +1,111 @@
+"""A folder -> the bundle that it is or names: of `bundle.json`, a training, a vocabulary."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from speechlm_jax import artifacts
+from speechlm_jax.bundle.contents import (
+    BUNDLE,
+    Contents,
+    Part,
+    PartName,
+    check_bundle,
+    read_contents,
+)
+from speechlm_jax.bundle.models import Bundle
+from speechlm_jax.codes import KIND, CodesIdentity, read_identity
+from speechlm_jax.experiment.configs import (
+    LanguageModelExperiment,
+    SpeechTokenizerExperiment,
+    experiment_from_json,
+)
+from speechlm_jax.text import TextTokenizer
+from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.train.checkpoint_folder import Meta
+from speechlm_jax.vocab import Vocab
+from speechlm_jax.vocab_files import VOCAB, find_text, read_vocab
+
+
+def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
+    """The models of a folder, for a few requests.
+
+    Args:
+      place: a folder with a `bundle.json`; of a training, or one of its checkpoints; with a
+        `vocab.json` (`speechlm vocab`, `speechlm convert`).
+      batch_size: of every model.
+
+    Raises:
+      UserError: it is none of them, or damaged.
+    """
+    place = Path(place)
+    check_bundle(place)
+    folder, contents = place, Contents()
+    if (place / BUNDLE).is_file():
+        contents = read_contents(place)
+    elif (place / checkpoint_folder.CHECKSUMS).is_file():
+        folder = place.resolve().parents[1]
+        contents = trained_contents(folder, os.path.relpath(place.resolve(), folder))
+    elif (place / checkpoint_folder.FOLDER).is_dir():
+        contents = trained_contents(place)
+    else:
+        contents = Contents(text=find_text(place), vocab=read_vocab(place / VOCAB))
+    return Bundle(folder, contents, batch_size=batch_size, clip_batch_size=batch_size)
+
+
+def trained_contents(folder: Path, checkpoint: str = os.curdir) -> Contents:
+    """A training as a bundle of one part: what it is follows from its experiment.
+
+    Its vocabularies are those that lie beside its checkpoints, else what a checkpoint tells.
+
+    Raises:
+      UserError: it has no whole checkpoint, or one of another version.
+    """
+    meta = checkpoint_folder.told_meta(folder / checkpoint)
+    name = part_name(meta, folder)
+    text = find_text(folder)
+    part = Part(checkpoint, text=text)
+    if name == "text_to_token":
+        voiced = dataclasses.replace(part, vocab=trained_vocab(folder, meta))
+        return Contents(text=text, parts={name: voiced})
+    vocab = trained_vocab(folder, meta) if name == "lm" else None
+    return Contents(text=text, vocab=vocab, parts={name: part})
+
+
+def part_name(meta: Meta, where: str | Path) -> PartName:
+    """Which part of a bundle a checkpoint is."""
+    experiment = experiment_from_json(meta.config, str(where))
+    if isinstance(experiment, LanguageModelExperiment):
+        return experiment.kind
+    return "tokenizer" if isinstance(experiment, SpeechTokenizerExperiment) else "speech_decoder"
+
+
+def trained_vocab(folder: Path, meta: Meta) -> Vocab | None:
+    """The vocabulary of a training; None where nothing tells it, as of earlier versions."""
+    if (folder / VOCAB).is_file():
+        return read_vocab(folder / VOCAB)
+    told = meta.described.get("vocabulary")
+    return Vocab.from_json(told) if isinstance(told, dict) else None
+
+
+def open_vocab(place: str | Path) -> tuple[Vocab, TextTokenizer]:
+    """The vocabulary of a bundle's rows and language models, and its text side.
+
+    Raises:
+      UserError: as of `open_bundle`; or the two do not belong together.
+    """
+    bundle = open_bundle(place)
+    return bundle.vocab, bundle.text
+
+
+def open_codes(place: str | Path) -> CodesIdentity:
+    """Identity of codes.
+
+    Args:
+      place: a folder of codes, or what `open_bundle` takes.
+    """
+    folder = Path(place)
+    if (folder / artifacts.MANIFEST).is_file() and not (folder / VOCAB).is_file():
+        if artifacts.read_manifest(folder).kind == KIND:
+            return read_identity(folder)
+    return open_bundle(folder).codes
