@@ -63,7 +63,7 @@ def make_bundle(out: str | Path, given: Mapping[PartName, str | Path]) -> dict[s
             sources[name] = _source(name, Path(place))
     check_together(sources)
     parts = {name: _moved(source, name, out) for name, source in sources.items()}
-    first = sources[next(name for name in ("lm", "chat", *sources) if name in sources)]
+    first = sources.get("lm") or sources.get("chat") or next(iter(sources.values()))
     text = first.contents.text
     contents = Contents(
         text=_relative(beside(first.folder, text), out) if text else "",
