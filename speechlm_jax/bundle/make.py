@@ -57,10 +57,13 @@ def make_bundle(out: str | Path, given: Mapping[PartName, str | Path]) -> dict[s
     if not given:
         raise UserError(f"{out}: is given no part; name one, e.g. --tokenizer runs/my_tokenizer")
     given = {"chat": given["lm"], **given} if "lm" in given else given
-    sources = {name: _source(name, Path(given[name])) for name in PART_NAMES if name in given}
+    sources: dict[PartName, Bundle] = {}
+    for name in PART_NAMES:
+        if (place := given.get(name)) is not None:
+            sources[name] = _source(name, Path(place))
     check_together(sources)
     parts = {name: _moved(source, name, out) for name, source in sources.items()}
-    first = sources[next(name for name in ("lm", "chat", *sources) if name in sources)]
+    first = sources.get("lm") or sources.get("chat") or next(iter(sources.values()))
     text = first.contents.text
     contents = Contents(
         text=_relative(beside(first.folder, text), out) if text else "",
@@ -217,8 +220,11 @@ def show_bundle(place: str | Path) -> dict[str, Any]:
     bundle = open_bundle(place)
     parts = bundle.contents.parts
     result: dict[str, Any] = {"bundle": str(place), "parts": {}}
-    for name in (name for name in PART_NAMES if name in parts):
-        folder, part = bundle.path(name), parts[name]
+    for name in PART_NAMES:
+        part = parts.get(name)
+        if part is None:
+            continue
+        folder = bundle.path(name)
         meta = checkpoint_folder.told_meta(folder)
         found = runs.meta_fingerprint(meta)
         result["parts"][name] = {

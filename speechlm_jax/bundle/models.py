@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -178,16 +179,16 @@ class Bundle:
         )  # fmt: skip
         return TextToToken(inference, vocab, self._said_text, config)
 
-    def language_model(self, checkpoint: str | Path | PartName) -> Inference:
-        """The part "lm" or "chat", or another language model of the same vocabulary."""
-        fingerprint = ""
-        if checkpoint in ("lm", "chat"):
-            fingerprint = self.part(checkpoint).fingerprint
-            checkpoint = self.path(checkpoint)
+    def language_model(self, checkpoint: str | Path, *, fingerprint: str = "") -> Inference:
+        """A language model of the bundle's vocabulary, from its folder or one of its steps."""
         return runs.load_inference(
             checkpoint, kind="lm", vocab=self.vocab, fingerprint=fingerprint,
             batch_size=self.batch_size,
         )[0]  # fmt: skip
+
+    def part_model(self, name: Literal["lm", "chat"]) -> Inference:
+        """A language model that is a part of the bundle."""
+        return self.language_model(self.path(name), fingerprint=self.part(name).fingerprint)
 
     # `_frames`: clips differ in length.
     def read(self, codes: Sequence[Integer[ndarray, " _frames"] | Sequence[int]]) -> list[str]:

@@ -64,8 +64,8 @@ def check(args: argparse.Namespace) -> None:
     if not given:
         options_ = ", ".join(map(_option, PART_NAMES))
         raise UserError(f"{args.folder}: no part is given; give at least one of {options_}")
-    for name, place in given.items():
-        paths.check_folder(place, f"the folder of a {TITLES[name]}")
+    for place in given.values():
+        paths.check_folder(place, "the folder of a training, or a bundle")
         check_bundle(place)
 
 

@@ -72,6 +72,8 @@ def trained_mel(run: str | Path) -> MelConfig:
     meta = checkpoint_folder.told_meta(run)
     experiment = experiment_from_json(meta.config, str(run))
     model, mel = experiment.model, WHISPER
+    if isinstance(model, LanguageModelConfig):
+        raise UserError(f"{run}: is a language model, which reads no mel frames")
     told: Any = meta.described
     for name in ("features", "config", "mel"):
         told = told.get(name) if isinstance(told, dict) else None

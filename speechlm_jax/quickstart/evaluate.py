@@ -100,7 +100,7 @@ def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
 
 
 def _chat_items(q: Quickstart) -> list[Item]:
-    assistant = Chat(q.models.language_model("chat"), q.models.writer)
+    assistant = Chat(q.models.part_model("chat"), q.models.writer)
     told = corpora.told_people(q.world)
     asked = [x for x in q.spoken.questions() if x.fact.split("/")[0] not in told]
     return chat.chat_items(asked, assistant, q.models.read, seed=q.seed)

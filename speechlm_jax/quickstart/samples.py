@@ -135,7 +135,7 @@ def _dialogue(q: Quickstart) -> list[Sample]:
     """One dialogue in both modes, about somebody whom the fine-tuning did not name."""
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
-    chat = Chat(q.models.language_model("chat"), q.models.writer)
+    chat = Chat(q.models.part_model("chat"), q.models.writer)
     samples = [_asked(q, question, "Dialogue", "question", file="dialogue-question.wav")]
     for mode in ("speech_only", "text_guided"):
         reply = chat.reply([np.asarray(question.codes)], mode=mode, seed=q.seed)[0]

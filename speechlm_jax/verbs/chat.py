@@ -39,7 +39,7 @@ def chat(
     for name in ("chat", "tokenizer", "speech_decoder"):
         models.part(name)
     wav = read_samples(audio, models.mel)
-    assistant = Chat(models.language_model("chat"), models.writer)
+    assistant = Chat(models.part_model("chat"), models.writer)
     reply = wav_to_reply(
         wav,
         mel_to_codes=lambda mel: models.reader.mels_to_codes([mel])[0],
