@@ -46,6 +46,7 @@ def codes(inputs: Path, out: Path) -> None:
     from speechlm_jax.audio.mel_config import MelConfig
     from speechlm_jax.audio.recordings import FEATURES_KIND, ROWS, Features
     from speechlm_jax.audio.recordings import MELS as FRAMES
+    from speechlm_jax.codes import CodesIdentity
     from speechlm_jax.speech_tokenizer import encode_corpus
     from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
     from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
@@ -69,11 +70,14 @@ def codes(inputs: Path, out: Path) -> None:
     reader = Transcriber(model, params, variables, batch_size=CLIPS_A_CALL)
     reader.mels_to_codes([features.mel(0)])
     encode_corpus.CLIPS_PER_CALL = CLIPS_A_CALL
-    encode_corpus.features_to_codes(features, reader, out, tokenizer="untrained")
+    encode_corpus.features_to_codes(
+        features, reader, out, identity=CodesIdentity("untrained", 12.5, 32)
+    )
 
 
 def interleave(inputs: Path, out: Path) -> None:
     """Interleaved documents; the codes of a span are the lengths of its words."""
+    from speechlm_jax.codes import CodesIdentity
     from speechlm_jax.interleave.build import InterleaveConfig, document_to_interleaved
 
     del inputs  # they are made here
@@ -86,7 +90,7 @@ def interleave(inputs: Path, out: Path) -> None:
         out=out,
         config=InterleaveConfig(batch_documents=DOCUMENTS_A_BATCH),
         inputs={"documents": "drawn"},
-        tokenizer={"tokenizer": "lengths", "frame_rate_hz": 12.5, "codebook_size": 32},
+        codes=CodesIdentity("lengths", 12.5, 32),
     )
 
 

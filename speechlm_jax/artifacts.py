@@ -291,9 +291,23 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a path that data names stays below the folder that it is relative to."""
+    """Whether data names a path below the folder that it is relative to, of names that can be."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and os.pardir not in path.parts
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and os.pardir not in path.parts
+        and all(map(is_file_name, path.parts))
+    )
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of a folder can have this name: no separator, no NUL, 255 bytes at most."""
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return 0 < length <= 255 and name not in (os.curdir, os.pardir) and not {"/", "\0"} & set(name)
 
 
 def _is(folder: Path, name: str, digest: str) -> bool:

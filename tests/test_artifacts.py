@@ -209,3 +209,19 @@ def test_a_folder_without_a_readable_manifest_is_named(tmp_path):
     artifacts.write_json(tmp_path / artifacts.MANIFEST, {"version": 9})
     with pytest.raises(UserError, match="run its stage again"):
         artifacts.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("rows-0", True), ("é" * 127, True), ("...", True),
+        ("", False), (".", False), ("..", False), ("a/b", False), ("a\0", False),
+        ("é" * 128, False), ("\ud800", False),
+    ],
+)  # fmt: skip
+def test_a_name_is_one_that_a_file_can_have(tmp_path, name, is_one):
+    assert artifacts.is_file_name(name) == is_one
+    if is_one:
+        (tmp_path / name).write_text("there")
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert artifacts.is_inside(f"below/{name}/it") == (is_one or name in ("", ".", "a/b"))

@@ -38,7 +38,7 @@ class RowFile:
     offsets: str = ""
 
     def __post_init__(self) -> None:
-        if self.name in ("", "..") or Path(self.name).name != self.name or "\0" in self.name:
+        if not all(map(artifacts.is_file_name, (self.name, self.offsets_name))):
             raise UserError(f"file of rows {self.name!r}: is no name of a file in its folder")
         if not 0 <= self.rows * _LEAST_BYTES <= self.size_bytes:
             raise UserError(

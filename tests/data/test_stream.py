@@ -153,7 +153,9 @@ def test_a_broken_mixture_file_is_named(tmp_path, prepared):
     assert isinstance(RowShards(prepared.parent / "a/train"), RowShards)
 
 
-@pytest.mark.parametrize("folder", ["../other", "/etc", "gs://theirs/rows", "", ".", "a/../../x"])
+@pytest.mark.parametrize(
+    "folder", ["../other", "/etc", "gs://theirs/rows", "", ".", "a/../../x", "x" * 300]
+)
 def test_a_mixture_of_somebody_else_names_no_folder_elsewhere(tmp_path, prepared, folder):
     text = prepared.read_text().replace('"a/train"', f'"{folder}"')
     (tmp_path / "x.mixture.json").write_text(text)

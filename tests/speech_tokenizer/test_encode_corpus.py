@@ -6,15 +6,16 @@ import pytest
 from speechlm_jax import artifacts
 from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.recordings import BAD, FEATURES_KIND, MELS, ROWS, Features
+from speechlm_jax.codes import CODES, CodesIdentity
 from speechlm_jax.jobs.commit import SHARDS
 from speechlm_jax.speech_tokenizer import encode_corpus
-from speechlm_jax.speech_tokenizer.encode_corpus import CODES, features_to_codes
-from speechlm_jax.speech_tokenizer.reading import Reader
+from speechlm_jax.speech_tokenizer.encode_corpus import features_to_codes
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 
 CLIPS, MELS_A_CODE = 10, 8
 
 
-class MeanReader(Reader):
+class MeanReader(Transcriber):
     """A reader without a model: a code is the mean of its mel frames; fails at one of its calls."""
 
     def __init__(self, config, fail_at=None):
@@ -55,7 +56,7 @@ def files(folder):
 
 
 def encode(features, reader, out, **given):
-    return features_to_codes(features, reader, out, tokenizer="t", **given)
+    return features_to_codes(features, reader, out, identity=CodesIdentity("t", 12.5, 32), **given)
 
 
 @pytest.mark.parametrize("fail_at", range(4))
@@ -95,5 +96,5 @@ def test_other_clips_or_another_tokenizer_are_made_anew(features, config, tmp_pa
     nothing = encode(features, MeanReader(config), tmp_path, keep=lambda row: False)
     assert nothing.counts == {"clips": 0, "codes": 0} and (tmp_path / CODES).read_bytes() == b""
     other = MeanReader(config)
-    features_to_codes(features, other, tmp_path, tokenizer="u")
+    features_to_codes(features, other, tmp_path, identity=CodesIdentity("u", 12.5, 32))
     assert other.calls == 4
