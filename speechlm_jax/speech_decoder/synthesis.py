@@ -9,7 +9,7 @@ import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
 from speechlm_jax.audio.griffin_lim import mel_to_wav
-from speechlm_jax.audio.mel import WHISPER, MelConfig
+from speechlm_jax.audio.mel import MelConfig
 from speechlm_jax.padding import run_in_batches
 from speechlm_jax.speech_decoder.flow import FlowConfig
 from speechlm_jax.speech_decoder.stage import functional
@@ -76,7 +76,7 @@ class SpeechDecoder:
         self,
         codes: Sequence[Int[ndarray, " _frames"]],
         *,
-        mel: MelConfig = WHISPER,
+        mel: MelConfig,
         voices: Sequence[int] | int = 0,
         seed: int = 0,
     ) -> list[Float[ndarray, " _samples"]]:

@@ -44,7 +44,9 @@ def chat(
         wav,
         mel_to_codes=lambda mel: models.reader.mels_to_codes([mel])[0],
         chat=assistant,
-        codes_to_wav=lambda codes: models.speech_decoder.codes_to_wav([codes], seed=seed)[0],
+        codes_to_wav=lambda codes: models.speech_decoder.codes_to_wav(
+            [codes], mel=models.mel, seed=seed
+        )[0],
         mode=mode,
         mel=models.mel,
         seed=seed,

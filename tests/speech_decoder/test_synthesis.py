@@ -56,4 +56,4 @@ def test_samples_are_those_of_the_mel_frames(decoder):
     assert [len(wav) for wav in wavs] == [len(clip) * 4 * 80 for clip in clips]
     for wav, frames in zip(wavs, decoder.codes_to_mel(clips, **options), strict=True):
         np.testing.assert_array_equal(wav, mel_to_wav(frames, mel, seed=5))
-    assert decoder.codes_to_wav([]) == []
+    assert decoder.codes_to_wav([], mel=mel) == []
