@@ -239,7 +239,7 @@ class TextTokenizer:
     @property
     def fingerprint(self) -> str:
         """Identity of the vocabulary."""
-        return hashlib.sha256(self.model).hexdigest()[:16]
+        return model_fingerprint(self.model)
 
     @property
     def unknown_id(self) -> int | None:
@@ -268,6 +268,11 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text."""
         return self._pieces.decode([int(i) for i in ids])
+
+
+def model_fingerprint(model: bytes) -> str:
+    """Identity of a text vocabulary: of the bytes of its file."""
+    return hashlib.sha256(model).hexdigest()[:16]
 
 
 def make_vocab(text: TextTokenizer, codes: CodesIdentity, *, voices: Sequence[str] = ()) -> Vocab:

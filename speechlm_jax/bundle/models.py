@@ -60,8 +60,7 @@ class Bundle:
 
     def home(self, name: PartName) -> Path:
         """The folder of a part's training."""
-        path = self.path(name).resolve()
-        return path.parents[1] if (path / checkpoint_folder.CHECKSUMS).is_file() else path
+        return checkpoint_folder.training_folder(self.path(name))
 
     def fingerprint(self, name: PartName) -> str:
         """Identity of a part: its training's manifest where there is one, else its weights."""

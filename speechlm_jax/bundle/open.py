@@ -44,7 +44,7 @@ def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
     if (place / BUNDLE).is_file():
         contents = read_contents(place)
     elif (place / checkpoint_folder.CHECKSUMS).is_file():
-        folder = place.resolve().parents[1]
+        folder = checkpoint_folder.training_folder(place)
         contents = trained_contents(folder, os.path.relpath(place.resolve(), folder))
     elif (place / checkpoint_folder.FOLDER).is_dir():
         contents = trained_contents(place)

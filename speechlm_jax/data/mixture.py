@@ -1,7 +1,6 @@
 """What `prepare` leaves for training: a mixture's file, and the shard folders that it names."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from speechlm_jax import artifacts, bucket
@@ -10,7 +9,7 @@ from speechlm_jax.data.bucket_rows import RowFetcher
 from speechlm_jax.data.plan import TaskRows
 from speechlm_jax.data.rows import RowShards, read_row_manifest
 from speechlm_jax.errors import UserError
-from speechlm_jax.text import TextTokenizer
+from speechlm_jax.text import TextTokenizer, model_fingerprint
 from speechlm_jax.vocab import Vocab
 
 
@@ -96,7 +95,7 @@ def read_text(path: str | Path, vocab: Vocab) -> bytes | None:
         data = bucket.read_bytes(place) if bucket.is_address(place) else Path(place).read_bytes()
     except (bucket.NoSuchObject, OSError, ValueError):  # there is none, or its name is none
         return None
-    return data if hashlib.sha256(data).hexdigest()[:16] == vocab.text_fingerprint else None
+    return data if model_fingerprint(data) == vocab.text_fingerprint else None
 
 
 def _text_name(fingerprint: str) -> str:

@@ -139,6 +139,12 @@ def newest_meta(path: str | Path) -> Meta:
     return read_meta(find(path))
 
 
+def training_folder(place: str | Path) -> Path:
+    """The folder of a training, resolved, of that folder or of one of its checkpoints."""
+    path = Path(place).resolve()
+    return path.parents[1] if (path / CHECKSUMS).is_file() else path
+
+
 def told_meta(path: str | Path) -> Meta:
     """As `newest_meta`, but damage is not looked for: it reads no weights."""
     path = Path(path)

@@ -26,7 +26,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.verbs.paths import check_source
 from speechlm_jax.vocab import Vocab
-from speechlm_jax.vocab_files import VOCAB, text_name
+from speechlm_jax.vocab_files import vocab_to_files
 
 RELEASED = "released"  # folder in a base: what lay beside the weights that it was made from
 
@@ -92,8 +92,8 @@ def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[st
     params = weights.read_params(longer, family, config, where=str(source), shardings=shardings)
     with artifacts.new_folder(out) as made:
         save_language_model(made, config, params, vocab)
-        artifacts.write_bytes(made / text_name(text.model), text.model)
-        artifacts.write_json(made / VOCAB, vocab.to_json())
+        for name, data in vocab_to_files(vocab, text.model).items():
+            artifacts.write_bytes(made / name, data)
         companions.write(made / RELEASED)
     return {
         "run": str(out),

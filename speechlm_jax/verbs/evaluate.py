@@ -69,8 +69,7 @@ def evaluate(
 
 def _around(checkpoint: Path) -> Path:
     """The bundle that holds a checkpoint and has its vocabulary; else the checkpoint itself."""
-    path = checkpoint.resolve()
-    workdir = path.parents[1] if (path / checkpoint_folder.CHECKSUMS).is_file() else path
+    workdir = checkpoint_folder.training_folder(checkpoint)
     if not (workdir.parent / BUNDLE).is_file():
         if is_whole_run(workdir.parent):
             _log.warning(
