@@ -14,6 +14,7 @@ from speechlm_jax import config as configs
 from speechlm_jax.arrays import Bool, Integer, ndarray
 from speechlm_jax.codes import CodesIdentity
 from speechlm_jax.errors import UserError
+from speechlm_jax.id_set import IdSet
 
 SPECIALS = (
     "bos",
@@ -145,17 +146,15 @@ class Vocab:
         mapped = [id_ for _, id_ in self.mapped]
         return np.asarray((ids >= 0) & (ids < self.text_size) & ~np.isin(ids, mapped))
 
-    def allowed(
-        self, *modalities: Modality, specials: tuple[str, ...] = ()
-    ) -> Bool[ndarray, " vocab"]:
-        """A mask over the vocabulary: the ids of these modalities, and these specials."""
+    def allowed(self, *modalities: Modality, specials: tuple[str, ...] = ()) -> IdSet:
+        """Returns the ids of these modalities, and these specials."""
         mask = np.zeros(self.size, bool)
         if "text" in modalities:
             mask |= self.is_text(np.arange(self.size))
         if "speech" in modalities:
             mask[self.speech_offset : self.speech_offset + self.codebook_size] = True
         mask[[self[name] for name in specials]] = True
-        return mask
+        return IdSet.of_mask(mask)
 
     def require_same(self, other: "Vocab", here: str, there: str) -> None:
         """UserError that names both sides and the first field that differs."""

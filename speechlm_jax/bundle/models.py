@@ -23,7 +23,12 @@ from speechlm_jax.nn.inference import Inference
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.text import TextTokenizer, make_vocab
-from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig, TextToToken
+from speechlm_jax.text_to_token.synthesize import (
+    SpeechRequest,
+    SynthesisConfig,
+    TextToToken,
+    sayable,
+)
 from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import read_text
@@ -174,7 +179,7 @@ class Bundle:
         part, vocab = self.part("text_to_token"), vocab or self.voiced_vocab
         inference, _ = runs.load_inference(
             self.path("text_to_token"), kind="text_to_token", vocab=vocab,
-            fingerprint=part.fingerprint, batch_size=self.batch_size,
+            fingerprint=part.fingerprint, batch_size=self.batch_size, sayable=sayable(vocab),
         )  # fmt: skip
         return TextToToken(inference, vocab, self._said_text, config)
 

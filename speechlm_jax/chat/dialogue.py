@@ -7,6 +7,7 @@ to the mode that is asked for: `begin_of_speech`, or any text.
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy as np
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.formats import Writer
-from speechlm_jax.nn.decode import Sampling
+from speechlm_jax.id_set import IdSet
 from speechlm_jax.nn.inference import GenerateRequest, Inference
+from speechlm_jax.nn.sampling import Sampling
 
 Mode = Literal["speech_only", "text_guided"]
 
@@ -61,35 +63,41 @@ class Chat:
         seed: int = 0,
     ) -> list[Reply]:
         """Answers spoken questions, each a dialogue of its own."""
-        writer, vocab = self._writer, self._writer.vocab
         asked = [{"codes": np.asarray(codes, np.int32)} for codes in questions]
         turns = [[{"role": "user", "segments": [segment]}] for segment in asked]
-        prompts = [writer.dialogue_prompt(history) for history in turns]
-        texts: list[list[int]] = [[] for _ in prompts]
-        if mode == "text_guided":
-            first = self._generate(prompts, vocab.allowed("text"), "begin_of_speech", 1, seed)
-            begun = [[*p, *t] for p, t in zip(prompts, first, strict=True)]
-            allowed = vocab.allowed("text", specials=("begin_of_speech",))
-            rest = self._generate(begun, allowed, "begin_of_speech", self._config.max_text, seed)
-            texts = [[*t, *more] for t, more in zip(first, rest, strict=True)]
-        opened = [[*p, *t, vocab["begin_of_speech"]] for p, t in zip(prompts, texts, strict=True)]
-        spoken = self._generate(
-            opened,
-            vocab.allowed("speech", specials=("end_of_speech",)),
-            "end_of_speech",
-            self._config.max_codes,
-            seed,
-        )
+        prompts = [self._writer.dialogue_prompt(history) for history in turns]
+        size = self._inference.slots
+        return [
+            reply
+            for first in range(0, len(prompts), size)
+            for reply in self._answer(prompts[first : first + size], mode, seed + first)
+        ]
+
+    def _answer(self, prompts: list[list[int]], mode: Mode, seed: int) -> list[Reply]:
+        """Answers as many dialogues as there are slots: each goes on in its own."""
+        writer, vocab = self._writer, self._writer.vocab
+        begin, end = vocab["begin_of_speech"], vocab["end_of_speech"]
+        with ExitStack() as closing:
+            sessions = [closing.enter_context(self._inference.session()) for _ in prompts]
+
+            def go_on(added: Sequence[list[int]], allowed: IdSet, stop: int, most: int) -> list:
+                requests = [
+                    GenerateRequest(ids, allowed, (stop,), most, seed + number, session=session)
+                    for number, (ids, session) in enumerate(zip(added, sessions, strict=True))
+                ]
+                sampling = Sampling(self._config.temperature)
+                return self._inference.generate(requests, sampling=sampling)
+
+            texts: list[list[int]] = [[] for _ in prompts]
+            if mode == "text_guided":
+                first = go_on(prompts, vocab.allowed("text"), begin, 1)
+                allowed = vocab.allowed("text", specials=("begin_of_speech",))
+                rest = go_on([[] for _ in prompts], allowed, begin, self._config.max_text)
+                texts = [[*t, *more] for t, more in zip(first, rest, strict=True)]
+                prompts = [[] for _ in prompts]
+            codes = vocab.allowed("speech", specials=("end_of_speech",))
+            spoken = go_on([[*p, begin] for p in prompts], codes, end, self._config.max_codes)
         return [
             Reply(writer.tokenizer.decode(text), vocab.ids_to_codes(np.array(ids, np.int32)))
             for text, ids in zip(texts, spoken, strict=True)
         ]
-
-    def _generate(
-        self, prompts: Sequence[list[int]], allowed: np.ndarray, stop: str, most: int, seed: int
-    ) -> list[list[int]]:
-        requests = [
-            GenerateRequest(prompt, allowed, (self._writer.vocab[stop],), most, seed + number)
-            for number, prompt in enumerate(prompts)
-        ]
-        return self._inference.generate(requests, sampling=Sampling(self._config.temperature))

@@ -44,7 +44,7 @@ def check_features(features: Mapping[str, Any]) -> None:
 
 def known_ids(vocab: Vocab) -> Bool[ndarray, " vocab"]:
     """A mask over the vocabulary: ids of text, specials, voices, codes; not spare, not padding."""
-    known = vocab.allowed("text", "speech", specials=SPECIALS)
+    known = vocab.allowed("text", "speech", specials=SPECIALS).mask(vocab.size)
     known[vocab.voice_offset : vocab.speech_offset] = True
     return known
 

@@ -20,6 +20,7 @@ from speechlm_jax.experiment.configs import (
     experiment_from_json,
 )
 from speechlm_jax.folder_lock import FolderLock
+from speechlm_jax.id_set import IdSet
 from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -94,8 +95,12 @@ def load_inference(
     vocab: Vocab | None = None,
     fingerprint: str = "",
     batch_size: int = 64,
+    sayable: IdSet | None = None,
 ) -> tuple[Inference, LanguageModelExperiment]:
     """A trained language or text-to-token model, from its run or one of its checkpoints.
+
+    Args:
+      sayable: the only ids that it will be asked to say; None: any.
 
     Raises:
       UserError: it is not of this `kind`, was trained with another vocabulary than `vocab`, or has
@@ -109,7 +114,10 @@ def load_inference(
         its = {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer}
         require(weights.meta, run, its)
     _check(weights, run, fingerprint)
-    return Inference(experiment.model, weights.params, batch_size=batch_size), experiment
+    inference = Inference(
+        experiment.model, weights.params, batch_size=batch_size, vocab_subset=sayable
+    )
+    return inference, experiment
 
 
 def load_speech_decoder(

@@ -53,8 +53,26 @@ def attend(
     """Grouped-query attention; scores and softmax in float32.
 
     A query that sees nothing (padding) gets finite values, which no loss counts.
+
+    The queries of a group's heads stand one after the other, so that every product, forward and
+    backward, is of plain matrices: on a CPU, XLA copies the scores for any other (docs/log.md).
     """
-    return _attend(q, k, v, mask, "bkgd")
+    batch, queries, heads, head_dim = q.shape
+    groups = k.shape[2]
+    split = (batch, groups, heads // groups, queries)
+    q = q.reshape(batch, queries, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
+    k, v = (jnp.einsum("bkgd->bgkd", x) for x in (k, v))
+    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    unseen = jnp.where(mask, 0.0, -1e30)[:, None, None]
+    scores = (scores.reshape(*split, -1) + unseen).reshape(scores.shape)
+    # Weights are divided after they are summed over values: one pass less over the scores.
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights.astype(v.dtype), v)
+    out = out / jnp.sum(weights, axis=-1, keepdims=True).astype(out.dtype)
+    out = out.reshape(*split, head_dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, queries, heads, head_dim)
 
 
 def over(
@@ -93,37 +111,3 @@ def over(
         return lambda q, k, v: flash.attend_splash(q, k, v, layout.segments)
     documents = cudnn.find_documents(layout.segments, documents_at_once)
     return partial(cudnn.attend_documents, documents=documents, at_once=documents_at_once)
-
-
-def attend_cached(
-    q: Float[Array, "batch queries heads head_dim"],
-    k: Float[Array, "batch kv_heads keys head_dim"],
-    v: Float[Array, "batch kv_heads keys head_dim"],
-    mask: Bool[Array, "batch queries keys"],
-) -> Float[Array, "batch queries heads head_dim"]:
-    """The same over a cache's keys and values, heads first."""
-    return _attend(q, k, v, mask, "bgkd")
-
-
-def _attend(q: Array, k: Array, v: Array, mask: Array, order: str) -> Array:
-    """Attention over keys whose axes have this order: batch, keys, groups (KV heads), head_dim.
-
-    The queries of a group's heads stand one after the other, so that every product, forward and
-    backward, is of plain matrices: on a CPU, XLA copies the scores for any other (docs/log.md).
-    """
-    batch, queries, heads, head_dim = q.shape
-    groups = k.shape[order.index("g")]
-    split = (batch, groups, heads // groups, queries)
-    q = q.reshape(batch, queries, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
-    q = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
-    k, v = (jnp.einsum(f"{order}->bgkd", x) for x in (k, v))
-    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
-    unseen = jnp.where(mask, 0.0, -1e30)[:, None, None]
-    scores = (scores.reshape(*split, -1) + unseen).reshape(scores.shape)
-    # Weights are divided after they are summed over values: one pass less over the scores.
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    out = jnp.einsum("bgqk,bgkd->bgqd", weights.astype(v.dtype), v)
-    out = out / jnp.sum(weights, axis=-1, keepdims=True).astype(out.dtype)
-    out = out.reshape(*split, head_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, queries, heads, head_dim)

@@ -11,9 +11,10 @@ from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Int
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
+from speechlm_jax.nn.cache import Cache
 from speechlm_jax.nn.layers import Linear, RMSNorm
 from speechlm_jax.nn.losses import PackedLoss, packed_loss
-from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
+from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 from speechlm_jax.sharding import constrain
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
@@ -44,13 +45,13 @@ class LanguageModelConfig:
 class LanguageModel(nnx.Module):
     """Embedding, stack, final norm and output layer."""
 
-    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.config = config
         embed = config.transformer.embed
         self.embedding = param.normal(
             rngs, (config.vocab_size, embed), ("vocab", "embed"), stddev=embed**-0.5
         )
-        self.transformer = Transformer(config.transformer, rngs=rngs)
+        self.transformer = Transformer(config.transformer, rngs=rngs, stacked=stacked)
         self.norm = RMSNorm(embed, eps=config.transformer.norm_eps)
         self.head = (
             None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
@@ -94,12 +95,16 @@ class LanguageModel(nnx.Module):
         return packed_loss(hidden, self.head_kernel, batch, z_weight=z_weight)
 
     def extend(
-        self, ids: Int[Array, "batch new"], layout: Layout, cache: Cache
-    ) -> tuple[Float[Array, "batch new embed"], Cache]:
-        """Hidden states of the next positions after a cache; `logits` turns them into logits."""
-        return self.transformer.extend(self.embed(ids), layout, cache)
+        self, ids: Int[Array, "rows new"], cache: Cache, *, new: Int[Array, " rows"] | None = None
+    ) -> tuple[Float[Array, "rows new embed"], Cache]:
+        """Hidden states of the next positions after a cache; `logits` turns them into logits.
+
+        Args:
+          new: see `Transformer.extend`.
+        """
+        return self.transformer.extend(self.embed(ids), cache, new=new)
 
 
-def functional(config: LanguageModelConfig) -> param.Functional:
-    """The language model as functions of its parameters."""
-    return param.Functional(lambda rngs: LanguageModel(config, rngs=rngs))
+def functional(config: LanguageModelConfig, *, stacked: bool = True) -> param.Functional:
+    """The language model as functions of its parameters; see `Transformer` for `stacked`."""
+    return param.Functional(lambda rngs: LanguageModel(config, rngs=rngs, stacked=stacked))

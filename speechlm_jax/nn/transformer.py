@@ -18,6 +18,8 @@ from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn import attention, param
 from speechlm_jax.nn.attention import Attend, Layout
+from speechlm_jax.nn.cache import Cache, write
+from speechlm_jax.nn.cache import attend as attend_cached
 from speechlm_jax.nn.flash import Kernel
 from speechlm_jax.nn.layers import Linear, Lora, RMSNorm
 from speechlm_jax.nn.rotary import LongContext, rotate
@@ -121,42 +123,16 @@ class TransformerConfig:
         """Of the initial weights of maps whose result is added to the stream."""
         return (2 * self.num_layers) ** -0.5
 
+    def empty_cache(self, *, rows: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+        """Returns a cache that holds nothing, with room for `length` positions of each row."""
+        return Cache.empty(
+            layers=self.num_layers, kv_heads=self.kv_heads, head_dim=self.head_dim,
+            rows=rows, length=length, dtype=dtype,
+        )  # fmt: skip
+
     def adapter(self, name: str) -> Lora | None:
         """The adapter of one of a block's maps."""
         return self.lora if self.lora and name in self.lora.targets else None
-
-
-class Cache(NamedTuple):
-    """Keys and values of what was read, in static shapes, and where each slot stands.
-
-    Heads stand before slots: one query then reads each head's keys as one block (2.5 times the
-    decoding speed on CPU, see docs/log.md).
-    """
-
-    k: Float[Array, "layers batch kv_heads slots head_dim"]
-    v: Float[Array, "layers batch kv_heads slots head_dim"]
-    layout: Layout
-    filled: Int[Array, ""]
-
-    @classmethod
-    def empty(
-        cls, config: TransformerConfig, *, batch: int, slots: int, dtype: jnp.dtype = jnp.float32
-    ) -> "Cache":
-        """A cache of `slots` positions that holds nothing yet (every slot is segment 0)."""
-        shape = (config.num_layers, batch, config.kv_heads, slots, config.head_dim)
-        nothing = jnp.zeros((batch, slots), jnp.int32)
-        return cls(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), Layout(nothing, nothing), jnp.int32(0)
-        )
-
-    def extend(self, layout: Layout) -> "Cache":
-        """Writes where the next positions stand; their keys and values follow layer by layer."""
-        at = (0, self.filled)
-        written = Layout(
-            jax.lax.dynamic_update_slice(self.layout.segments, layout.segments, at),
-            jax.lax.dynamic_update_slice(self.layout.positions, layout.positions, at),
-        )
-        return self._replace(layout=written)
 
 
 class Attention(nnx.Module):
@@ -286,11 +262,21 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks scanned over layers; inputs and outputs have width `embed`, not normed."""
+    """A stack of blocks; inputs and outputs have width `embed`, and are not normed.
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    Whole sequences are read by a scan over stacked parameters, so that one block is compiled. With
+    `stacked=False` each block's parameters stand alone, as decoding wants them: a slice of a stack
+    would be a copy at each step.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.config = config
-        self.blocks = param.stack(lambda r: Block(config, rngs=r), config.num_layers, rngs)
+        self.stacked = stacked
+        self.blocks = (
+            param.stack(lambda r: Block(config, rngs=r), config.num_layers, rngs)
+            if stacked
+            else nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        )
 
     def __call__(
         self,
@@ -315,36 +301,47 @@ class Transformer(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False, policy=_policy(execution))
         return jax.lax.scan(layer, x, stacked, unroll=execution.unroll)[0]
 
+    def layers(self) -> list[Block]:
+        """Returns the blocks one by one."""
+        if not self.stacked:
+            return list(self.blocks)
+        graphdef, stacked = nnx.split(self.blocks)
+        return [
+            nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[number], stacked))  # noqa: B023
+            for number in range(self.config.num_layers)
+        ]
+
     def extend(
         self,
-        x: Float[Array, "batch new embed"],
-        layout: Layout,
+        x: Float[Array, "rows new embed"],
         cache: Cache,
+        *,
+        new: Int[Array, " rows"] | None = None,
         context: Context | None = None,
-    ) -> tuple[Float[Array, "batch new embed"], Cache]:
-        """Reads the next positions after what the cache holds; equal to reading all at once."""
-        graphdef, stacked = nnx.split(self.blocks)
-        cache = cache.extend(layout)
-        mask = attention.visible(layout, cache.layout, self.config.block)
+    ) -> tuple[Float[Array, "rows new embed"], Cache]:
+        """Reads the next positions of each row; equal to reading all at once.
 
-        # The whole cache is the scan's carry, so that XLA updates it in place.
-        def layer(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-            x, ks, vs = carry
-            number, params = inputs
-            block = nnx.merge(graphdef, params)
+        Args:
+          cache: what the rows have read; their positions count from 0.
+          new: how many of the positions count for each row: what follows them is padding, and a
+            row with 0 keeps its cache as it is. None: all count.
+        """
+        places = jnp.arange(x.shape[1])
+        new = jnp.full(len(x), x.shape[1], jnp.int32) if new is None else new
+        positions = cache.filled[:, None] + places
+        kept = jnp.where(places < new[:, None], positions, cache.length)
+        ends = jnp.where(new > 0, cache.filled + new, 0)
+        ks, vs = [], []
+        for block, k, v in zip(self.layers(), cache.k, cache.v, strict=True):
             normed = block.norm1(x)
-            k, v = block.attention.keys_values(normed, layout.positions)
-            at = (number, 0, 0, cache.filled, 0)
-            ks = jax.lax.dynamic_update_slice(ks, _to_slots(k, ks.dtype), at)
-            vs = jax.lax.dynamic_update_slice(vs, _to_slots(v, vs.dtype), at)
-            q = block.attention.queries(normed, layout.positions)
-            now_k, now_v = ks[number].astype(x.dtype), vs[number].astype(x.dtype)
-            attended = block.attention.project(attention.attend_cached(q, now_k, now_v, mask))
-            return (block.after_attention(x, attended, context), ks, vs), None
-
-        numbers = jnp.arange(self.config.num_layers)
-        (x, ks, vs), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (numbers, stacked))
-        return x, cache._replace(k=ks, v=vs, filled=cache.filled + x.shape[1])
+            new_k, new_v = block.attention.keys_values(normed, positions)
+            q = block.attention.queries(normed, positions)
+            k, v = write(k, new_k, kept), write(v, new_v, kept)
+            attended = attend_cached(q, k, v, positions, ends, self.config.block)
+            x = block.after_attention(x, block.attention.project(attended), context)
+            ks.append(k)
+            vs.append(v)
+        return x, Cache(tuple(ks), tuple(vs), cache.filled + new)
 
 
 def _policy(config: ExecutionConfig) -> Callable[..., bool] | None:
@@ -360,8 +357,3 @@ def _policy(config: ExecutionConfig) -> Callable[..., bool] | None:
         offload_src="device",
         offload_dst="pinned_host",
     )
-
-
-def _to_slots(x: Array, dtype: jnp.dtype) -> Array:
-    """[batch, new, kv_heads, head_dim] -> [1, batch, kv_heads, new, head_dim], as in a cache."""
-    return x.swapaxes(1, 2)[None].astype(dtype)

@@ -16,8 +16,9 @@ from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, whole
+from speechlm_jax.nn.cache import Cache
 from speechlm_jax.nn.layers import CausalConv, Linear, RMSNorm, sinusoids
-from speechlm_jax.nn.transformer import Cache, Transformer, TransformerConfig
+from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 
 CONV_STRIDE = 2  # as in Whisper: 100 mel frames a second become 50 encoder frames
 CONV_KERNEL = 3
@@ -110,7 +111,7 @@ class Encoder(nnx.Module):
         return Carry(
             jnp.zeros((batch, CONV_KERNEL - 1, config.num_mels)),
             jnp.zeros((batch, CONV_KERNEL - 1, config.embed)),
-            Cache.empty(config.transformer(), batch=batch, slots=-(-max_mel_frames // CONV_STRIDE)),
+            config.transformer().empty_cache(rows=batch, length=-(-max_mel_frames // CONV_STRIDE)),
         )
 
     def states(
@@ -127,10 +128,10 @@ class Encoder(nnx.Module):
         """States of the next whole block of a stream."""
         x1 = jax.nn.gelu(self.conv1(mel, carry.conv1))
         x2 = jax.nn.gelu(self.conv2(x1, carry.conv2))
-        batch, new = x2.shape[:2]
-        positions = jnp.broadcast_to(carry.cache.filled + jnp.arange(new), (batch, new))
+        new = x2.shape[1]
+        positions = carry.cache.filled[:, None] + jnp.arange(new)
         layout = Layout(jnp.ones_like(positions), positions)
-        x, cache = self.transformer.extend(self.add_positions(x2, layout), layout, carry.cache)
+        x, cache = self.transformer.extend(self.add_positions(x2, layout), carry.cache)
         past = CONV_KERNEL - 1
         return self.norm(x), Carry(mel[:, -past:], x1[:, -past:], cache)
 

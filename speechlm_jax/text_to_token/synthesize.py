@@ -1,6 +1,7 @@
 """Text -> codes, in batches, with a guard on the length of what comes out."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,9 @@ import numpy as np
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Int, ndarray
 from speechlm_jax.data.formats import Writer
-from speechlm_jax.nn.decode import Sampling
+from speechlm_jax.id_set import IdSet
 from speechlm_jax.nn.inference import GenerateRequest, Inference
+from speechlm_jax.nn.sampling import Sampling
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
@@ -43,6 +45,11 @@ class SpeechRequest:
     seed: int
 
 
+def sayable(vocab: Vocab) -> IdSet:
+    """Returns the ids that a text-to-token model says: codes and the end of speech."""
+    return vocab.allowed("speech", specials=("end_of_speech",))
+
+
 class TextToToken:
     """A trained text-to-token model."""
 
@@ -57,7 +64,7 @@ class TextToToken:
         self._vocab = vocab
         self._writer = Writer(vocab, text_tokenizer)
         self._config = config
-        self._allowed = vocab.allowed("speech", specials=("end_of_speech",))
+        self._allowed = sayable(vocab)
 
     def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " _frames"]]:
         """Codes of each text; empty where what was sampled never ended or has no likely length."""
@@ -69,8 +76,7 @@ class TextToToken:
                     prompt=self._writer.voiced_tts_prompt(request.text, request.voice),
                     allowed=self._allowed,
                     stops=(vocab["end_of_speech"],),
-                    # Few distinct limits, so that few programs are compiled.
-                    max_new=int(-(-(bound * number + 1) // 32) * 32),
+                    max_new=math.floor(bound * number) + 1,
                     seed=request.seed,
                 )
                 for request, number in zip(requests, words, strict=True)

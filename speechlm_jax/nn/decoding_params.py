@@ -1,0 +1,87 @@
+"""A trained language model's parameters -> what decoding reads at each step, and no more.
+
+Layers stand alone, adapters are folded into the maps, weights have the dtype of the activations,
+and the output layer may be cut to the ids that can be said.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from speechlm_jax.arrays import Array, Int, PyTree, ndarray
+from speechlm_jax.nn.adapters import merge_adapters
+from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
+from speechlm_jax.sharding import PARAM_RULES, param_shardings
+
+# Weights are whole along `embed`: a step would otherwise gather each of them.
+RULES = {**PARAM_RULES, "embed": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model whose layers stand alone; equal ones share their compiled programs."""
+
+    config: LanguageModelConfig
+
+    def bind(self, params: PyTree) -> LanguageModel:
+        """Returns the model with these parameters."""
+        return functional(self.config, stacked=False).bind(params)
+
+
+class Weights(NamedTuple):
+    """A model that decodes, its parameters, and the ids of its logits (ascending; None: all)."""
+
+    model: Model
+    params: PyTree
+    subset: Int[ndarray, " ids"] | None
+
+
+def prepare(
+    config: LanguageModelConfig,
+    params: PyTree,
+    *,
+    vocab_subset: Int[ndarray, " ids"] | None = None,
+    mesh: Mesh | None = None,
+) -> Weights:
+    """Returns the weights that decoding reads.
+
+    Args:
+      params: of `functional(config)`, in any dtype.
+      vocab_subset: the ids that can be said, ascending; None: all.
+      mesh: where the parameters lie, split over `tensor`; None: on one device.
+    """
+    plain = dataclasses.replace(config.transformer, lora=None)
+    cut = dataclasses.replace(config, transformer=plain, tied=config.tied and vocab_subset is None)
+    arrange = partial(_arrange, config, vocab_subset)
+    places = None
+    if mesh is not None:
+        shapes, axes = jax.eval_shape(arrange, params), functional(cut, stacked=False).axes
+        places = param_shardings(shapes, axes, mesh=mesh, rules=RULES)
+    return Weights(Model(cut), jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+
+
+def _arrange(
+    config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None, params: PyTree
+) -> PyTree:
+    """Folds adapters, sets layers apart, cuts the output layer and casts."""
+    _, params = merge_adapters(config, params)
+    stacked = params["transformer"]["blocks"]
+    layers = {
+        number: jax.tree.map(lambda leaf: leaf[number], stacked)  # noqa: B023
+        for number in range(config.transformer.num_layers)
+    }
+    params = {**params, "transformer": {"blocks": layers}}
+    if vocab_subset is not None:
+        table = params["embedding"].T if config.tied else params["head"]["kernel"]
+        params["head"] = {"kernel": table[:, vocab_subset]}
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        # Norms are computed in float32.
+        return leaf.astype(jnp.float32 if path[-1].key == "scale" else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)

@@ -1,0 +1,301 @@
+"""Requests -> slots: which request goes where and when, and the ids as they come.
+
+The host side of decoding. It keeps a queue, refills slots as they become free, and reads one small
+report for each call of `Engine.advance`.
+"""
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from speechlm_jax.id_set import IdSet
+from speechlm_jax.nn.engine import MAX_STEPS, RULES, Engine, Entry, unpack
+from speechlm_jax.nn.sampling import Sampling
+
+HOST_SHARE = 0.05  # of the time, that the host may take
+logger = logging.getLogger("speechlm.decode")
+
+
+@dataclasses.dataclass(eq=False)
+class Kept:
+    """What a slot keeps between the requests of a session.
+
+    Attributes:
+      slot: None until the first request is begun.
+      ids: of the dialogue so far.
+      filled: how many of them the slot's cache holds.
+    """
+
+    slot: int | None = None
+    ids: list[int] = dataclasses.field(default_factory=list)
+    filled: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request on its way, and its reply so far.
+
+    Attributes:
+      number: of the request, as the caller counts.
+      ids: the whole prompt, what a session keeps included.
+      kept: of its session; None: its slot is given back when it ends.
+    """
+
+    number: int
+    ids: list[int]
+    allowed: IdSet
+    stops: tuple[int, ...]
+    limit: int
+    seed: int
+    sampling: Sampling
+    kept: Kept | None = None
+    reply: list[int] = dataclasses.field(default_factory=list)
+    slot: int = -1
+
+    @property
+    def rule(self) -> tuple[IdSet, tuple[int, ...]]:
+        """What tells its rule from others."""
+        return self.allowed, self.stops
+
+
+@dataclasses.dataclass
+class Stats:
+    """What decoding did so far.
+
+    Attributes:
+      ids: of all replies.
+      steps, slot_steps, busy: steps of the device; times slots; of these, those of a request.
+      calls, reads: calls of `Engine.advance` and of `Engine.read`.
+      sorted_all: choices that had to sort all ids.
+      host_seconds, seconds: of the host's own work, and from begin to end.
+    """
+
+    ids: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    busy: int = 0
+    calls: int = 0
+    reads: int = 0
+    sorted_all: int = 0
+    host_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+class Pace:
+    """Steps a call, so that the host takes less than `HOST_SHARE` of the time."""
+
+    def __init__(self, steps: int | None):
+        self._fixed = steps
+        self._host: deque[float] = deque(maxlen=32)
+        self._step: deque[float] = deque(maxlen=32)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the next call."""
+        if self._fixed is not None:
+            return self._fixed
+        if not self._step:
+            return 1
+        wanted = median(self._host) / (HOST_SHARE * max(median(self._step), 1e-9))
+        return min(MAX_STEPS, max(1, round(wanted + 0.5)))
+
+    def saw(self, *, host: float, device: float, steps: int) -> None:
+        """Notes the seconds of a call."""
+        if steps:
+            self._host.append(host)
+            self._step.append(device / steps)
+
+
+class Scheduler:
+    """Answers jobs with an engine."""
+
+    def __init__(self, engine: Engine, *, steps_per_call: int | None = None, overlap: bool = False):
+        """Takes the engine over.
+
+        Args:
+          steps_per_call: at most `MAX_STEPS`; None: as few as keep the host's share small.
+          overlap: whether the device is given its next call before the last one's report is read.
+        """
+        self.engine = engine
+        self.stats = Stats()
+        self.pace = Pace(steps_per_call)
+        self._lookahead = 1 if overlap else 0
+        self._free = list(range(engine.slots))
+        self._held: set[int] = set()  # by sessions
+        self._waiting: deque[Job] = deque()
+        self._answering: dict[int, Job] = {}
+        self._rules: dict[tuple, int] = {}
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
+        """Answers jobs; yields (number of the request, id of its reply) as they come."""
+        for job in jobs:
+            if job.limit:
+                self._waiting.append(job)
+            elif job.kept is not None:
+                job.kept.ids = job.ids
+        begun = time.perf_counter()
+        told: deque = deque()
+        try:
+            while self._waiting or self._answering:
+                at = time.perf_counter()
+                self._fill()
+                report = self.engine.advance(self.pace.steps, self._leave())
+                told.append((report, dict(self._answering)))
+                if len(told) > self._lookahead:
+                    yield from self._take(*told.popleft(), at)
+        finally:
+            self._abandon()
+            self.stats.seconds += time.perf_counter() - begun
+
+    def cancel(self, number: int) -> None:
+        """Ends the reply to a request; ids of it that are on their way are dropped."""
+        for job in [job for job in self._waiting if job.number == number]:
+            self._waiting.remove(job)
+        for job in [job for job in self._answering.values() if job.number == number]:
+            self._end(job, stopped=False)
+
+    @property
+    def unkept(self) -> int:
+        """Slots that no session holds."""
+        return self.engine.slots - len(self._held)
+
+    def forget(self, kept: Kept) -> None:
+        """Gives a session's slot back."""
+        if kept.slot is not None:
+            self._held.discard(kept.slot)
+            self._free.append(kept.slot)
+        kept.slot, kept.ids, kept.filled = None, [], 0
+
+    def _abandon(self) -> None:
+        """Ends what is not answered, as when a caller reads no further."""
+        self._waiting.clear()
+        for job in list(self._answering.values()):
+            self._end(job, stopped=False)
+
+    def _leave(self) -> int:
+        """How many slots must end before a call comes back early."""
+        if not self._waiting:
+            return self.engine.slots + 1
+        return max(1, min(self.engine.rows, len(self._waiting)) - len(self._free))
+
+    def _fill(self) -> None:
+        """Gives waiting jobs to free slots, if there are enough of both for a call."""
+        enough = min(self.engine.rows, len(self._waiting))
+        while self._waiting and (len(self._free) >= enough or not self._answering):
+            group = self._group()
+            if not group:
+                return
+            self.engine.read([self._last_entry(job) for job in group])
+            self.stats.reads += 1
+            enough = min(self.engine.rows, len(self._waiting))
+
+    def _group(self) -> list[Job]:
+        """The next jobs of one padded length, each with a slot and a rule."""
+        group: list[Job] = []
+        passed: list[Job] = []
+        while self._waiting and len(group) < self.engine.rows:
+            job = self._waiting.popleft()
+            alike = not group or self._bucket(job) == self._bucket(group[0])
+            if not alike:
+                passed.append(job)
+            elif self._begin(job):
+                group.append(job)
+            else:
+                passed.append(job)
+                break
+        self._waiting.extendleft(reversed(passed))
+        return group
+
+    def _bucket(self, job: Job) -> int:
+        return self.engine.bucket(len(self._chunks(job)[-1]))
+
+    def _chunks(self, job: Job) -> list[list[int]]:
+        """The ids that the cache lacks, in parts that a call of `read` takes."""
+        start = job.kept.filled if job.kept else 0
+        size = self.engine.buckets[-1]
+        return [job.ids[at : at + size] for at in range(start, len(job.ids), size)]
+
+    def _begin(self, job: Job) -> bool:
+        """Finds a slot and a rule for a job; False if there is none now."""
+        own = job.kept is not None and job.kept.slot is not None
+        if (not own and not self._free) or not self._find_rule(job):
+            return False
+        job.slot = job.kept.slot if own else self._free.pop(0)
+        if job.kept is not None:
+            job.kept.slot = job.slot
+            self._held.add(job.slot)
+        self._answering[job.slot] = job
+        return True
+
+    def _find_rule(self, job: Job) -> bool:
+        """Gives a job's rule a row of the engine's table; False if all are in use."""
+        if job.rule in self._rules:
+            return True
+        row = len(self._rules)
+        if row == RULES:
+            used = {other.rule for other in self._answering.values()}
+            idle = next((rule for rule in self._rules if rule not in used), None)
+            if idle is None:
+                return False
+            row = self._rules.pop(idle)
+        mask = job.allowed.mask(self.engine.config.vocab_size)
+        self.engine.set_rule(row, mask, job.stops)
+        self._rules[job.rule] = row
+        return True
+
+    def _last_entry(self, job: Job) -> Entry:
+        """Reads all but the last part of a prompt; returns the entry of the last."""
+        *parts, last = self._chunks(job)
+        start = job.kept.filled if job.kept else 0
+        for part in parts:
+            self.engine.read([self._entry(job, start, part, starts=False)])
+            self.stats.reads += 1
+            start += len(part)
+        return self._entry(job, start, last, starts=True)
+
+    def _entry(self, job: Job, start: int, ids: Sequence[int], *, starts: bool) -> Entry:
+        return Entry(
+            job.slot, start, ids, starts, job.limit, self._rules[job.rule], job.seed, job.sampling
+        )
+
+    def _take(self, report, asked: dict[int, Job], begun: float) -> Iterator[tuple[int, int]]:
+        """Hands out what a call has found."""
+        waits = time.perf_counter()
+        found = unpack(report)
+        ready = time.perf_counter()
+        said = []
+        for slot, job in asked.items():
+            if self._answering.get(slot) is not job:
+                continue  # ended in an earlier report, or cancelled
+            new = [number for number in found.ids[slot, : found.steps].tolist() if number >= 0]
+            job.reply += new
+            said += [(job.number, number) for number in new]
+            if not found.active[slot]:
+                self._end(job, stopped=len(job.reply) < job.limit)
+        self._count(found, len(said))
+        host = waits - begun + time.perf_counter() - ready
+        self.stats.host_seconds += host
+        self.pace.saw(host=host, device=ready - waits, steps=found.steps)
+        yield from said
+
+    def _count(self, found, ids: int) -> None:
+        stats = self.stats
+        stats.ids += ids
+        stats.calls += 1
+        stats.steps += found.steps
+        stats.slot_steps += found.steps * self.engine.slots
+        stats.busy += found.busy
+        stats.sorted_all += found.sorted_all
+
+    def _end(self, job: Job, *, stopped: bool) -> None:
+        """Frees a job's slot, or leaves it to its session."""
+        del self._answering[job.slot]
+        if job.kept is None:
+            self._free.append(job.slot)
+            return
+        job.kept.ids = [*job.ids, *job.reply]
+        # The last id of a reply is read by the next step, which there is only where it stopped.
+        job.kept.filled = len(job.kept.ids) - (0 if stopped else 1)
