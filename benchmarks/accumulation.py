@@ -1,10 +1,11 @@
-"""What gradient accumulation costs, on 1 to 8 forced devices: the same batch at once and in parts.
+"""Cost of gradient accumulation on 1 to 8 forced devices: the same batch at once and in parts.
 
     python benchmarks/accumulation.py
 
-Runs `speechlm bench train` on a small model in a process for each number of devices, with the batch
-whole and in 4 microbatches, alternately. Prints one JSON object for each number of devices: the
-step's seconds both ways and their ratio. The ratio should not grow with the number of devices.
+For each number of devices, runs `speechlm bench train` on a small model, alternately with the batch
+whole and in 4 microbatches, each in a process of its own. Prints one JSON object for each number of
+devices: the step's seconds both ways and their ratio. The ratio should not grow with the number of
+devices.
 """
 
 import argparse
@@ -22,7 +23,7 @@ COMMAND = "bench train tiny rows=32 length=256 steps=8 --vocab 4096 --dtype floa
 
 
 def measure(devices: int, parts: int) -> float:
-    """Seconds of a step."""
+    """Returns the seconds of a step with the batch in `parts` microbatches."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, MALLOC: LARGE_PAGES}
     command = [sys.executable, "-m", "speechlm_jax.cli.main", *COMMAND.split()]
@@ -36,7 +37,7 @@ def measure(devices: int, parts: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Takes turns."""
+    """Measures both ways in turns and prints the medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,13 @@
 """Word accuracy of the speech tokenizer on real digits, each of five speakers held out in turn.
 
-    python benchmarks/digits.py                     # all five, side by side
+    python benchmarks/digits.py                     # all five, two at a time
     python benchmarks/digits.py --speaker theo train.total_steps=200
 
 Recordings: the Free Spoken Digit Dataset as a folder with manifest.jsonl, `speech_digits_fsdd`
-inside SPEECHLM_DATA (default: ../shared/data beside the checkout). Trains what
-configs/speech_tokenizer_digits.py says; stopped, the same command goes on. Prints one JSON object a
-speaker, then one with the mean and the worst. Exit code 1 if the mean over all speakers misses 80%.
+inside SPEECHLM_DATA (default: ../shared/data beside the checkout). Trains the config
+configs/speech_tokenizer_digits.py; after an interruption, the same command continues. Prints one
+JSON object for each speaker, then one with the mean and the worst. Exit code 1 if the mean over all
+speakers is below 80%.
 """
 
 import argparse
@@ -41,7 +42,7 @@ BAR = 0.80  # mean word accuracy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepares, trains what is not trained yet, scores, prints."""
+    """Prepares the corpus, trains the models that are not trained yet, and prints their scores."""
     args = _parse(arguments)
     config = shipped.import_file(CONFIG)
     features, text = prepare(_corpus(), args.out, config.MEL)
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(clips: Path, out: Path, mel: Any) -> tuple[Features, TextTokenizer]:
-    """Feature folder and word vocabulary of the corpus, made once."""
+    """Returns the features and the word vocabulary of the corpus, and writes both to `out`."""
     features = write_features(clips, out / "features", mel)
     text = TextTokenizer.train([row["text"] for row in features.rows], kind="word")
     text.save(out / "text.model")
@@ -82,7 +83,7 @@ def fold(
     text: TextTokenizer,
     speaker: str,
 ) -> Run:
-    """The training without `speaker`."""
+    """Returns the training without `speaker`."""
     data = dataclasses.replace(
         experiment.data,
         features=str(out / "features"),
@@ -96,9 +97,9 @@ def fold(
 def score(
     run: Run, features: Features, text: TextTokenizer, speaker: str, *, items: Path
 ) -> dict[str, Any]:
-    """Word accuracy, 1 - WER, of every clip of the held-out speaker, read back from its codes.
+    """Returns the word accuracy (1 - WER) of text read from codes of the held-out speaker's clips.
 
-    `seen_speakers` is the same on clips of the training speakers that were not trained on.
+    `seen_speakers` is the word accuracy on clips of the training speakers that were not trained on.
     """
     reader, _ = load_reader(run.workdir)
     meta = checkpoints.load_params(run.workdir).meta

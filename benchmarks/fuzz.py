@@ -1,11 +1,11 @@
-"""Broken input for every parser of outside data: each ends in a value or a `UserError`, soon.
+"""Broken input for every parser of outside data: each must give a value or a `UserError` in time.
 
     python benchmarks/fuzz.py                      # a million inputs over all parsers
     python benchmarks/fuzz.py --inputs 1000 --target rows_jsonl --first 5000
 
-Input NUMBER of a target follows from (seed, target, number) alone, so that whatever fails can be
-made again. Each target runs in a process of its own; one that a C library ends is started again
-after the input that did it. A JSON line a target; the exit code is 1 if anything failed.
+Input NUMBER of a target depends only on (seed, target, number), so that every failure can be
+reproduced. Each target runs in a process of its own; if a C library ends the process, a new one
+continues after that input. Prints a JSON line for each target. Exit code 1 if anything failed.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from typing import Any, NoReturn
 
 from fuzz_targets import TARGETS
 
-SECONDS = 1.0  # of CPU, an input at most
-STUCK_SECONDS = 10.0  # of CPU, inside a library that no exception can stop
-MOST_FAULTS = 20  # told of one target
-DIGITS, NESTED = "@digits@", "@nested@"  # what json.dumps would not write
+SECONDS = 1.0  # most CPU seconds of an input
+STUCK_SECONDS = 10.0  # most CPU seconds inside a library that no exception can stop
+MOST_FAULTS = 20  # most faults that are listed for a target
+DIGITS, NESTED = "@digits@", "@nested@"  # placeholders of what json.dumps would not write
 ODD_VALUES = [
     *(None, True, False, 0, -1, 1, 2, 255, 65_536, 2**31, 2**32, 2**53, 2**63, -(2**63), 10**300),
     *(0.5, -0.5, 1e308, 1e-320, float("nan"), float("inf"), [], {}, [[]], [None], {"a": {}}),
@@ -47,11 +47,11 @@ ODD_BYTES = [
 
 
 class TooSlow(BaseException):
-    """An input took more than `SECONDS`."""
+    """Raised if an input takes more than `SECONDS`."""
 
 
 def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """A seed as it is, or broken: as a tree where it is JSON (a line of it), or as bytes."""
+    """Returns a seed with up to 8 changes, each of its JSON (of one line) or of its bytes."""
     data = rng.choice(seeds)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 8))):
         is_tree = rng.random() < 0.7
@@ -60,7 +60,7 @@ def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def _mutated_tree(rng: random.Random, data: bytes) -> bytes | None:
-    """JSON, or one of its lines, with a value, a name or an item changed; None where it is none."""
+    """Returns JSON, or one line of it, with a value, name or item changed; None if it is none."""
     if data[:1] not in (b"{", b"["):
         return None
     lines = data.splitlines()
@@ -81,7 +81,7 @@ def _mutated_tree(rng: random.Random, data: bytes) -> bytes | None:
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a tree with each of its keys."""
+    """Yields every container of a tree with each of its keys."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, child in items:
         yield node, key
@@ -106,7 +106,7 @@ def _change(rng: random.Random, node: Any, key: Any) -> None:
 
 
 def _mutated_bytes(rng: random.Random, data: bytes, seeds: list[bytes]) -> bytes:
-    """Bytes with a part changed, cut out, doubled, or taken from another seed."""
+    """Returns bytes with a part changed, cut out, repeated, or taken from another seed."""
     at = rng.randrange(len(data) + 1)
     end = min(len(data), at + rng.choice((1, 1, 2, 4, 8, 64, 1000)))
     how = rng.randrange(8)
@@ -133,13 +133,13 @@ def _mutated_bytes(rng: random.Random, data: bytes, seeds: list[bytes]) -> bytes
 
 
 def make_input(seed: int, target: str, number: int, seeds: list[bytes]) -> bytes:
-    """Input `number` of a target."""
+    """Returns input `number` of a target."""
     return mutate(random.Random(f"{seed} {target} {number}"), seeds)
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Raises `TooSlow` where the block takes more than `SECONDS` of CPU."""
+    """Raises `TooSlow` if the block takes more than `SECONDS` of CPU time."""
 
     def stop(*_: object) -> None:
         raise TooSlow
@@ -154,7 +154,7 @@ def limited() -> Iterator[None]:
 
 
 def outcome(parse: Callable[[bytes], Any], data: bytes, expected: tuple[type, ...]) -> str:
-    """ "value", "refused", or what went wrong and where, in one line."""
+    """Returns "value", "refused", or one line that describes a fault and its place."""
     start = time.process_time()
     try:
         with limited():
@@ -172,7 +172,7 @@ def outcome(parse: Callable[[bytes], Any], data: bytes, expected: tuple[type, ..
         return f"{type(error).__name__} at {where}: {str(error)[:120]!r}"
     else:
         said = None
-    if time.process_time() - start > SECONDS:  # inside a library that no signal interrupts
+    if time.process_time() - start > SECONDS:  # spent in a library that no signal interrupts
         return f"more than {SECONDS:g} s"
     return "value" if said is None else "refused"
 
@@ -183,7 +183,7 @@ def _place() -> str:
 
 
 def run_inputs(target: Any, seed: int, numbers: range, told: Callable[[int], None]) -> dict:
-    """Gives inputs to a target; counts of what came out, and each kind of fault once."""
+    """Gives inputs to a target; returns counts of the outcomes, and each kind of fault once."""
     counts: Counter[str] = Counter()
     faults: dict[str, int] = {}
     with target.opened() as (seeds, parse):
@@ -202,7 +202,7 @@ def run_inputs(target: Any, seed: int, numbers: range, told: Callable[[int], Non
 
 
 def run_target(target: Any, seed: int, first: int, count: int) -> dict:
-    """Runs a target's inputs in processes; an input that ends one is a fault of its own."""
+    """Runs a target's inputs in processes; an input that ends a process counts as a fault."""
     total: Counter[str] = Counter()
     found: dict[str, int] = {}
     at = first
@@ -235,7 +235,10 @@ def run_target(target: Any, seed: int, first: int, count: int) -> dict:
 def _child(
     target: Any, seed: int, numbers: range, shared: mmap.mmap, said: Any, made: Any
 ) -> NoReturn:
-    """Gives inputs to a target and ends; the number under way is in `shared`, stderr in `said`."""
+    """Gives inputs to a target and ends the process.
+
+    Writes the number of the present input to `shared`, stderr to `said` and the result to `made`.
+    """
 
     def told(number: int) -> None:
         shared[:8] = number.to_bytes(8, "little")
@@ -252,7 +255,7 @@ def _child(
 
 
 def main() -> int:
-    """Runs what the command line asks for."""
+    """Runs the targets of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1_000_000, help="over all targets")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""The parsers of outside data, each with whole inputs to break; `benchmarks/fuzz.py` runs them."""
+"""The parsers of outside data, each with valid inputs to break; `benchmarks/fuzz.py` runs them."""
 
 import base64
 import contextlib
@@ -48,14 +48,14 @@ from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.tables import SHIPPED, load_tables
 
 Parse = Callable[[bytes], Any]
-FAST = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # inputs are files
-MODELS = [  # made here: the library's threads do not survive a fork
+FAST = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # for inputs, which are files
+MODELS = [  # made before the fork, which the library's threads do not survive
     TextTokenizer.train(["it is a red cat", "anna has a hat"] * 9, kind=kind, size=size).model
     for kind, size in (("exact", 300), ("word", 64), ("bpe", 300))
 ]
 TEXT = TextTokenizer(MODELS[0])
 VOCAB = Vocab(TEXT.size, 16, 12.5, TEXT.fingerprint, "tokenizer-a")
-KINDS = {  # of rows: what their examples are made of
+KINDS = {  # of rows, by the field that their examples are made from
     "codes": {"id": "a", "text": "it is", "codes": [1, 2, 3], "speaker": "ann"},
     "segments": {
         "id": "b", "segments": [{"text": "it "}, {"text": "is", "said": "is", "codes": [1]}],
@@ -72,12 +72,13 @@ KINDS = {  # of rows: what their examples are made of
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A parser.
+    """A parser with its inputs.
 
     Attributes:
-      name: as `--target` takes it.
-      make: writes what the parser needs into a folder, and gives whole inputs and the parser.
-      share: of all inputs; what takes longer has less.
+      name: name for `--target`.
+      make: function that writes the parser's files into a folder; returns valid inputs and the
+        parser.
+      share: weight among all targets in the number of inputs; slow parsers have less.
       expected: exceptions that the parser documents.
     """
 
@@ -88,7 +89,7 @@ class Target:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[list[bytes], Parse]]:
-        """Whole inputs, and the parser, in a folder of their own."""
+        """Yields valid inputs and the parser, in a temporary folder."""
         with tempfile.TemporaryDirectory(dir=FAST) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield self.make(Path(folder))
@@ -98,7 +99,7 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(share: int = 8, expected: tuple[type[Exception], ...] = (UserError,)) -> Callable:
-    """Registers a function `make` of a target by its name."""
+    """Returns a decorator that registers a target's `make` under the function's name."""
 
     def add(make: Callable[[Path], tuple[list[bytes], Parse]]) -> Callable:
         TARGETS[make.__name__] = Target(make.__name__, make, share, expected)
@@ -108,17 +109,17 @@ def target(share: int = 8, expected: tuple[type[Exception], ...] = (UserError,))
 
 
 def as_json(*data: Any) -> list[bytes]:
-    """Each as a JSON file."""
+    """Returns each value as the bytes of a JSON file."""
     return [json.dumps(one).encode() for one in data]
 
 
 def as_lines(*rows: Any) -> bytes:
-    """All as lines of JSON."""
+    """Returns all rows as lines of JSON."""
     return b"\n".join(as_json(*rows)) + b"\n"
 
 
 def of_file(path: Path, parse: Callable[[], Any]) -> Parse:
-    """A parser of a file's bytes."""
+    """Returns a parser of bytes, which writes them to the file and calls `parse`."""
 
     def written(data: bytes) -> Any:
         path.write_bytes(data)
@@ -128,7 +129,7 @@ def of_file(path: Path, parse: Callable[[], Any]) -> Parse:
 
 
 def all_configs() -> list[Any]:
-    """The experiments that ship."""
+    """Returns the experiments of the shipped configs."""
     names = [name for name in shipped.names() if name.startswith("configs/")]
     return [load_experiment(shipped.find(name)) for name in names]
 
@@ -209,7 +210,7 @@ def items(folder: Path):
 
 
 def rows(name: str, wrap: Callable[[bytes], bytes] = bytes) -> Callable:
-    """Rows of a file of this name, as examples of each kind."""
+    """Returns the `make` of a target that reads rows from a file and turns them into examples."""
 
     def make(folder: Path):
         path = folder / name
@@ -227,7 +228,7 @@ def rows(name: str, wrap: Callable[[bytes], bytes] = bytes) -> Callable:
 
 
 def as_parquet(data: bytes) -> bytes:
-    """Rows of JSON lines, as Parquet; of text, a column of it."""
+    """Returns rows of JSON lines as Parquet; a line of text becomes a row with "text"."""
     lines = data.splitlines()
     read = [json.loads(line) if line[:1] == b"{" else {"text": line.decode()} for line in lines]
     written = io.BytesIO()
@@ -276,7 +277,7 @@ def clips(folder: Path):
 
 
 def row_folder(folder: Path) -> Path:
-    """Two packed rows in a finished folder, and a mixture of it."""
+    """Writes a finished folder of two packed rows and a mixture of it; returns the rows' file."""
     one = np.ones(16, np.int32)
     row = Row(ids=one, segments=one, positions=np.arange(16, dtype=np.int32), loss_mask=one > 0)
     path = folder / "rows/a.arrayrecord"
@@ -327,7 +328,7 @@ def row_file(folder: Path):
     whole = path.read_bytes()
 
     def parse(data: bytes) -> Any:
-        path.write_bytes(data[: len(whole)].ljust(len(whole), b"\0"))  # sizes are checked before
+        path.write_bytes(data[: len(whole)].ljust(len(whole), b"\0"))  # another size is refused
         return RowShards(path.parent)[1]
 
     return [whole], parse
@@ -418,7 +419,7 @@ def sentencepiece_model(folder: Path):
 
 
 def encode_and_decode(path: Path) -> Any:
-    """A text vocabulary, used."""
+    """Loads a text vocabulary, and encodes and decodes a text with it."""
     found = TextTokenizer.load(path)
     ids = found.encode("it is a b\u00e9 \u4e2d")
     return found.decode(ids), found.fingerprint, found.unknown_id
@@ -523,7 +524,7 @@ def safetensors_index(folder: Path):
 
 
 def audio(name: str, **written: Any) -> Callable:
-    """Recordings in a format."""
+    """Returns the `make` of a target that reads recordings in a format."""
 
     def make(folder: Path):
         seeds = []

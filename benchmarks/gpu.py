@@ -1,16 +1,16 @@
-"""Kernels and training steps on one NVIDIA GPU, beside PyTorch on the same card.
+"""Kernels and training steps on one NVIDIA GPU, compared with PyTorch on the same card.
 
-    python benchmarks/gpu.py                        # at most six minutes; PyTorch where it is there
+    python benchmarks/gpu.py                        # at most six minutes; PyTorch if installed
     python benchmarks/gpu.py --seconds 120 --only attention --only torch
-    python benchmarks/gpu.py --tiny                 # small shapes, to try it on any machine
+    python benchmarks/gpu.py --tiny                 # small shapes, for a trial on any machine
 
-Runs from a bare checkout: jax, flax, optax, numpy and jaxtyping; torch and transformers for their
-part. Each case is a process of its own, so that one which runs out of memory is a line and no end,
-and its peak memory is its own. Prints one JSON object a case as soon as it is measured: agreement
-of the kernels with the reference in float32, attention alone, training steps over remat, chunk of
-the loss and rows, the step of `transformers`' Qwen2 (SDPA, gradient checkpointing, AdamW, one
-document a row). The last line is the best step of the first size. Goal: MFU (causal) of 0.55 for
-1.5B, then 0.6.
+Runs from a bare checkout with jax, flax, optax, numpy and jaxtyping, and with torch and
+transformers for the PyTorch cases. Each case runs in a process of its own, so that running out of
+memory ends only that case, and its peak memory is its own. Prints one JSON object for each
+measurement: agreement of the kernels with the reference in float32, attention alone, training steps
+by remat, chunk of the loss and rows, and the step of `transformers`' Qwen2 (SDPA, gradient
+checkpointing, AdamW, one document a row). The last line is the best step of the first size. Goal:
+MFU (causal) of 0.55 for 1.5B, then 0.6.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, ROWS, LENGTH = 168_960, 4, 8192
 STEPS, WARMUP = 5, 2
-LEAST_SECONDS = 20  # that a case takes to start and compile: with less left it is not tried
+LEAST_SECONDS = 20  # a case needs these to start and compile; with less left it is skipped
 TINY = {"size": "tiny", "vocab": 512, "rows": 4, "length": 64, "steps": 1}
 
 
 def cases(tiny: bool) -> Iterator[dict[str, Any]]:
-    """All cases, what matters most first: the time may end before they do."""
+    """Yields all cases, the most important first, because the time may not suffice for all."""
     shape = {"size": "1.5B", "vocab": VOCAB, "rows": ROWS, "length": LENGTH, "steps": STEPS}
     if tiny:
         shape = TINY
@@ -59,7 +59,7 @@ def cases(tiny: bool) -> Iterator[dict[str, Any]]:
 
 
 def parity(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Relative distance of each kernel's output and gradients to the reference in float32."""
+    """Yields relative distances of kernels' outputs and gradients to the reference in float32."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -69,7 +69,7 @@ def parity(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
         length = min(length, case["length"])
         segments = 1 + np.cumsum(random.random((3, length)) < 1 / 40, axis=1)
         segments[0, length - length // 5 :] = 0
-        segments[1] = 0  # a row of padding, as a last batch may hold
+        segments[1] = 0  # a row of padding, which a last batch may have
         layout, qkv = _attention_inputs(case, segments)
         weight = jax.random.normal(jax.random.key(9), qkv[0].shape, jnp.bfloat16)
         weight = weight * (layout.segments > 0)[..., None, None]
@@ -81,12 +81,12 @@ def parity(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 found = _value_and_grads(layout, kernel, at_once)(*qkv, weight)
                 errors = [_distance(*pair) for pair in zip(found, expected, strict=True)]
                 yield line | {"relative_error": dict(zip("oqkv", errors, strict=True))}
-            except Exception as error:  # the other kernels are of interest all the same
+            except Exception as error:  # the other kernels are measured nevertheless
                 yield line | {"failed": _first_line(error)}
 
 
 def attention(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Milliseconds of one layer's attention, forward, and forward and backward."""
+    """Yields the milliseconds of one layer's attention: forward, and forward with backward."""
     import jax
 
     from speechlm_jax.lm.bench import BenchConfig, synthetic_rows
@@ -110,7 +110,7 @@ def attention(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def step(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The very step that training runs; see `speechlm bench`."""
+    """Yields the measurements of the training step; see `speechlm bench`."""
     from speechlm_jax.lm.bench import BenchConfig, bench_train
     from speechlm_jax.lm.presets import preset
     from speechlm_jax.nn import fused_loss
@@ -125,7 +125,10 @@ def step(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def torch_step(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """`transformers`' model of the same shape, float32 weights, bfloat16 products (autocast)."""
+    """Yields the measurements of a step of `transformers`' model of the same shape.
+
+    Its weights are float32, its products bfloat16 (autocast).
+    """
     import numpy as np
     import torch
     import transformers
@@ -184,7 +187,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]] = {
 
 
 def _attention_inputs(case: dict[str, Any], segments: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Where documents lie; random queries, keys and values of the model's heads, in bfloat16."""
+    """Returns the layout of documents, and random queries, keys and values in bfloat16."""
     import jax
     import jax.numpy as jnp
 
@@ -215,7 +218,10 @@ def _attend(layout: Any, kernel: Any, at_once: int) -> Callable[..., Any]:
 
 
 def _value_and_grads(layout: Any, kernel: Any, at_once: int) -> Callable[..., Any]:
-    """(q, k, v, weight) -> output where no padding is, and the gradients of its weighted sum."""
+    """Returns a function (q, k, v, weight) -> (output, gradients of its weighted sum).
+
+    The output is 0 at padding.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -252,7 +258,7 @@ def _first_line(error: Exception) -> str:
 
 
 def run_one(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a case gives, a failure included, each beside what was asked."""
+    """Yields the results of a case, each with the case's fields; an exception is a result."""
     try:
         for found in KINDS[case["kind"]](case):
             yield {**case, **found}
@@ -261,7 +267,7 @@ def run_one(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _in_process(case: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
-    """The lines of a case as they come; its process is killed when its time is over."""
+    """Yields a case's results as its process prints them; the process is killed after `seconds`."""
     command = [sys.executable, __file__, "--one", json.dumps(case)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "PYTHONPATH": path}
@@ -276,7 +282,7 @@ def _in_process(case: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures case by case; exit code 1 where no step was measured."""
+    """Measures case by case; returns exit code 1 if no step was measured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,11 +2,11 @@
 
     python benchmarks/interleave.py
 
-Documents of 100 and of 1,000 words, and one of a million; words are drawn by Zipf's law from
-50,000, with some that cannot be said, commas and line ends. What is timed is everything between
-rows and finished rows: words, spans, assembly. Speaking is a stand-in (a code a span), and so is
+The documents have 100 words, 1,000 words, and a million words. Words are drawn by Zipf's law from
+50,000, some of which cannot be said or have a comma and a line end. The time includes everything
+from rows to finished rows: words, spans, assembly. Speech is replaced by one code a span, and so is
 the words' normal form, which is looked up once for each different word. Seconds are CPU time of
-this process, the best of some turns; a JSON object a line.
+this process, the best of some turns. Prints one JSON object for each length.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORDS = 50_000
 
 
 def main() -> None:
-    """Times documents of 100, 1,000 and 1,000,000 words, a million words each."""
+    """Times documents of 100, 1,000 and 1,000,000 words, a million words in total each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--words", type=int, default=1_000_000, help="in all (default: %(default)s)"
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def time_documents(length: int, count: int, turns: int) -> list[float]:
-    """CPU seconds of each turn over `count` documents of `length` words."""
+    """Returns the CPU seconds of each turn over `count` documents of `length` words."""
     rows, config = make_rows(length, count), InterleaveConfig()
     size = config.batch_documents
     seconds = []
@@ -58,7 +58,7 @@ def time_documents(length: int, count: int, turns: int) -> list[float]:
 
 
 def make_rows(length: int, count: int) -> list[dict[str, Any]]:
-    """Documents of so many words."""
+    """Returns `count` documents of `length` words."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(rng.choice(letters, n)) for n in rng.integers(2, 10, WORDS)]
@@ -73,12 +73,12 @@ def make_rows(length: int, count: int) -> list[dict[str, Any]]:
 
 
 def say(word: str) -> str | None:
-    """The word without its comma; None for a price."""
+    """Returns the word without its comma; None for a price."""
     return None if "$" in word else word.strip(",")
 
 
 def speak(requests: list[SpanRequest]) -> list[list[int]]:
-    """One code a span."""
+    """Returns one code for each span."""
     return [[1]] * len(requests)
 
 

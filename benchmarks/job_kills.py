@@ -1,18 +1,18 @@
-"""kill -9 of corpus jobs at random moments; each still ends in the bytes of an undisturbed run.
+"""kill -9 of corpus jobs at random moments: the output must equal that of an undisturbed run.
 
     python benchmarks/job_kills.py                # 10 kills of each job
     python benchmarks/job_kills.py --kills 3 --job prepare
 
-The jobs are codes of a corpus (an untrained speech tokenizer on noise), interleave (speaking is a
-stand-in) and prepare (one text task, two splits). Each runs in a process of its own, which is
-killed: at a moment drawn at random, or (every third time) as soon as a file is half written. The
-same call then goes on. A run that ends before its moment is compared and not counted, and the next
-one starts from nothing. Prints one JSON object a job: its kills, those that left a half-written
-file, the runs that ended, and whether all files of all of these were those of a run that nobody
-disturbed. Exit code 1 unless they were.
+The jobs are codes of a corpus (an untrained speech tokenizer on noise), interleave (with a stand-in
+for speech) and prepare (one text task, two splits). Each runs in a process of its own, which is
+killed at a random moment or (every third time) as soon as a file is half written. The same call
+then continues. A run that ends before its moment is compared but is no kill, and the next one
+starts without files. Prints one JSON object for each job: its kills, those that left a half-written
+file, the runs that ended, and whether all files of these runs equal those of an undisturbed run.
+Exit code 1 unless they do.
 
 Half-written files directly in the folder of `prepare`, which several mixtures share, are not
-compared: nobody reads them.
+compared: they are never read.
 """
 
 import argparse
@@ -40,7 +40,7 @@ WORDS = "anna lives in the city of paris and bob has a red cat".split()
 
 
 def codes(inputs: Path, out: Path) -> None:
-    """Codes of clips of noise by an untrained tokenizer, compiled before the job begins."""
+    """Writes codes of clips of noise by an untrained tokenizer, compiled before the job begins."""
     import jax
 
     from speechlm_jax.audio.mel_config import MelConfig
@@ -76,11 +76,11 @@ def codes(inputs: Path, out: Path) -> None:
 
 
 def interleave(inputs: Path, out: Path) -> None:
-    """Interleaved documents; the codes of a span are the lengths of its words."""
+    """Writes interleaved documents; the codes of a span are the lengths of its words."""
     from speechlm_jax.codes import CodesIdentity
     from speechlm_jax.interleave.build import InterleaveConfig, document_to_interleaved
 
-    del inputs  # they are made here
+    del inputs  # this job draws its own
     rng = np.random.default_rng(0)
     documents = ({"id": f"d{i}", "text": _text(rng, 100)} for i in range(DOCUMENTS))
     document_to_interleaved(
@@ -95,7 +95,7 @@ def interleave(inputs: Path, out: Path) -> None:
 
 
 def prepare(inputs: Path, out: Path) -> None:
-    """Rows of a text task."""
+    """Writes the rows of a text task."""
     from speechlm_jax.data import tasks
     from speechlm_jax.data.prepare import PrepareConfig
     from speechlm_jax.data.prepare import prepare as prepare_mixture
@@ -125,7 +125,7 @@ JOBS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs and kills."""
+    """Runs and kills each job; returns exit code 1 if any output differs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _kill_job(job: str, top: Path, kills: int, moments: random.Random) -> dict[str, Any]:
-    """Kills a job so many times, and lets it end; compares whatever ended."""
+    """Kills a job `kills` times and lets it end; compares the output of each run that ended."""
     whole, out = top / "whole", top / "killed"
     seconds = _finish(job, whole)
     wanted, ended, same = _hashes(whole), 0, True
@@ -167,7 +167,10 @@ def _kill_job(job: str, top: Path, kills: int, moments: random.Random) -> dict[s
 
 
 def _kill(job: str, out: Path, seconds: float | None) -> bool:
-    """Kills a run so many seconds after its first file, or inside a write; False if it ended."""
+    """Kills a run `seconds` after its first file (None: inside a write).
+
+    Returns false if the run ended before.
+    """
     process, before = _start(job, out), _names(out)
     while process.poll() is None and _names(out) == before:
         time.sleep(0.001)
@@ -183,7 +186,7 @@ def _kill(job: str, out: Path, seconds: float | None) -> bool:
 
 
 def _finish(job: str, out: Path) -> float:
-    """Runs a job to its end; returns the seconds after its first file."""
+    """Runs a job to its end; returns the seconds from its first file to the end."""
     process, before = _start(job, out), _names(out)
     while process.poll() is None and _names(out) == before:
         time.sleep(0.001)
@@ -205,13 +208,13 @@ def _names(out: Path) -> set[str]:
 
 
 def _is_writing(out: Path) -> bool:
-    """Whether a file or folder has a temporary name."""
+    """Returns whether a file or folder has a temporary name."""
     return any(name.endswith(".tmp") for _, folders, files in os.walk(out)
                for name in [*folders, *files])  # fmt: skip
 
 
 def _hashes(out: Path) -> dict[str, str]:
-    """The SHA-256 of each file."""
+    """Returns the SHA-256 of each file."""
     return {
         name.removeprefix(str(out)): hashlib.sha256(Path(name).read_bytes()).hexdigest()
         for name in _names(out)

@@ -1,15 +1,16 @@
-"""kill -9 at random moments, and the run still ends bit for bit as one that nobody disturbed.
+"""kill -9 of a training at random moments: it must end bit for bit like an undisturbed run.
 
-    python benchmarks/kills.py              # 20 kills, at least 5 of them inside a save
+    python benchmarks/kills.py              # 20 kills, a third of them at the start of a save
     python benchmarks/kills.py --kills 4
     python benchmarks/kills.py --hosts 4    # one of four processes, drawn at random, is killed
 
-Trains a small language model on synthetic rows in a process of its own, saves every few steps, and
-kills it: at a moment drawn at random, or (every third time) as soon as a save has begun. The same
-command then goes on. Prints one JSON object a kill, and a last one with the count: a kill counts as
-survived if the run went on from a step that is at most one interval older than the last that was
-saved, and (several hosts) the others had ended by themselves within END_SECONDS. Exit code 1 unless
-all were, and the final parameters equal those of an undisturbed run.
+Trains a small language model on synthetic rows in a process of its own, which saves every few steps
+and is killed at a random moment or (every third time) as soon as a save has begun. The same command
+then continues. Prints one JSON object for each kill, and a last one with the counts. A kill is
+survived if the run had not ended before, the newest good checkpoint is at most one interval older
+than the last finished one, and (with several hosts) the others end by themselves within
+END_SECONDS. Exit code 1 unless all kills are survived and the final parameters equal those of an
+undisturbed run.
 """
 
 import argparse
@@ -38,11 +39,11 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 
 ROWS, LENGTH, VOCAB = 4, 128, 512
 SAVE_EVERY = 5
-END_SECONDS = 30.0  # of the other hosts, after one was killed
+END_SECONDS = 30.0  # limit for the other hosts to end after one was killed
 
 
 def train(workdir: Path, total_steps: int, cluster: ClusterConfig) -> None:
-    """One host of the run that is killed: batches are a function of the rows seen."""
+    """Runs one host of the training; its batches are a function of the rows seen."""
     if cluster.hosts > 1:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", 1)
@@ -72,7 +73,7 @@ def _fit(workdir: Path, total_steps: int) -> None:
 
 
 def digest(workdir: Path) -> str:
-    """Identity of the trained parameters, bit by bit."""
+    """Returns a SHA-256 of the bytes of the trained parameters."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(checkpoints.load_params(workdir).params):
         found.update(np.asarray(leaf).tobytes())
@@ -80,7 +81,7 @@ def digest(workdir: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs and kills."""
+    """Runs and kills the training; returns exit code 1 if a kill is not survived."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -136,7 +137,7 @@ def _running(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
 def _kill(
     workdir: Path, steps: int, hosts: int, number: int, moments: random.Random
 ) -> dict[str, object]:
-    """Starts, waits until a step has been saved, and kills at a random moment or inside a save."""
+    """Starts a run, waits for a new checkpoint, and kills it at random or inside a save."""
     folder = workdir / checkpoint_folder.FOLDER
     before = checkpoint_folder.steps(folder)
     processes = _start(workdir, steps, hosts)
@@ -171,7 +172,7 @@ def _kill(
 
 
 def _seconds_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> float:
-    """How long all take to end; those that do not are killed after END_SECONDS."""
+    """Returns the seconds until all have ended; kills the others after END_SECONDS."""
     began = time.monotonic()
     while any(process.poll() is None for process in processes):
         if time.monotonic() - began > END_SECONDS:
@@ -182,7 +183,7 @@ def _seconds_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> float:
 
 
 def _saving(folder: Path) -> bool:
-    """Whether a checkpoint is there that is not finished."""
+    """Returns whether there is an unfinished checkpoint."""
     finished = {f"{step:08d}" for step in checkpoint_folder.steps(folder)}
     return folder.is_dir() and any(
         path.is_dir() and path.name not in finished for path in folder.iterdir()

@@ -1,15 +1,16 @@
-"""Tokens a second that one core reads, assembles and hands over as batches of packed rows.
+"""Tokens a second that one core reads and assembles into batches of packed rows.
 
     python benchmarks/loader.py                     # rows of 8,192 ids, 1 to 8 simulated hosts
-    python benchmarks/loader.py --latency-ms 50     # the same rows from a stand-in for a bucket
+    python benchmarks/loader.py --latency-ms 50     # the same rows from a simulated bucket
 
 Writes shards of synthetic rows (three tasks, a vocabulary of 168,960 ids), makes a plan over them,
-and reads batches as one host of 1, 2, 4 and 8 does, on one core. Prints one JSON object a number of
-hosts. Exit code 1 if a host reads fewer than 10 million tokens a second.
+and reads batches on one core as one host of 1, 2, 4 and 8 does. Prints one JSON object for each
+number of hosts. Exit code 1 if a host reads fewer than 10 million tokens a second.
 
-With `--latency-ms` each request to the stand-in, a folder behind fsspec's asynchronous interface,
-takes so long, and a host keeps at most `--disk-gb` (less than the rows) on disk; the disk's use is
-measured after each batch. Without a network, so of a bucket's speed it says nothing.
+With `--latency-ms`, the rows are in a simulated bucket: a folder behind fsspec's asynchronous
+interface, in which each request takes so long. A host keeps at most `--disk-gb` (less than the
+rows) on disk; the disk's use is measured after each batch. There is no network, so the figures are
+not the speed of a real bucket.
 """
 
 import argparse
@@ -45,7 +46,7 @@ VOCAB = Vocab(151_552, 16_384, 12.5, "none", "none")
 
 
 def make_shards(folder: Path) -> dict[str, RowShards]:
-    """Three tasks of random rows; text of some bytes an id, as real ids have."""
+    """Writes three tasks of random rows and returns their shards."""
     shards = {}
     for number, task in enumerate(("text", "speech", "interleaved")):
         batch = synthetic_rows(
@@ -72,7 +73,7 @@ def make_shards(folder: Path) -> dict[str, RowShards]:
 
 
 class Pail(AsyncFileSystem):
-    """A folder as a bucket far away."""
+    """A folder as a simulated bucket: each request takes `latency_seconds`."""
 
     protocol = "pail"
     latency_seconds = 0.0
@@ -89,7 +90,7 @@ class Pail(AsyncFileSystem):
 
 
 def measure_pail(folder: Path, hosts: int, disk_gb: float) -> dict[str, float]:
-    """As `measure`, by address; and the most that lay on disk, in 10^9 bytes."""
+    """Returns `measure` of rows read by address, and the most use of the disk in 10^9 bytes."""
     fetcher = RowFetcher(disk_gb=disk_gb, folder=folder / "cache")
     tasks = [path.name for path in folder.iterdir() if path.name != "cache"]
     shards = {task: RowShards(f"pail://{folder}/{task}", fetcher=fetcher) for task in tasks}
@@ -108,7 +109,10 @@ def measure_pail(folder: Path, hosts: int, disk_gb: float) -> dict[str, float]:
 def measure(
     shards: dict[str, RowShards], hosts: int, *, then: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """One host's part of batches of `hosts` times as many rows; `then` is called after each."""
+    """Measures reading one host's part of batches of `hosts` times `BATCH` rows.
+
+    `then` is called after each batch.
+    """
     tasks = task_rows(shards)
     phase = PhaseSpec("train", {task.name: rest() for task in tasks}, rows=10**6)
     batches = make_batches(
@@ -125,7 +129,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures on one core; exit code 1 if it is too slow."""
+    """Measures on one core; returns exit code 1 if it is too slow."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

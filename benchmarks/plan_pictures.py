@@ -1,4 +1,4 @@
-"""Pictures of recorded plans: memory by part, and days against chips. Used by plans.py."""
+"""Charts of recorded plans: memory by part, and days by number of chips. Used by plans.py."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ MODELS = {"9b": "9B, 1T tokens", "1b5": "1.5B, 100B tokens", "0b5": "0.5B, 50B t
 
 
 def memory(plans: dict[str, dict[str, Any]], path: Path) -> None:
-    """One bar a plan: what a chip holds at the step's fullest moment, as a share of its memory."""
+    """Draws a bar for each plan: use of a chip's memory at the step's peak, in % of its memory."""
     figure, axes = plt.subplots(figsize=(7.5, 0.5 + 0.45 * len(plans)))
     names, left = list(plans), np.zeros(len(plans))
     capacities = np.array([plan["capacity_bytes"] for plan in plans.values()])
@@ -46,10 +46,10 @@ def memory(plans: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def days(plans: dict[str, dict[str, Any]], published: list[dict[str, Any]], path: Path) -> None:
-    """A line a kind of chip: the arithmetic of the budget at the chips' best, and as others do.
+    """Draws the days that the budget takes by number of chips, with a line for each kind of chip.
 
-    A plan's FLOPs (recomputation included) divided by chips; the band goes from the best to the
-    least share of such a bound in `published`. Dots are the plans themselves.
+    A line is a plan's FLOPs (recomputation included) at the chips' peak. The band goes from the
+    best to the least share of such a bound in `published`. Dots are the plans themselves.
     """
     shown = {key: text for key, text in MODELS.items() if any(_of(key, plans))}
     figure, panels = plt.subplots(1, len(shown), figsize=(3.1 * len(shown), 3.4), squeeze=False)

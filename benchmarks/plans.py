@@ -1,11 +1,11 @@
 """Plans of the production configs: docs/plans/*.json, and the page docs/plans/README.md.
 
     python benchmarks/plans.py                  # all, some minutes each on two cores
-    python benchmarks/plans.py --only v6e       # those whose file name holds this
-    python benchmarks/plans.py --table          # page and pictures alone
+    python benchmarks/plans.py --only v6e       # plans whose file name contains this
+    python benchmarks/plans.py --table          # only the page and the charts
 
-Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if one fails or is not
-there, or if one that should fit does not, with 8% of a chip's memory to spare.
+Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if a plan fails or is
+missing, or if one that should fit does not fit with 8% of a chip's memory to spare.
 """
 
 import argparse
@@ -48,7 +48,7 @@ DECODING = {
 SEARCHED = {
     "search_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096 --search",
 }
-TOO_SMALL = {"lm_9b_v5e-2x2"}  # recorded to show that the answer is no
+TOO_SMALL = {"lm_9b_v5e-2x2"}  # recorded as an example that does not fit
 HEAD = """\
 # Plans
 
@@ -84,7 +84,7 @@ the share says how far from the bounds real steps are, not how fast ours would b
 
 
 def memory(plan: dict[str, Any]) -> str:
-    """Of a chip."""
+    """Returns the use of a chip's memory, as text."""
     share = f"{plan['hbm_bytes'] / GIB:.1f} of {plan['capacity_bytes'] / GIB:.2f} GiB"
     return (
         f"{share} ({100 * plan['hbm_share']:.0f}%)"
@@ -94,7 +94,7 @@ def memory(plan: dict[str, Any]) -> str:
 
 
 def training_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the first table."""
+    """Returns a row of the first table."""
     gib = {part: size / GIB for part, size in plan["parts_bytes"].items()}
     tokens = plan["tokens_per_chip"] // plan["num_microbatches"]
     most = plan.get("largest_microbatch_rows")
@@ -111,7 +111,7 @@ def training_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
 
 
 def decoding_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the second table."""
+    """Returns a row of the second table."""
     gib = {part: size / GIB for part, size in plan["parts_bytes"].items()}
     start = (
         f"[`{name}`]({name}.json)", str(plan["chips"]), str(plan["tensor"]), str(plan["requests"]),
@@ -124,7 +124,7 @@ def decoding_row(name: str, plan: dict[str, Any]) -> tuple[str, ...]:
 
 
 def search_rows(plan: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Lines of the third table."""
+    """Returns the rows of the third table."""
     rows = []
     for one in plan["tried"]:
         words = " ".join(one["overrides"])
@@ -138,7 +138,7 @@ def search_rows(plan: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def published_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the last table."""
+    """Returns a row of the last table."""
     measured = row["tokens_per_second_per_chip"]
     return (
         row["model"], row["slices_name"], f"{row['length']:,}", f"{measured:,.0f}",
@@ -149,13 +149,13 @@ def published_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Returns a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def page(plans: dict[str, dict[str, Any]], published: list[dict[str, Any]]) -> str:
-    """docs/plans/README.md."""
+    """Returns the text of docs/plans/README.md."""
 
     def rows(asked: dict[str, str], line: Callable[..., tuple[str, ...]]) -> list[tuple[str, ...]]:
         return [line(name, plans[name]) for name in asked if name in plans]
@@ -192,7 +192,7 @@ def page(plans: dict[str, dict[str, Any]], published: list[dict[str, Any]]) -> s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plans, and writes the page."""
+    """Runs the plans and writes the page and the charts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

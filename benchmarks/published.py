@@ -1,12 +1,12 @@
-"""Our roofline against speeds that others have published: docs/plans/published.json.
+"""Our roofline compared with published training speeds: docs/plans/published.json.
 
     python benchmarks/published.py                  # all, some minutes each on two cores
-    python benchmarks/published.py --only v6e       # those whose slice holds this
+    python benchmarks/published.py --only v6e       # rows whose topology contains this
 
-Each row is a model that somebody trained on a TPU slice and said how fast. Our training step for
-the same model, slice and row length is compiled and its bounds are taken; the share of them that
-was reached says how far from a real step such a bound is. `python benchmarks/plans.py --table` puts
-it into docs/plans/README.md.
+Each row is a published speed of a model's training on a TPU slice. Our training step for the same
+model, slice and row length is compiled, and its bounds are computed. The measured share of a bound
+shows how far real steps are from such bounds. `python benchmarks/plans.py --table` writes the rows
+to docs/plans/README.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ AXLEARN = "AXLearn, experiments/text/gpt/fuji.py"
 def _llama(
     vocab: int, *, layers: int = 32, embed: int = 4096, mlp: int = 14336, **more: Any
 ) -> Any:
-    """A model of Llama's kind, heads of 128."""
+    """Returns the config of a model like Llama, with a head_dim of 128."""
     shape: dict[str, Any] = {"heads": embed // 128, "kv_heads": 8, "head_dim": 128, **more}
     execution = ExecutionConfig(remat="full")
     stack = TransformerConfig(layers, embed=embed, mlp=mlp, execution=execution, **shape)
@@ -55,7 +55,7 @@ MODELS: dict[str, LanguageModelConfig] = {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What somebody measured; `rows` a chip are theirs where they are known, else what fits."""
+    """A published measurement; `rows` (a chip) are the published ones if known, else what fits."""
 
     model: str
     topology: str
@@ -81,7 +81,7 @@ PUBLISHED = (
 
 
 def compiled(row: Published) -> Plan:
-    """Our step for it."""
+    """Returns the plan of our training step for the same model, slice and row length."""
     slices = parse_topology(row.topology, slices=row.slices)
     train = TrainConfig(
         0, optimizer=OptimizerConfig(warmup_steps=1), mesh=MeshConfig(replica=row.slices)
@@ -92,7 +92,7 @@ def compiled(row: Published) -> Plan:
 
 
 def compared(row: Published, plan: Plan) -> dict[str, Any]:
-    """Measured, bounds and shares, by token and chip."""
+    """Returns the measured speed, its bounds (tokens a second and chip) and its shares of them."""
     chips, tokens = plan.slices.chips, plan.rows * plan.length
     bounds = plan.bounds
     once = bounds.compute * plan.work.flops_causal / plan.flops
@@ -113,7 +113,7 @@ def compared(row: Published, plan: Plan) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles, compares, writes."""
+    """Compiles our steps, compares them and writes the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,8 +3,8 @@
     for seed in 1 2 3; do speechlm quickstart --seed $seed --out runs/seed$seed; done
     python benchmarks/seeds.py runs/seed1 runs/seed2 runs/seed3
 
-A cell is the value with its 95% interval. After the figures come the bars that a run misses, and
-the wall time of each run.
+A cell is a value with its 95% interval. The last row is the wall time of each run. Below the table
+are the bars that each run misses.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NOT_RATIOS = ("_db", "perplexity")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; exit code 1 if a run misses a bar."""
+    """Prints the table; returns exit code 1 if a run misses a bar."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

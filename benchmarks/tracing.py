@@ -1,10 +1,10 @@
-"""Seconds that tracing a step takes with 4 and with 40 layers: scanned, so about the same.
+"""Seconds to trace a step with 4 and with 40 layers; they are scanned, so both take about the same.
 
     python benchmarks/tracing.py
 
-Traces and lowers the step of the 9B preset with 4 and 40 layers, abstractly: no weights are made,
-nothing is compiled. Prints one JSON object a depth (median of five turns, taken alternately) and
-one with the ratio; exit code 1 unless it is below 2.
+Traces and lowers the step of the 9B preset with 4 and 40 layers; no weights are made, and nothing
+is compiled. Prints one JSON object for each depth (median of five turns, taken alternately) and one
+with the ratio. Exit code 1 unless the ratio is below 2.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ ROWS = BenchConfig(rows=2, length=1024)
 
 
 def trace(num_layers: int) -> float:
-    """Seconds from a config to a lowered step; nothing is taken from a cache."""
+    """Returns the seconds from a config to a lowered step, without JAX's caches."""
     jax.clear_caches()
     model = preset("9B", vocab_size=VOCAB)
     stack = dataclasses.replace(model.transformer, num_layers=num_layers)
@@ -42,7 +42,7 @@ def trace(num_layers: int) -> float:
 
 
 def main() -> int:
-    """Takes turns."""
+    """Measures both depths in turns and prints the medians."""
     seconds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
     for _ in range(TURNS):
         for depth in DEPTHS:

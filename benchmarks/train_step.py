@@ -1,12 +1,13 @@
-"""Our training step against `transformers` and PyTorch on this CPU: tokens a second, and memory.
+"""Our training step compared with `transformers` and PyTorch on this CPU: speed and memory.
 
     python benchmarks/train_step.py                 # 30M and 150M parameters, three turns each
     python benchmarks/train_step.py --size 30M --turns 1
 
-The same Llama in both: batch 4 x 512, 32,000 ids, float32, AdamW, two threads, documents of one
-row each (PyTorch's own attention takes no packed documents). The two take turns, each in a process
-of its own; a figure is the median of the turns. Prints one JSON object a turn, then one a size with
-the ratio of tokens a second, which should be at least 1.2, and of the peak memory.
+Both run the same Llama: batch 4 x 512, 32,000 ids, float32, AdamW, two threads. Ours trains on
+packed documents; theirs on one document a row, because PyTorch's own attention has no packing. The
+two take turns, each in a process of its own; a figure is the median of the turns. Prints one JSON
+object for each turn, then one for each size with the ratio of tokens a second, which should be at
+least 1.2, and the ratio of peak memory.
 """
 
 import argparse
@@ -32,7 +33,7 @@ STEPS, WARMUP = 5, 2
 
 
 def ours(size: str) -> dict[str, float]:
-    """Our step; see `speechlm bench`."""
+    """Measures our step; see `speechlm bench`."""
     from speechlm_jax.lm.bench import BenchConfig, bench_train
     from speechlm_jax.nn.language_model import LanguageModelConfig
     from speechlm_jax.nn.transformer import TransformerConfig
@@ -46,7 +47,10 @@ def ours(size: str) -> dict[str, float]:
 
 
 def theirs(size: str) -> dict[str, float]:
-    """LlamaForCausalLM, its own loss, torch.optim.AdamW (fused), gradients clipped at norm 1."""
+    """Measures the step of LlamaForCausalLM.
+
+    It uses the model's own loss and torch.optim.AdamW (fused), and clips gradients at norm 1.
+    """
     import torch
     import transformers
 
@@ -76,7 +80,7 @@ def theirs(size: str) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Takes turns; exit code 1 if a ratio is below 1.2."""
+    """Measures both in turns; returns exit code 1 if a ratio of speed is below 1.2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,7 +3,7 @@
 Paper: Zeng et al., arXiv 2411.17607, has no model of this size; the mixture is that of the 9B model
   (GLM-4-Voice report, arXiv 2412.02612, section 4.1).
 Ours: 512 rows of 4,096 ids a step (2.1M tokens: 24,000 steps); peak 5e-4, a tenth at the end, as
-  for going on from models of this size. No annealing: it is for comparisons of mixtures.
+  for continued training of models of this size. No annealing: it is for comparisons of mixtures.
 Command: speechlm train configs/lm_0b5.py train.init_from=runs/base
   (runs/base: `speechlm convert Qwen2.5-0.5B --run RUN --out runs/base`; docs/pretraining.md)
 Machine: a TPU slice of 16 chips, or 4 GPUs with 80 GB; the mesh is FSDP over all of them.
@@ -16,7 +16,7 @@ from speechlm_jax.lm.presets import preset
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
-# The tasks of your mixture, by what they hold; every name must be one that `prepare` was given.
+# The tasks of your mixture, named by content; every name must be a task that `prepare` was given.
 PRETRAIN = PhaseSpec(
     "pretrain",
     {
@@ -31,7 +31,7 @@ PRETRAIN = PhaseSpec(
 
 
 def config() -> LanguageModelExperiment:
-    """The experiment; every field can be overridden on the command line."""
+    """Returns the experiment; every field can be overridden on the command line."""
     return LanguageModelExperiment(
         data=RowsData(
             mixture="runs/data/pretrain.mixture.json", phases=(PRETRAIN,), batch_size=512

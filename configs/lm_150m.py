@@ -14,14 +14,14 @@ from speechlm_jax.train.optimizer import OptimizerConfig
 
 
 def config() -> LanguageModelExperiment:
-    """The experiment; every field can be overridden on the command line."""
+    """Returns the experiment; every field can be overridden on the command line."""
     transformer = TransformerConfig(
         num_layers=12, embed=768, heads=12, kv_heads=4, head_dim=64, mlp=3072,
         execution=ExecutionConfig(remat="full"),
     )  # fmt: skip
     return LanguageModelExperiment(
         data=RowsData(mixture="runs/data/my_mixture.mixture.json", batch_size=64),
-        # 0: as many ids as the rows' vocabulary has.
+        # vocab_size 0: the size of the rows' vocabulary.
         model=LanguageModelConfig(vocab_size=0, transformer=transformer, dtype="bfloat16"),
         train=TrainConfig(
             total_steps=20_000,

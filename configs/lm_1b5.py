@@ -3,8 +3,8 @@
 Paper: Zeng et al., arXiv 2411.17607, ablations on a 1.5B model; its settings are not given there.
   The mixture is that of the 9B model (GLM-4-Voice report, arXiv 2412.02612, section 4.1).
 Ours: 512 rows of 4,096 ids a step (2.1M tokens: 48,000 steps); peak 3e-4, a tenth at the end, as
-  for going on from models of this size; half of the text stays in the annealing, 5% of the run,
-  which sees transcribed speech once more.
+  for continued training of models of this size; the annealing, 5% of the run, has half the share
+  of text and sees transcribed speech once more.
 Command: speechlm train configs/lm_1b5.py train.init_from=runs/base
   (runs/base: `speechlm convert Qwen2.5-1.5B --run RUN --out runs/base`; docs/pretraining.md)
 Machine: a TPU slice of 32 chips, or 8 GPUs with 80 GB; the mesh is FSDP over all of them.
@@ -17,7 +17,7 @@ from speechlm_jax.lm.presets import preset
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
-# The tasks of your mixture, by what they hold; every name must be one that `prepare` was given.
+# The tasks of your mixture, named by content; every name must be a task that `prepare` was given.
 PRETRAIN = PhaseSpec(
     "pretrain",
     {
@@ -37,7 +37,7 @@ ANNEAL = PhaseSpec(
 
 
 def config() -> LanguageModelExperiment:
-    """The experiment; every field can be overridden on the command line."""
+    """Returns the experiment; every field can be overridden on the command line."""
     return LanguageModelExperiment(
         data=RowsData(
             mixture="runs/data/pretrain.mixture.json", phases=(PRETRAIN, ANNEAL), batch_size=512

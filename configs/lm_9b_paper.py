@@ -5,7 +5,7 @@ Paper: Zeng et al., arXiv 2411.17607, section 2.3, and the GLM-4-Voice report, a
   text, one epoch each of unsupervised speech and of ASR and TTS, the rest interleaved.
 Ours, since the papers do not say: 1,024 rows a step (8.4M tokens: 119,000 steps, between GLM-130B's
   4M and Llama 3's 16M), 2,000 steps of warm-up (new rows of the vocabulary start far from their
-  place), weight decay 0.1, gradient norm 1, documents kept apart in packed rows.
+  final values), weight decay 0.1, gradient norm 1, no attention between documents of a packed row.
 Command: speechlm train configs/lm_9b_paper.py train.init_from=runs/base
   (runs/base: `speechlm convert glm-4-9b --run RUN --out runs/base`; docs/pretraining.md)
 Machine: a TPU slice of 64 chips or more; the mesh is FSDP over all of them.
@@ -18,7 +18,7 @@ from speechlm_jax.lm.presets import preset
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
-# The tasks of your mixture, by what they hold; every name must be one that `prepare` was given.
+# The tasks of your mixture, named by content; every name must be a task that `prepare` was given.
 PRETRAIN = PhaseSpec(
     "pretrain",
     {
@@ -33,7 +33,7 @@ PRETRAIN = PhaseSpec(
 
 
 def config() -> LanguageModelExperiment:
-    """The experiment; every field can be overridden on the command line."""
+    """Returns the experiment; every field can be overridden on the command line."""
     return LanguageModelExperiment(
         data=RowsData(
             mixture="runs/data/pretrain.mixture.json", phases=(PRETRAIN,), batch_size=1024

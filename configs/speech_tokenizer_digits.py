@@ -6,7 +6,7 @@ Data: Free Spoken Digit Dataset, 5 speakers x 500 single digits, 8 kHz; trains o
 Command: python benchmarks/digits.py   (features, five trainings, five scores; runs/digits)
   One training, once the features are there: speechlm train configs/speech_tokenizer_digits.py
 Machine: two CPU cores, 2 GiB.
-Time: 4 minutes of wall time a speaker alone, 7 of CPU time (yweweler; the others not timed since).
+Time: per speaker, run alone, 4 minutes wall and 7 CPU (yweweler; the others not timed since).
 Expected: 83% mean word accuracy (theo 96%, yweweler 88, jackson 83, nicolas 76, george 71).
 """
 
@@ -20,10 +20,10 @@ from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
 from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.optimizer import OptimizerConfig
 
-# The recordings hold nothing above 4 kHz; 40 bins up to there are as wide as Whisper's 80.
+# The recordings have no content above 4 kHz; 40 bins up to there are as wide as Whisper's 80.
 MEL = MelConfig(num_mels=40, f_max=4000.0)
 
-# Four speakers are few: clips are varied until they overlap with how a fifth may sound. Digits last
+# Four speakers are few, so clips are varied enough to cover how a fifth may sound. Digits last
 # 0.35 s with one speaker and 0.5 s with another, are cut more or less tightly, and differ by 20 dB.
 AUGMENT = AugmentConfig(
     max_joined=3,
@@ -41,7 +41,7 @@ AUGMENT = AugmentConfig(
 
 
 def config() -> SpeechTokenizerExperiment:
-    """The experiment that leaves `theo` out; benchmarks/digits.py leaves each out in turn."""
+    """Returns the experiment without `theo`; benchmarks/digits.py leaves each out in turn."""
     return SpeechTokenizerExperiment(
         data=ClipsData(
             features="runs/digits/features",

@@ -4,8 +4,8 @@ The words are those of docs/glossary.md: `batch`, `samples`, `mel_frames`, `mels
 `length`, `embed`, `mlp`, `heads`, `kv_heads`, `head_dim`, `vocab`, `layers`, `codebook`,
 `channels`. A one-word shape takes a leading space: `Float[Array, " samples"]`.
 
-JAX is imported for those alone who ask for `Array`, `Key` or `PyTree`: what reads rows on disk, and
-help, do without.
+JAX is imported only when `Array`, `Key` or `PyTree` is requested: code that reads rows on disk, and
+help, need no JAX.
 """
 
 import importlib
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-_OF_JAX = {"Array": "jax", "Key": "jaxtyping", "PyTree": "jaxtyping"}  # which import JAX
+_OF_JAX = {"Array": "jax", "Key": "jaxtyping", "PyTree": "jaxtyping"}  # these import JAX
 
 
 def __getattr__(name: str) -> Any:

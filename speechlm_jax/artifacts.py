@@ -1,7 +1,7 @@
-"""Files that survive a crash, and the manifest beside every stage's output.
+"""Writes files that survive a crash, and the manifest beside every stage's output.
 
 A stage writes its folder, then its manifest last, atomically: a folder with a manifest is whole.
-`is_current` says whether a folder was made from these inputs with this config; a stage whose
+`is_current` tells whether a folder was made from these inputs with this config; a stage whose
 manifest is current is not run again.
 """
 
@@ -25,21 +25,21 @@ from speechlm_jax.errors import UserError
 
 MANIFEST = "stage.json"
 _log = logging.getLogger("speechlm.stages")
-_WIDE_BYTES = 1024  # of a file's beginning, to see whether it is UTF-16
+_WIDE_BYTES = 1024  # of a file's beginning that show whether it is UTF-16
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a stage's output is, and what it was made from.
+    """A stage's output and what it was made from.
 
     Attributes:
       kind: the stage, e.g. "codes".
       inputs: fingerprint of each input, by name.
       config: the resolved config as JSON data.
-      seed: the seed of everything random in the stage.
+      seed: seed of everything random in the stage.
       counts: numbers worth knowing without opening the files (rows, tokens, seconds).
       files: SHA-256 of each file, by its path inside the folder.
-      extra: whatever readers need (e.g. the tokenizer's identity and frame rate).
+      extra: further data for readers (e.g. the tokenizer's identity and frame rate).
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Names the output by what made it and what it holds."""
+        """Fingerprint of the output: of what made it and what it holds."""
         return configs.fingerprint(
             {"kind": self.kind, "inputs": self.inputs, "config": self.config, "files": self.files}
         )
@@ -60,7 +60,7 @@ class Manifest:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that takes the place of `path` only when the block ends well."""
+    """Opens a temporary file that replaces `path` only if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -75,7 +75,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def require_new(folder: str | Path) -> None:
-    """UserError if a folder that is to be made holds something already."""
+    """Raises UserError if a folder that is to be made holds something already."""
     folder = Path(folder)
     try:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -87,9 +87,9 @@ def require_new(folder: str | Path) -> None:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `path` only when the block ends well.
+    """Makes a folder to fill, which gets the name `path` only if the block ends without an error.
 
-    Until then it stands beside `path` as `.NAME.PID.tmp`, and is all that a killed process leaves.
+    Until then it lies beside `path` as `.NAME.PID.tmp`, and is all that a killed process leaves.
 
     Raises:
       UserError: `path` holds something, before the block or after it.
@@ -123,19 +123,19 @@ def write_json(path: str | Path, data: Any) -> None:
 
 
 def json_to_bytes(data: Any) -> bytes:
-    """What `write_json` writes."""
+    """Returns the bytes that `write_json` writes."""
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+    """Writes one JSON object per line, whole or not at all."""
     with atomic_file(path) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file, local or in a bucket; UserError where it is missing or broken."""
+    """Reads a JSON file, local or in a bucket; raises UserError if it is missing or broken."""
     try:
         data = bucket.read_bytes(path) if bucket.is_address(path) else Path(path).read_bytes()
         return json.loads(data.decode("utf-8"))
@@ -146,7 +146,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a text in UTF-8, plain or .gz, without their ends and without a BOM.
+    """Yields the lines of a UTF-8 text, plain or .gz, without their ends and without a BOM.
 
     Raises:
       UserError: the file is missing, is a folder, or is not what its name says.
@@ -157,7 +157,7 @@ def read_lines(path: str | Path) -> Iterator[str]:
             if _is_wide(file.peek(_WIDE_BYTES)[:_WIDE_BYTES]):
                 raise UserError(f"{path}: is UTF-16 or UTF-32; `iconv -f utf-16 -t utf-8` turns it")
             for line in text:
-                yield line.removeprefix("\ufeff").removesuffix("\n")  # also of files put together
+                yield line.removeprefix("\ufeff").removesuffix("\n")  # also inside joined files
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -169,12 +169,12 @@ def read_lines(path: str | Path) -> Iterator[str]:
 
 
 def _is_wide(head: bytes) -> bool:
-    """Whether a file begins as UTF-16 or UTF-32: by its BOM, or by the zeros between letters."""
+    """Returns whether a file begins as UTF-16 or UTF-32: with a BOM, or zeros between letters."""
     return head.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * head.count(0) > len(head) > 8
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Reads one JSON object a line, as `read_lines`; UserError names the line that is broken."""
+    """Yields one JSON object per line, as `read_lines`; UserError names the line that is broken."""
     for _, row in numbered_jsonl(path):
         if isinstance(row, UserError):
             raise row
@@ -182,7 +182,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    """Number and object of each line; the error of a line that is broken stands in its place."""
+    """Yields the number and the object of each line; for a broken line, its error as the object."""
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             yield number, _line_to_row(line, f"{path}:{number}")
@@ -199,7 +199,7 @@ def _line_to_row(line: str, place: str) -> dict[str, Any] | UserError:
 
 
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -215,7 +215,7 @@ def write_manifest(
     files: Iterable[str | Path] = (),
     extra: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Hashes `files` (paths inside `folder`) and writes the manifest: the stage is done."""
+    """Hashes `files` (paths inside `folder`) and writes the manifest, which finishes the stage."""
     folder = Path(folder)
     names = [
         str(Path(file).relative_to(folder) if Path(file).is_absolute() else file) for file in files
@@ -234,7 +234,7 @@ def write_manifest(
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Reads the manifest of a folder, local or in a bucket; UserError where it has none."""
+    """Reads the manifest of a folder, local or in a bucket; raises UserError if it has none."""
     path = bucket.join(folder, MANIFEST)
     unfinished = UserError(
         f"{folder}: is not a finished stage output (no {MANIFEST}); run its stage first"
@@ -256,10 +256,10 @@ def read_manifest(folder: str | Path) -> Manifest:
 def is_current(
     folder: str | Path, kind: str, *, inputs: dict[str, str], config: Any, seed: int = 0
 ) -> bool:
-    """Whether `folder` holds this stage's finished output of these inputs and this config.
+    """Returns whether `folder` holds this stage's finished output of these inputs and this config.
 
-    Dataclasses in `config` are compared as this version reads what an older one wrote. Where it
-    holds another, the log says in what that differs: hours of work may be made anew.
+    A config that an older version stored is compared as this version would have stored it. If the
+    folder holds another output, the log says how it differs: hours of work may be repeated.
     """
     if not (Path(folder) / MANIFEST).is_file():
         return False
@@ -274,16 +274,17 @@ def is_current(
 
 
 def say_stale(folder: str | Path, theirs: Any, mine: Any) -> None:
-    """Says that what lies in a folder is made anew, and in what it differs from what is wanted."""
+    """Logs that a folder's output is made again, and how it differs from what is wanted."""
     _log.info(
         "%s: is made anew; it had %s", folder, configs.listed(configs.differences(theirs, mine))
     )
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Names the files of a finished stage that are missing or changed since; empty if none is.
+    """Returns the names of a finished stage's files that are missing or have changed.
 
-    What lies outside of the folder, or is no plain file, is none of its files and is not read.
+    A name that lies outside of the folder, or is not a plain file, counts as missing and is not
+    read.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -291,7 +292,7 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether data names a path below the folder that it is relative to, of names that can be."""
+    """Returns whether a name is a valid path below the folder that it is relative to."""
     path = PurePosixPath(name)
     return (
         bool(path.parts)
@@ -302,7 +303,7 @@ def is_inside(name: str) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file of a folder can have this name: no separator, no NUL, 255 bytes at most."""
+    """Returns whether a file can have this name: no separator, no NUL, 255 bytes at most."""
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -314,5 +315,5 @@ def _is(folder: Path, name: str, digest: str) -> bool:
     try:
         path = folder / name
         return is_inside(name) and path.is_file() and sha256_file(path) == digest
-    except (OSError, ValueError):  # its name is none
+    except (OSError, ValueError):  # not a valid name
         return False

@@ -1,7 +1,7 @@
-"""Addresses of buckets (gs://...): small files, sizes of files, and many byte ranges at once.
+"""Reads from buckets by address (gs://...): small files, sizes of files, many byte ranges at once.
 
-Whatever fsspec knows is read, gs:// through gcsfs. epath, which is built on fsspec, would import
-TensorFlow for gs:// wherever it is installed.
+Everything that fsspec supports can be read, gs:// through gcsfs. epath, which is built on fsspec,
+would import TensorFlow for gs:// wherever it is installed.
 """
 
 import functools
@@ -18,18 +18,18 @@ from speechlm_jax.errors import UserError
 
 T = TypeVar("T")
 
-DISK_GB = 20.0  # of rows in a bucket, what a host keeps on its disk unless told
-# Waits between tries, here; gcsfs tries each request six times within half a minute of its own.
+DISK_GB = 20.0  # default disk space of a host for rows in a bucket
+# Waits between our tries; gcsfs itself tries each request six times within half a minute.
 PATIENCE_SECONDS = (1.0, 4.0, 16.0)
 _TRANSIENT = {"408", "429", "500", "502", "503", "504"}
 
 
 class NoSuchObject(UserError):
-    """There is nothing at an address."""
+    """Raised if nothing is at an address."""
 
 
 class Range(NamedTuple):
-    """Bytes `start` to `end` of a file in a bucket; without an end, all of it."""
+    """Bytes `start` to `end` of a file in a bucket; to the file's end without an `end`."""
 
     address: str
     start: int = 0
@@ -37,23 +37,23 @@ class Range(NamedTuple):
 
 
 def is_address(place: str | Path) -> bool:
-    """Whether a place is in a bucket; all others are local paths."""
+    """Returns whether a place is in a bucket; all others are local paths."""
     return "://" in str(place)
 
 
 def join(place: str | Path, name: str) -> str | Path:
-    """What is called `name` in a folder or at an address."""
+    """Returns the path or address of `name` in a folder."""
     return f"{str(place).rstrip('/')}/{name}" if is_address(place) else Path(place) / name
 
 
 def parent(place: str | Path) -> str | Path:
-    """The folder, or the address, that holds a file."""
+    """Returns the folder, or the address, that holds a file."""
     return str(place).rpartition("/")[0] if is_address(place) else Path(place).parent
 
 
 def require_folder(place: str | Path, what: str) -> None:
-    """UserError where a place must be a local folder and is an address."""
-    # pathlib has made one slash of two, where the option is a path
+    """Raises UserError if a place that must be a local folder is an address."""
+    # pathlib has turned two slashes into one if the option is a path
     address = re.sub(r"^(gs|s3):/(?!/)", r"\1://", str(place))
     if is_address(address):
         raise UserError(
@@ -62,17 +62,17 @@ def require_folder(place: str | Path, what: str) -> None:
 
 
 def read_bytes(address: str | Path) -> bytes:
-    """A small file whole.
+    """Returns the bytes of a small file.
 
     Raises:
-      NoSuchObject: it is not there.
-      UserError: it cannot be had.
+      NoSuchObject: the file does not exist.
+      UserError: the file cannot be read.
     """
     return read_ranges([Range(str(address))])[0]
 
 
 def file_sizes(address: str) -> dict[str, int]:
-    """Bytes of each file in a folder of a bucket, by name; empty where there is no such folder."""
+    """Returns the bytes of each file in a folder of a bucket, by name; {} without the folder."""
 
     def listed(system: Any) -> list[dict[str, Any]]:
         system.invalidate_cache()
@@ -86,11 +86,11 @@ def file_sizes(address: str) -> dict[str, int]:
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Reads many ranges of files in one bucket at once; those that fail are asked for again.
+    """Reads many ranges of files in one bucket at once; requests those that fail again.
 
     Raises:
-      NoSuchObject: a file is not there.
-      UserError: a range cannot be had: no permission, a bucket that is gone, a file cut short.
+      NoSuchObject: a file does not exist.
+      UserError: a range cannot be read: no permission, no such bucket, a file cut short.
     """
     found: dict[int, bytes] = {}
 
@@ -129,7 +129,7 @@ class _Failed(Exception):
 
 
 def _patiently(address: str, call: Callable[[Any], T]) -> T:
-    """Calls with the address's file system, again after each wait while that may help."""
+    """Calls `call` with the address's file system; again after each wait while that may help."""
     for wait in (*PATIENCE_SECONDS, None):
         try:
             return call(_file_system(address.partition("://")[0]))
@@ -151,10 +151,10 @@ def _patiently(address: str, call: Callable[[Any], T]) -> T:
 
 @functools.lru_cache
 def _file_system(protocol: str) -> Any:
-    # Before gcsfs is imported: it would ask, by gRPC and for up to a minute where that does not get
-    # through, what kind of bucket it is, which reading by HTTP need not know.
+    # Set before gcsfs is imported, which would ask for the kind of bucket by gRPC, for up to a
+    # minute where gRPC is blocked; reading by HTTP does not need to know it.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # One for all threads: fsspec would make one for each.
+    # One file system for all threads: fsspec would make one for each.
     try:
         return fsspec.filesystem(protocol, skip_instance_cache=True)
     except ImportError as error:
@@ -165,7 +165,7 @@ def _file_system(protocol: str) -> Any:
 
 
 def _final(address: str, error: Exception) -> UserError | None:
-    """What the user is told, or None where another try may help; errors of ours are raised."""
+    """Returns the error for the user, or None if another try may help; raises an error of ours."""
     home = type(error).__module__.partition(".")[0]
     code = str(getattr(error, "code", "") or getattr(error, "status", ""))
     if isinstance(error, FileNotFoundError) or code == "404":

@@ -1,6 +1,6 @@
-"""Speech codes on disk: which tokenizer made them, and folders that hold them.
+"""Speech codes on disk: the identity of their tokenizer, and the folders that hold them.
 
-A codes folder holds `codes.jsonl`, an object a line with "id" and "codes" (and mostly "text" and
+A codes folder holds `codes.jsonl`, one object per line with "id" and "codes" (and mostly "text" and
 "speaker"), and `stage.json`, which carries the identity. Folders of interleaved documents and of
 dialogues carry it too. Codes of other programs may lie in Parquet instead (`data.sources`).
 """
@@ -24,7 +24,7 @@ class CodesIdentity:
 
     Attributes:
       tokenizer: fingerprint of the speech tokenizer.
-      frame_rate_hz: codes a second.
+      frame_rate_hz: codes per second.
       codebook_size: entries of the codebook; codes are 0 .. codebook_size-1.
     """
 
@@ -37,14 +37,15 @@ class CodesIdentity:
         configs.at_least(self, 0, "codebook_size")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as it stands in a manifest's `extra`."""
+        """Returns plain data, as in a manifest's `extra`."""
         return dataclasses.asdict(self)
 
     def require_same(self, other: "CodesIdentity", here: str, there: str, hint: str) -> None:
         """Refuses codes of another tokenizer.
 
         Raises:
-          UserError: names both sides and the first field that differs.
+          UserError: the codes differ; the message names both sides and the first field that
+            differs.
         """
         for name, mine in self.to_json().items():
             theirs = getattr(other, name)
@@ -53,10 +54,10 @@ class CodesIdentity:
 
 
 def identity_of(manifest: artifacts.Manifest, where: str | Path) -> CodesIdentity:
-    """The identity that a manifest carries.
+    """Returns the identity that a manifest carries.
 
     Raises:
-      UserError: it carries none, or one that cannot be.
+      UserError: the manifest carries none, or an invalid one.
     """
     names = [field.name for field in dataclasses.fields(CodesIdentity)]
     missing = [name for name in names if name not in manifest.extra]
@@ -72,12 +73,12 @@ def identity_of(manifest: artifacts.Manifest, where: str | Path) -> CodesIdentit
 
 
 def read_identity(folder: str | Path) -> CodesIdentity:
-    """The identity of the codes in a finished folder; UserError as of `identity_of`."""
+    """Returns the identity of the codes in a finished folder; raises UserError as `identity_of`."""
     return identity_of(artifacts.read_manifest(folder), folder)
 
 
 def read_codes(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a codes folder that this library wrote, in order."""
+    """Yields the rows of a codes folder that this library wrote, in order."""
     return artifacts.read_jsonl(Path(folder) / CODES)
 
 
@@ -92,15 +93,15 @@ def write_codes(
     seed: int = 0,
     files: Iterable[str] = (),
 ) -> artifacts.Manifest:
-    """Writes a finished codes folder in place of what lay there.
+    """Writes a finished codes folder; replaces what was there.
 
     Args:
-      rows: with "id" and "codes"; they are taken one by one, before `counts` is read.
-      inputs, config, counts, seed: of the manifest.
-      files: others that the folder holds already.
+      rows: rows with "id" and "codes"; they are taken one by one, before `counts` is read.
+      inputs, config, counts, seed: fields of the manifest.
+      files: further files that the folder holds already.
     """
     folder = Path(folder)
-    (folder / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
+    (folder / artifacts.MANIFEST).unlink(missing_ok=True)  # of older contents
     artifacts.write_jsonl(folder / CODES, rows)
     return artifacts.write_manifest(
         folder, KIND, inputs=inputs, config=config, seed=seed, counts=counts,

@@ -15,17 +15,17 @@ from speechlm_jax.user_code import user_code
 
 T = TypeVar("T")
 
-MOST = 2**31 - 1  # of a size: arrays are indexed by 32 bits
+MOST = 2**31 - 1  # upper limit of a size: arrays are indexed by 32 bits
 _ABSENT = object()
-_MOST_NAMED = 6  # differences in a line
+_MOST_NAMED = 6  # differences named in a line
 added = typed.added
 
 
 def load(path: str | Path) -> Any:
-    """Runs a Python config file and returns what its `config()` function returns.
+    """Runs a Python config file and returns the result of its `config()` function.
 
     Raises:
-      UserError: the file is missing, fails, or defines no `config()` that gives a dataclass.
+      UserError: the file is missing, fails, or defines no `config()` that returns a dataclass.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,7 +45,7 @@ def at_least(config: Any, least: float | int, *names: str, most: float | int = M
     """Refuses numbers of a config that are not within `least` .. `most`; None passes.
 
     Raises:
-      UserError: names the field and its limits.
+      UserError: a number is refused; the message names the field and its limits.
     """
     for name in names:
         value = getattr(config, name)
@@ -55,7 +55,7 @@ def at_least(config: Any, least: float | int, *names: str, most: float | int = M
 
 
 def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
-    """As `at_least`, for numbers that may be as small as they like, but not 0."""
+    """Refuses numbers of a config that are not above 0 and at most `most`, as `at_least`."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value <= most:
@@ -66,13 +66,14 @@ def above_0(config: Any, *names: str, most: float | int = MOST) -> None:
 def to_json(config: Any, *, whole: bool = True) -> dict[str, Any]:
     """Turns a config into plain JSON data; a nested dataclass keeps its class name.
 
-    Without `whole`, fields that were `added` are left out where they mean what was before.
+    Without `whole`, `added` fields are left out if they have the value that data without them
+    means.
     """
     return json.loads(json.dumps(typed.to_plain(config, whole=whole)))
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`; moved and renamed fields are read where they were (`MOVED`).
+    """Reads a config from the output of `to_json`; finds moved fields at their old names (`MOVED`).
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of its range.
@@ -81,10 +82,10 @@ def from_json(cls: type[T], data: Any) -> T:
 
 
 def upgraded(stored: Any, config: Any) -> Any:
-    """Stored JSON data as this version would have written it, to compare with `to_json(config)`.
+    """Returns stored JSON data as this version would have written it, to compare with `to_json`.
 
-    Fields that have moved stand where they are now; fields that the data lacks have the value that
-    data without them means (`added`, or the default). Whatever else differs from `config` stays.
+    Moved fields are put where they are now; fields that the data lacks get the value that data
+    without them means (`added`, or the default). All other differences from `config` stay.
     """
     if dataclasses.is_dataclass(config) and isinstance(stored, dict):
         name = type(config).__name__
@@ -107,10 +108,10 @@ def upgraded(stored: Any, config: Any) -> Any:
 
 
 def as_started(config: T, stored: Any) -> T:
-    """A config that goes on from stored JSON data: defaults that are newer give way.
+    """Returns a config that continues from stored JSON data: newer defaults give way.
 
-    A field that was `added` and is at its default takes what it meant before, where the data has
-    that: a run, or a folder that is done, stays what it was when a default changes.
+    A field that was `added` and is at its default takes the value that it meant before, if the data
+    has that: a run, or a finished folder, stays the same when a default changes.
     """
     if not isinstance(stored, dict):
         return config
@@ -125,7 +126,7 @@ def as_started(config: T, stored: Any) -> T:
 
 
 def differences(theirs: Any, mine: Any, path: str = "") -> Iterator[str]:
-    """Each field in which two sets of JSON data differ, and what both have."""
+    """Yields each field in which two sets of JSON data differ, with both values."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         for key in sorted(theirs.keys() | mine.keys()):
             where = f"{path}.{key}" if path else key
@@ -142,16 +143,16 @@ def differences(theirs: Any, mine: Any, path: str = "") -> Iterator[str]:
 
 
 def listed(found: Iterable[str]) -> str:
-    """Differences as a part of one line: some, and how many more there are."""
+    """Joins differences into a part of one line: some, and the number of the others."""
     every = list(found)
     more = f"; and {len(every) - _MOST_NAMED} more" if len(every) > _MOST_NAMED else ""
     return "; ".join(every[:_MOST_NAMED]) + more
 
 
 def fingerprint(data: Any) -> str:
-    """Sixteen hex digits that name a config or any JSON data: the SHA-256 of its canonical JSON.
+    """Returns 16 hex digits that identify a config or JSON data: SHA-256 of its canonical JSON.
 
-    Of a dataclass, fields that were `added` count only where they change what was before.
+    Of a dataclass, `added` fields count only if they differ from what data without them means.
     """
     plain = typed.to_plain(data, whole=False)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -162,8 +163,8 @@ def override(config: T, assignments: Iterable[str]) -> T:
     """Applies `field.sub=value` assignments, all at once; values are JSON, bare words are strings.
 
     Raises:
-      UserError: an unknown field (the nearest one is named), a value of the wrong type, or two
-        values for a field.
+      UserError: a field is unknown (the nearest is named), a value has the wrong type, or a field
+        has two values.
     """
     given: dict[str, Any] = {}
     for assignment in assignments:
@@ -175,7 +176,7 @@ def override(config: T, assignments: Iterable[str]) -> T:
 
 
 def _assign(given: dict[str, Any], path: str, text: str) -> None:
-    """Notes one assignment in a tree of field names whose leaves are texts."""
+    """Adds one assignment to a tree of field names whose leaves are texts."""
     *outer, name = path.split(".")
     for part in outer:
         given = given.setdefault(part, {})
@@ -187,7 +188,7 @@ def _assign(given: dict[str, Any], path: str, text: str) -> None:
 
 
 def _replaced(config: Any, given: dict[str, Any], path: str) -> Any:
-    """A dataclass with the fields of a tree of assignments replaced."""
+    """Returns a dataclass with the fields of a tree of assignments replaced."""
     hints, made = typed.field_types(type(config)), {}
     for name, value in given.items():
         where = f"{path}.{name}" if path else name
@@ -207,7 +208,7 @@ def _replaced(config: Any, given: dict[str, Any], path: str) -> Any:
 
 
 def _absent(config: Any, name: str, path: str) -> str:
-    """Says of a field that a config does not have where it is now, or which one is the nearest."""
+    """Returns the message for a field that a config lacks: where it is now, or the nearest one."""
     now = typed.moves(type(config)).get(name)
     if now is None:
         return typed.unknown(name, typed.field_types(type(config)))
@@ -224,10 +225,10 @@ def _parse(text: str, path: str) -> Any:
 
 
 def _no_arguments(function: Callable[..., Any]) -> tuple[()]:
-    """What `config()` is called with; UserError names its line where it asks for more."""
+    """Returns no arguments, for `config()`; UserError names its line if it needs any."""
     try:
         inspect.signature(function).bind()
-    except ValueError:  # of a class of Python's own
+    except ValueError:  # a built-in class may have no signature
         pass
     except TypeError:
         code = getattr(function, "__code__", None)

@@ -1,12 +1,13 @@
-"""One process at a time writes into a folder, also where several hosts share it.
+"""Lets one process at a time write into a folder, also if several hosts share the folder.
 
-The holder's file says who it is, and a thread writes it anew every few seconds. Whoever wants the
-folder and finds the file of a process of this machine knows whether that lives. Of one elsewhere it
-reads the file again and again: a file that changes has a live holder, one that has stayed as it was
-for a lease has none, and is removed. No machine's clock is compared with another's.
+The holder's file identifies it, and a thread rewrites the file every few seconds. A process that
+wants the folder and finds a file from its own machine checks whether the holder lives. If the file
+is from elsewhere, it reads the file again and again: a file that changes has a live holder; one
+that stays the same for a lease has none, and is removed. The lease is measured by one machine's
+clock; two are compared only by a file's time of change (`OLD_SECONDS`, claims to remove a file).
 
-It needs a file system with exclusive creation, and no locks: NFS and gcsfuse will do. A
-lease must last longer than the file system's cache of a file's size and time (gcsfuse: a minute).
+It needs a file system with exclusive creation, and no locks: NFS and gcsfuse will do. A lease must
+last longer than the file system caches a file's size and time (gcsfuse: a minute).
 """
 
 import contextlib
@@ -31,8 +32,8 @@ FILE = ".owner.json"
 LEASE_SECONDS = 120.0
 RENEW_SECONDS = 15.0
 POLL_SECONDS = 1.0
-OLD_SECONDS = 10 * LEASE_SECONDS  # a file of that age is nobody's, even if clocks differ somewhat
-RENEWALS_SEEN = 2  # that show life; one may come from a cache that was late
+OLD_SECONDS = 10 * LEASE_SECONDS  # an older file has no holder, even if clocks differ somewhat
+RENEWALS_SEEN = 2  # changes that show life; a single one may come from a late cache
 COMMAND_CHARACTERS = 120
 UNREADABLE = b"unreadable"
 
@@ -41,14 +42,15 @@ _log = logging.getLogger("speechlm.lock")
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """What the file says.
+    """Contents of the file.
 
     Attributes:
-      token: names this holding; drawn at random.
-      machine: tells machines and their restarts apart, and containers, which see other processes.
-      started: when the process started, in the machine's own count; "" where it tells nobody.
-      since: when it took the folder, for people.
-      renewals: how often the file was written.
+      token: random name of this holding.
+      machine: name that differs between machines, their restarts, and containers, which see other
+        processes.
+      started: start time of the process, in the machine's own count; "" if unknown.
+      since: time at which it took the folder, for people.
+      renewals: number of times that the file was written.
     """
 
     token: str
@@ -66,7 +68,7 @@ class Holder:
 
     @property
     def lives_here(self) -> bool | None:
-        """Whether its process runs on this machine; None where it is on another."""
+        """True if its process runs on this machine, false if not; None for another machine."""
         if self.machine != _machine():
             return None
         return _runs(self.pid, self.started)
@@ -75,11 +77,11 @@ class Holder:
 class FolderLock:
     """A context in which this process alone writes into a folder.
 
-    Entering it waits for a holder elsewhere to be known dead or alive, a lease at most.
+    Entering it waits, a lease at most, until a holder elsewhere is known to be dead or alive.
     """
 
     def __init__(self, folder: str | Path, *, mine: bool = True):
-        """`mine=False` does nothing: another process of the same run holds the folder."""
+        """With `mine=False` it does nothing: another process of the same run holds the folder."""
         self.path = Path(folder) / FILE
         self._mine, self._file, self._made = mine, -1, False
         self._me = Holder(
@@ -99,7 +101,7 @@ class FolderLock:
         self._thread = threading.Thread(target=self._keep, name="folder-lock", daemon=True)
 
     def __enter__(self) -> "FolderLock":
-        """Takes the folder, which is made if need be.
+        """Takes the folder, which is created if needed.
 
         Raises:
           UserError: another process holds it, or it cannot be written.
@@ -124,14 +126,14 @@ class FolderLock:
                 self.path.parent.rmdir()
 
     def check(self) -> None:
-        """UserError where another process is known to have taken the folder; asks nobody."""
+        """Raises UserError if another process is known to have taken the folder; reads no file."""
         if self._lost:
             raise UserError(self._lost)
 
     def confirm(self) -> None:
-        """Makes sure that the folder is still this process's; to be called before a write.
+        """Checks that the folder is still this process's; call it before a write.
 
-        A machine that slept, or a network that was away, may have cost it.
+        While this machine slept, or the network failed, another process may have taken it.
 
         Raises:
           UserError: another process has taken it, or may have.
@@ -150,7 +152,7 @@ class FolderLock:
         watch = _Watch(self.path)
         while not self._create():
             found = _read(self.path)
-            if found is None:  # it was given back this moment
+            if found is None:  # it was released this moment
                 time.sleep(POLL_SECONDS / 10)
                 continue
             holder = _parse(found)
@@ -168,7 +170,7 @@ class FolderLock:
             time.sleep(POLL_SECONDS)
 
     def _create(self) -> bool:
-        """Whether the file was not there, and is this process's now."""
+        """Creates the file; returns whether it was not there and is this process's now."""
         try:
             self._made |= not self.path.parent.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +186,7 @@ class FolderLock:
             return True
         os.close(self._file)
         self._lost = ""
-        # a file system that makes files late lets two create the same one; the first stays
+        # a file system that creates files late lets two create the same one; the first stays
         if error is None or error.errno in (errno.ESTALE, errno.ENOENT):
             return False
         with contextlib.suppress(OSError):
@@ -195,11 +197,11 @@ class FolderLock:
         return UserError(f"{self.path.parent}: cannot be written ({error.strerror})")
 
     def _remove(self, dead: bytes) -> None:
-        """Removes a dead holder's file and no other; one of several that want to does."""
+        """Removes a dead holder's file and no other; one of several processes does it."""
         claim = self.path.with_name(f"{FILE}.{hashlib.sha256(dead).hexdigest()[:16]}")
         try:
             os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        except FileExistsError:  # another is about to, or was killed there
+        except FileExistsError:  # another process is removing it, or was killed here
             with contextlib.suppress(OSError):
                 if time.time() - claim.stat().st_mtime > LEASE_SECONDS:
                     claim.unlink()
@@ -216,7 +218,7 @@ class FolderLock:
             self._renew()
 
     def _renew(self) -> OSError | None:
-        """Writes the file anew, and sees whether it is still there and this process's."""
+        """Rewrites the file, and checks that it is this process's; returns the error of a write."""
         with self._one_at_a_time:
             self._me = dataclasses.replace(self._me, renewals=self._me.renewals + 1)
             problem = None
@@ -243,28 +245,28 @@ class FolderLock:
 
 
 class _Watch:
-    """What is seen of a file that another machine may be renewing."""
+    """Observations of a file that another machine may be renewing."""
 
     def __init__(self, path: Path):
         self._path, self._seen, self._changes, self._since = path, b"", -1, 0.0
         self._told = False
 
     def shows_life(self, found: bytes) -> bool:
-        """Whether it has been renewed before our eyes."""
+        """Returns whether the file has been renewed while watched."""
         if found != self._seen or self._changes < 0:
             self._seen, self._since = found, time.monotonic()
             self._changes += 1
         return self._changes >= RENEWALS_SEEN
 
     def shows_none(self, found: bytes) -> bool:
-        """Whether it has stayed as it was for a lease, or is too old for anybody to renew it."""
+        """Returns whether the file has not changed for a lease, or is too old for a live holder."""
         with contextlib.suppress(OSError):
             if time.time() - self._path.stat().st_mtime > OLD_SECONDS:
                 return True
         return time.monotonic() - self._since > LEASE_SECONDS
 
     def tell(self, holder: Holder | None) -> None:
-        """Says once what is waited for."""
+        """Logs once what is waited for."""
         if not self._told:
             self._told = True
             _log.warning(
@@ -276,7 +278,7 @@ class _Watch:
 
 
 def _read(path: Path) -> bytes | None:
-    """What the file holds; None where it is not there."""
+    """Returns the contents of the file; None if it is not there."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -301,7 +303,7 @@ def _machine() -> str:
 
 
 def _runs(pid: int, started: str) -> bool:
-    """Whether a process of this machine runs, and is the one that started then."""
+    """Returns whether a process of this machine runs, and is the one that started then."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -312,7 +314,7 @@ def _runs(pid: int, started: str) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started; "" where that cannot be known; None: it has ended (a zombie)."""
+    """Returns when a process started; "" if unknown; None if it has ended (a zombie)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     except OSError:

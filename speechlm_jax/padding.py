@@ -1,4 +1,4 @@
-"""Rows of unlike length -> padded arrays of a few static shapes, so that few programs compile."""
+"""Pads rows of different lengths into arrays of few static shapes, so that few programs compile."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -17,7 +17,7 @@ Run = Callable[
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple that is no less than a number."""
+    """Returns the smallest multiple of `multiple` that is not below `number`."""
     return -(-number // multiple) * multiple
 
 
@@ -50,15 +50,18 @@ def run_in_batches(
 ) -> list[Answer]:
     """Runs a function over batches of padded rows; returns its answers in the order of the rows.
 
-    Every batch has `batch_size` rows, a last part of them repeated, and the length of its longest
-    row, rounded up to `multiple` (which is also the least). Answers of repeated rows are dropped.
+    Every batch has `batch_size` rows: an incomplete one repeats its rows, and their answers are
+    dropped. Its length is that of its longest row, rounded up to `multiple` (also the minimum).
 
     Args:
-      run: takes the rows' numbers, the padded rows and their lengths; gives an answer for each,
+      rows: rows of any lengths.
+      run: takes the rows' numbers, the padded rows and their lengths; returns an answer for each,
         which must not depend on padding.
-      kinds: of each row, comparable; a batch holds rows of one kind.
-      by_length: whether rows of like length come together, rather than in the order given.
-      dtype: of the padded rows.
+      batch_size: rows of a batch.
+      multiple: number of which the length of a batch is a multiple.
+      kinds: kind of each row, comparable; a batch holds rows of one kind.
+      by_length: true to batch rows of similar length, false to keep the order given.
+      dtype: dtype of the padded rows.
     """
     kinds = [()] * len(rows) if kinds is None else kinds
     order = sorted(range(len(rows)), key=lambda i: (kinds[i], len(rows[i]) if by_length else 0))
@@ -72,7 +75,7 @@ def run_in_batches(
 
 
 def _batches(order: Sequence[int], kinds: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
-    """Consecutive numbers of one kind, at most `batch_size` of them."""
+    """Yields consecutive numbers of one kind, at most `batch_size` of them."""
     for _, group in groupby(order, key=lambda i: kinds[i]):
         same = list(group)
         yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))

@@ -1,8 +1,8 @@
-"""Mesh axes, and the two tables that say where a logical axis lies on them.
+"""Mesh axes, and the two tables that place logical axes on them.
 
 The mesh has four axes: `replica` crosses slices (slow network), `fsdp` splits parameters and batch,
-`tensor` splits inside layers, `context` splits the sequence. A module names logical axes only (the
-words of docs/glossary.md); the same word may lie elsewhere as a parameter and as an activation.
+`tensor` splits inside layers, `context` splits the sequence. A module names only logical axes (the
+words of docs/glossary.md); a parameter and an activation may place the same word differently.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ ACTIVATION_RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each mesh axis; one axis may be -1, which takes the rest.
+    """Number of devices along each mesh axis; one axis may be -1, which takes the rest.
 
     Attributes:
       replica: slices, or groups of devices, that hold the same parameters and split the batch.
@@ -82,12 +82,13 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lays the devices out as a mesh with axes `MESH_AXES`, all of type Auto.
+    """Arranges the devices as a mesh with axes `MESH_AXES`, all of type Auto.
 
-    `replica` follows the slices where the devices are of several slices.
+    `replica` follows the slices if the devices are of several slices.
 
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices.
+      UserError: the axis sizes do not multiply to the number of devices, or `replica` is not a
+        multiple of the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _mesh_shape(config, len(devices))
@@ -133,13 +134,15 @@ def logical_to_spec(
     """Maps an array's logical axes to mesh axes; mesh axes of size 1 are left out.
 
     Args:
-      axes: one word for each dimension, None where a dimension has none.
-      shape: the array's shape; given, every split dimension must divide.
-      name: what the messages call the array.
+      axes: one word for each dimension, None for a dimension without one.
+      rules: table from logical axes to mesh axes.
+      mesh_shape: size of each mesh axis.
+      shape: the array's shape; if given, every split dimension must divide.
+      name: name of the array in messages.
 
     Raises:
-      ValueError: an axis is in no rule, two axes of one array lie on one mesh axis (also where that
-        mesh axis has size 1, so that it shows before the run on a pod), or the ranks differ.
+      ValueError: an axis is in no rule, two axes of one array lie on one mesh axis (also if that
+        mesh axis has size 1, so that the fault shows before the run on a pod), or the ranks differ.
       UserError: a dimension does not divide by the devices along its mesh axes.
     """
     if shape is not None and len(shape) != len(axes):
@@ -176,11 +179,11 @@ def _targets(axis: str | None, rules: Rules, name: str) -> tuple[str, ...]:
 def param_shardings(
     shapes: PyTree, axes: PyTree, *, mesh: Mesh, rules: Rules = PARAM_RULES
 ) -> PyTree:
-    """Where each parameter lies.
+    """Returns the sharding of each parameter.
 
     Args:
       shapes: tree of arrays or `jax.ShapeDtypeStruct`.
-      axes: the same tree with a tuple of logical axes at each leaf (None: on every device whole);
+      axes: the same tree with a tuple of logical axes at each leaf (None: whole on every device);
         or None, for all.
 
     Raises:
@@ -202,30 +205,30 @@ def param_shardings(
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """Returns the number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where a batch lies: its rows over `replica` and `fsdp`."""
+    """Returns the sharding of a batch: its rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
 class RowPart:
-    """Part `index` of the `count` equal parts that the rows of a batch are read in."""
+    """Part `index` of the `count` equal parts in which the rows of a batch are read."""
 
     index: int
     count: int
 
 
 def row_part(mesh: Mesh) -> RowPart:
-    """Which rows of each batch this host must read.
+    """Returns the part of each batch's rows that this host must read.
 
-    Hosts read different rows, unless `tensor` or `context` spans them: those read the same.
+    Hosts read different rows, except hosts that `tensor` or `context` spans: those read the same.
 
     Raises:
-      UserError: hosts share some of their rows and not all.
+      UserError: hosts share some of their rows but not all.
     """
     places: dict[int, list[int]] = {}
     rows = mesh.devices.reshape(row_shards(mesh), -1)
@@ -251,20 +254,20 @@ def to_global(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, Array
 
 
 def platform() -> str:
-    """What the mesh in scope is made of, or this process's devices where there is none."""
+    """Returns the platform of the mesh in scope, or without one, of this process's devices."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def axis_size(name: str) -> int:
-    """Devices along an axis of the mesh in scope."""
+    """Returns the number of devices along an axis of the mesh in scope; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[name]
 
 
 def on_one_device() -> bool:
-    """Whether no mesh is in scope, or one of a single device: nothing has to be said to others."""
+    """Returns whether no mesh is in scope, or one of a single device: nothing is communicated."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
@@ -272,7 +275,7 @@ def on_one_device() -> bool:
 def over_mesh(
     run: Callable[..., PyTree], in_specs: tuple[Any, ...], out_specs: Any
 ) -> Callable[..., PyTree]:
-    """`run` on each device of the mesh in scope, with its parts; itself on one device."""
+    """Returns `run` over the mesh in scope, on each device's parts; `run` itself on one device."""
     if on_one_device():
         return run
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
@@ -281,8 +284,8 @@ def over_mesh(
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Places an activation by `ACTIVATION_RULES` under the mesh in scope (`jax.set_mesh`).
 
-    A no-op where no mesh is in scope or its axes have one device, so a module needs no mesh. Inside
-    a `shard_map` the axes that it has taken are left out.
+    It does nothing if no mesh is in scope or its axes have one device, so a module needs no mesh.
+    Inside a `shard_map` the axes that it has taken are left out.
 
     Raises:
       ValueError, UserError: as `logical_to_spec`.

@@ -1,6 +1,6 @@
 """Finds the files that ship beside the library (tasks/, configs/), and imports task files by path.
 
-In a checkout they stand at its top, in an installed package inside it (setup.py), so that nothing
+They lie at the top of a checkout, and inside an installed package (setup.py), so that nothing
 installs top-level packages called `tasks` or `configs`.
 """
 
@@ -22,23 +22,23 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def root() -> Path:
-    """The folder that holds configs/ and tasks/."""
+    """Returns the folder that holds configs/ and tasks/."""
     inside = _PACKAGE / "_shipped"
     return inside if inside.is_dir() else _PACKAGE.parent
 
 
 def names() -> list[str]:
-    """Every Python file that ships, e.g. "configs/lm_150m.py"."""
+    """Returns every Python file that ships, e.g. "configs/lm_150m.py"."""
     top = root()
     found = (path for folder in FOLDERS for path in (top / folder).glob("*.py"))
     return sorted(path.relative_to(top).as_posix() for path in found)
 
 
 def find(name: str | Path) -> Path:
-    """The file itself if `name` exists, else the shipped file of that name.
+    """Returns the file itself if `name` exists, else the shipped file of that name.
 
     Raises:
-      UserError: neither exists; the nearest shipped name is given.
+      UserError: neither exists (the message names the nearest shipped file), or it is a folder.
     """
     if os.path.isfile(name):  # pathlib's raises where a name is too long
         return Path(name)
@@ -53,7 +53,7 @@ def find(name: str | Path) -> Path:
 
 
 def import_file(name: str | Path) -> ModuleType:
-    """Runs a Python file as a module, once however often and by whatever path it is asked for.
+    """Runs a Python file as a module, once however often and by whatever path it is requested.
 
     Raises:
       UserError: there is no such file, here or among those that ship, or it fails.
@@ -77,12 +77,12 @@ def import_file(name: str | Path) -> ModuleType:
 
 
 def find_module(name: str) -> Path | None:
-    """The file that `import_module` would run, or None for a module by its dotted name.
+    """Returns the file that `import_module` would run, or None for a module by its dotted name.
 
-    Nothing is imported, and nothing is run.
+    Nothing is imported or run.
 
     Raises:
-      UserError: there is no such file or module, or the name is that of another one.
+      UserError: there is no such file or module, or another module has that name.
     """
     place = os.path.expanduser(name)
     if os.path.isdir(place) and not all(part.isidentifier() for part in name.split(".")):
@@ -114,7 +114,7 @@ def import_module(name: str) -> ModuleType:
     """Imports a user's registrations: a module ("my_lab.tasks") or a file ("my_lab/tasks.py").
 
     Raises:
-      UserError: there is no such module or file, or it fails: its line is named.
+      UserError: there is no such module or file, or it fails (the message names the line).
     """
     path = find_module(name)
     if path is not None:
@@ -134,9 +134,9 @@ def import_module(name: str) -> ModuleType:
 
 
 def _look_here() -> None:
-    """Modules are also looked for where the command runs, after those that are installed.
+    """Adds the current folder to the places that modules are imported from, after installed ones.
 
-    A console script, unlike `python -m`, does not look there. Were it looked at first, a queue.py
+    A console script, unlike `python -m`, does not look there. If it were searched first, a queue.py
     there would hide Python's.
     """
     if "" not in sys.path:

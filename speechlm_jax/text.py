@@ -1,4 +1,4 @@
-"""Text <-> text ids, by a vocabulary that a corpus trains or a user brings.
+"""Converts text to text ids and back, by a vocabulary that a corpus trains or a user brings.
 
 A vocabulary is one file: a SentencePiece model, or the `tokenizer.json` of a Hugging Face model.
 """
@@ -22,7 +22,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
 _MARK = "\N{LOWER ONE EIGHTH BLOCK}"
-# Letters of each length in UTF-8, and of many scripts: what leaves none of them out has bytes.
+# Letters of each UTF-8 length and of many scripts: a tokenizer that writes all of them has bytes.
 _PROBE = [chr(code) for code in (*range(33, 127), 0xE9, 0x416, 0x5D0, 0x915, 0x6F22, 0x1F600)]
 
 
@@ -36,7 +36,7 @@ class _SentencePiece:
 
     def __init__(self, model: bytes, reserved: frozenset[int]):
         self._decoder = sentencepiece.SentencePieceProcessor(model_proto=model)
-        messages: Any = sentencepiece_model_pb2  # made when it is imported: without types
+        messages: Any = sentencepiece_model_pb2  # generated on import, so without types
         proto = messages.ModelProto.FromString(model)
         self.size: int = self._decoder.GetPieceSize()
         if not self.size:
@@ -46,7 +46,7 @@ class _SentencePiece:
         is_exact = proto.trainer_spec.byte_fallback and not (
             rules.add_dummy_prefix or rules.remove_extra_whitespaces or rules.precompiled_charsmap
         )
-        # "\u2581" stands for a blank in pieces, so in a text it is written in bytes.
+        # "\u2581" means a blank in pieces, so the character itself is written in bytes.
         self._mark = [self._decoder.PieceToId(f"<0x{byte:02X}>") for byte in _MARK.encode()]
         self._split = re.compile(f"({_MARK})" if is_exact else r"(?!)").split
         for id_ in reserved:
@@ -56,7 +56,7 @@ class _SentencePiece:
                     f"text vocabulary: id {id_} ({piece.piece}) cannot be a special's; any text "
                     "may need it"
                 )
-            # No text holds a blank once it is escaped; what is unused is written in smaller pieces.
+            # No escaped text holds a blank; the text of an unused piece is written in smaller ones.
             piece.piece, piece.type = f" {id_}", piece.UNUSED
         self._encoder = (
             sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -75,7 +75,7 @@ class _SentencePiece:
 
 
 class _HuggingFace:
-    """A tokenizer.json; no special is added, and none is read from the text of a document."""
+    """A tokenizer.json; adds no special, and reads none from the text of a document."""
 
     def __init__(self, model: bytes, reserved: frozenset[int]):
         try:
@@ -128,7 +128,7 @@ class _HuggingFace:
         return ids
 
     def _lost(self, letter: str) -> bool:
-        """Whether nothing is written for a letter; a blank may well part words alone."""
+        """Returns whether nothing is written for a letter, other than a blank that parts words."""
         if letter not in self._is_lost:
             self._is_lost[letter] = not (self._ids(letter) or letter.isspace())
         return self._is_lost[letter]
@@ -152,7 +152,7 @@ class TextTokenizer:
     """A text vocabulary: words or pieces to ids 0 .. size-1 and back."""
 
     def __init__(self, model: bytes, *, reserved: frozenset[int] = frozenset()):
-        """`model`: the bytes of a SentencePiece model or of a tokenizer.json; see `for_vocab`."""
+        """`model` is the bytes of a SentencePiece model or of a tokenizer.json; see `for_vocab`."""
         self.model = model
         self.is_json = model.lstrip()[:1] == b"{"  # a tokenizer.json
         self._reserved = reserved
@@ -165,8 +165,9 @@ class TextTokenizer:
     ) -> "TextTokenizer":
         """Learns a vocabulary of at most `size` entries from lines of text.
 
-        `word` keeps whole words (a closed world); `bpe` learns pieces, with bytes for the rest, of
-        words that single blanks part; `exact` keeps the blanks too, so that any text comes back.
+        `word` keeps whole words (a closed world) and ignores `size`; `bpe` learns pieces, with
+        bytes for the rest, of words that single blanks separate; `exact` keeps the blanks too, so
+        that any text is restored.
 
         Raises:
           UserError: the lines hold no words, or more characters than `size` has room for.
@@ -207,7 +208,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
-        """Reads a SentencePiece model or a tokenizer.json; UserError if it is neither."""
+        """Reads a SentencePiece model or a tokenizer.json; raises UserError if it is neither."""
         try:
             return cls(Path(path).read_bytes())
         except FileNotFoundError:
@@ -220,7 +221,7 @@ class TextTokenizer:
         artifacts.write_bytes(path, self.model)
 
     def for_vocab(self, vocab: Vocab) -> "TextTokenizer":
-        """The same ids for text, but for those that `vocab` gives a meaning of its own.
+        """Returns a tokenizer with the same ids, except those that `vocab` gives another meaning.
 
         A text that holds the name of a special, of a voice or of a code is written in other ids.
 
@@ -243,20 +244,20 @@ class TextTokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """What is written for a word (or letter) that the vocabulary lacks; None: nothing is."""
+        """Id of a word (or letter) that the vocabulary lacks; None if nothing is written for it."""
         return self._pieces.unknown_id
 
     @property
     def left_out(self) -> int:
-        """Letters for which `encode` has written nothing so far, for want of an unknown id."""
+        """Number of letters that `encode` has left out so far, for lack of an unknown id."""
         return self._pieces.left_out
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """Text to ids. Encoding word by word gives the same ids as the whole.
+        """Turns text into ids. Encoding word by word gives the same ids as the whole.
 
         Args:
-          continues: whether something stands before the text in its document, so that a space
-            does too.
+          text: text without lone surrogates.
+          continues: true if something precedes the text in its document, so that a space does too.
 
         Raises:
           UserError: the text holds half of a surrogate pair, which is no character.
@@ -266,17 +267,17 @@ class TextTokenizer:
         return self._pieces.encode(text, continues)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text."""
+        """Turns ids into text."""
         return self._pieces.decode([int(i) for i in ids])
 
 
 def model_fingerprint(model: bytes) -> str:
-    """Identity of a text vocabulary: of the bytes of its file."""
+    """Returns the identity of a text vocabulary: a hash of the bytes of its file."""
     return hashlib.sha256(model).hexdigest()[:16]
 
 
 def make_vocab(text: TextTokenizer, codes: CodesIdentity, *, voices: Sequence[str] = ()) -> Vocab:
-    """The vocabulary that joins a text vocabulary and codes, with an id for each voice."""
+    """Returns the vocabulary that joins a text vocabulary and codes, with an id for each voice."""
     return Vocab(
         text_size=text.size,
         codebook_size=codes.codebook_size,
@@ -288,7 +289,7 @@ def make_vocab(text: TextTokenizer, codes: CodesIdentity, *, voices: Sequence[st
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written in UTF-8: JSON may hold halves of surrogate pairs."""
+    """Returns whether a text can be written in UTF-8: JSON may hold halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -302,7 +303,7 @@ def _reserve(model: bytes, reserved: frozenset[int]) -> TextTokenizer:
 
 
 def _unknown_id(model: dict[str, Any]) -> int | None:
-    """The id of the unknown token of a tokenizer.json's model."""
+    """Returns the id of the unknown token of a tokenizer.json's model; None if it has none."""
     if model.get("unk_id") is not None:
         return model["unk_id"]
     token = model.get("unk_token")
@@ -310,9 +311,10 @@ def _unknown_id(model: dict[str, Any]) -> int | None:
 
 
 def _without_tokens(data: dict[str, Any], reserved: frozenset[int]) -> dict[str, Any]:
-    """A tokenizer.json that writes no reserved id, and all others as before.
+    """Returns a tokenizer.json that writes no reserved id, and all others as before.
 
-    Names of tokens are changed, as their number must not: added tokens are numbered in order.
+    Tokens are renamed, not removed, as their number must not change: added tokens are numbered in
+    order.
     """
     model = data["model"]
     added = [

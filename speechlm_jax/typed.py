@@ -1,4 +1,4 @@
-"""JSON data -> values of annotated types, or one line that names the field and what is wrong."""
+"""Converts JSON data to values of annotated types, or says in one line which field is wrong."""
 
 import dataclasses
 import difflib
@@ -19,18 +19,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def added(default: Any, *, before: Any = dataclasses.MISSING) -> Any:
-    """The default of a field that came after configs of its class were written to disk.
+    """Returns the default of a field that came after configs of its class were written to disk.
 
-    Those configs mean `before`, by default what `default` is at first. With that value the field is
-    no part of a fingerprint, so that what was named by one keeps its name. A later change of
-    `default` leaves `before` as it is.
+    Those configs mean the value `before`, by default `default`. With that value the field is not
+    part of a fingerprint, so that existing fingerprints stay valid. A later change of `default`
+    leaves `before` as it is.
     """
     before = default if before is dataclasses.MISSING else before
     return dataclasses.field(default=default, metadata={_BEFORE: before})
 
 
 def before(field: dataclasses.Field) -> Any:
-    """What data without this field means, or MISSING where the field must be there."""
+    """Returns the value that data without this field means, or MISSING if the field is required."""
     if is_added(field):
         return field.metadata[_BEFORE]
     if field.default_factory is not dataclasses.MISSING:
@@ -39,22 +39,22 @@ def before(field: dataclasses.Field) -> Any:
 
 
 def is_added(field: dataclasses.Field) -> bool:
-    """Whether a field came after configs of its class were written (see `added`)."""
+    """Returns whether a field came after configs of its class were written (see `added`)."""
     return _BEFORE in field.metadata
 
 
 def as_before(field: dataclasses.Field, config: Any) -> bool:
-    """Whether a field was `added` and means here what configs without it mean."""
+    """Returns whether a field was `added` and has the value that configs without it mean."""
     return is_added(field) and getattr(config, field.name) == field.metadata[_BEFORE]
 
 
 def moves(cls: type) -> dict[str, str]:
-    """Fields that a class had, and the field, dotted where it lies deeper, that each is now."""
+    """Returns the fields that a class had, each with its present field (dotted if deeper)."""
     return getattr(cls, "MOVED", {})
 
 
 def moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    """A config's JSON data with moved fields where they are now."""
+    """Returns a config's JSON data with moved fields where they are now."""
     made = {key: value for key, value in data.items() if key not in moves(cls)}
     for old in moves(cls).keys() & data.keys():
         outer, _, name = moves(cls)[old].rpartition(".")
@@ -63,25 +63,25 @@ def moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it: its beginning, where it is long."""
+    """Returns a value as a message shows it: shortened if it is long."""
     return "null" if value is None else _SHORT.repr(value)
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Annotated types of a dataclass by field."""
+    """Returns the annotated types of a dataclass by field."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Says that a field is unknown, and which one is the nearest."""
+    """Returns the message that a field is unknown, and which one is the nearest."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     said = f"unknown field {short(name)}"
     return f"{said}; did you mean '{near[0]}'?" if near else said
 
 
 def built(build: Callable[[], Any], path: str) -> Any:
-    """What `build` makes; what it refuses is said with the path of the config."""
+    """Returns the result of `build`; puts the path of the config before its errors."""
     try:
         return build()
     except UserError as error:
@@ -91,7 +91,7 @@ def built(build: Callable[[], Any], path: str) -> Any:
 
 
 def typed(hint: Any, value: Any, path: str) -> Any:
-    """Converts JSON data to the annotated type, or raises a UserError that names `path`."""
+    """Converts JSON data to the annotated type; raises a UserError that names `path`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -112,7 +112,7 @@ def typed(hint: Any, value: Any, path: str) -> Any:
 
 
 def _plain(hint: Any, value: Any, path: str) -> Any:
-    """A number, a string, a path, a truth value."""
+    """Converts a number, a string, a path or a bool."""
     is_bool = type(value) is bool
     if hint is float and isinstance(value, (int, float)) and not is_bool:
         if not abs(value) < math.inf or (type(value) is int and value not in _INTEGERS):
@@ -145,7 +145,7 @@ def _tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]
 def _union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in choices:
         return None
-    if isinstance(value, dict):  # of dataclasses: the named one, or the only one
+    if isinstance(value, dict):  # takes the dataclass that is named, or the only one
         classes = [choice for choice in choices if dataclasses.is_dataclass(choice)]
         named = [c for c in classes if _name(c) == value.get("class")]
         if len(named or classes) == 1:
@@ -174,7 +174,7 @@ def _dataclass(cls: type, data: dict[str, Any], path: str) -> Any:
 
 
 def to_plain(value: Any, *, whole: bool = True) -> Any:
-    """A config as JSON data; without `whole`, fields that mean what was before are left out."""
+    """Returns a config as JSON data; without `whole`, leaves out fields that are `as_before`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: to_plain(getattr(value, field.name), whole=whole)

@@ -1,4 +1,4 @@
-"""What a user's own code raises -> one line that says whose code it is, and where it stands.
+"""Reports errors of a user's own code in one line: whose code it is, and where it failed.
 
 The code of a user: preprocessors and functions of tasks, config files, files of --module.
 """
@@ -23,7 +23,7 @@ _NOT_THE_USERS = (_PACKAGE, sysconfig.get_path("stdlib"), "site-packages", "<", 
 _LINE = re.compile(
     r'File "([^"]+)", line (\d+)(?:, in |$)', re.M
 )  # the second: a SyntaxError's own
-# TensorFlow's words before those of what was raised inside one of its pipelines.
+# Text that TensorFlow puts before an error that was raised inside one of its pipelines.
 _WRAPPING = re.compile(
     r"\{\{function_node [^}]*\}\}\s*|Error in user-defined function passed to .*? transformation "
     r"with iterator: \S+: |Function invocation produced "
@@ -35,8 +35,9 @@ def user_code(whose: str) -> Iterator[None]:
     """Runs code of a user; `whose` names it, e.g. "task lab_text".
 
     Raises:
-      UserError: "<whose>: <what is wrong>" for whatever the code raises, also inside a TensorFlow
-        pipeline. The traceback is logged, where --verbose shows it.
+      UserError: "<whose>: <what is wrong>" for errors of the code, also inside a TensorFlow
+        pipeline; not for a stop or interrupt, lack of memory or a full disk. The traceback is
+        logged, where --verbose shows it.
     """
     try:
         yield
@@ -46,7 +47,7 @@ def user_code(whose: str) -> Iterator[None]:
         raise UserError(f"{whose}: {error}") from error
     except SystemExit as error:
         raise UserError(f"{whose}: ends the process; leave exit() out") from error
-    except BaseException as error:  # it is not our code: anything
+    except BaseException as error:  # code that is not ours may raise anything
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         _log.debug("%s", whose, exc_info=True)
@@ -54,12 +55,12 @@ def user_code(whose: str) -> Iterator[None]:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file of Python is neither ours nor installed."""
+    """Returns whether a Python file is neither ours nor installed."""
     return not any(mark in file for mark in _NOT_THE_USERS)
 
 
 def _describe(error: BaseException) -> str:
-    """One line: the preprocessor that ran, what was raised, and the user's line that raised it."""
+    """Returns one line: the preprocessor that ran, the error, the user's line that raised it."""
     text = str(error)
     ours = re.search(r"UserError: (.*)", text)  # one of ours that went through TensorFlow
     if ours:
@@ -72,7 +73,7 @@ def _reason(error: BaseException, text: str) -> str:
     if isinstance(error, SyntaxError):  # its text says the line too
         text = error.msg
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if text.startswith("in user code:"):  # of AutoGraph: the exception itself comes last
+    if text.startswith("in user code:"):  # AutoGraph's: the exception itself comes last
         return lines[-1]
     if type(error).__module__.startswith("tensorflow"):
         return _WRAPPING.sub("", lines[0]) if lines else type(error).__name__
@@ -80,13 +81,13 @@ def _reason(error: BaseException, text: str) -> str:
 
 
 def _user_line(text: str) -> str:
-    """ " (my_lab.py:12)": the innermost line of a traceback in a file of the user's, or ""."""
+    """Returns " (my_lab.py:12)": the innermost line of a traceback in a user's file, or ""."""
     found = [f" ({Path(file).name}:{line})" for file, line in _LINE.findall(text) if is_users(file)]
     return found[-1] if found else ""
 
 
 def _preprocessor(error: BaseException) -> str:
-    """The preprocessor that SeqIO was calling, and the fields that it was given; "" elsewhere."""
+    """Names the preprocessor that SeqIO was calling and the fields it was given; "" elsewhere."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in filter(_is_seqio, frames):
         step, dataset = frame.f_locals.get("prep_fn"), frame.f_locals.get("dataset")
@@ -100,5 +101,5 @@ def _preprocessor(error: BaseException) -> str:
 
 
 def _is_seqio(frame: FrameType) -> bool:
-    """Whether SeqIO applies preprocessors here; it says nowhere else which one it is at."""
+    """Returns whether SeqIO applies preprocessors in a frame; only the frame tells which one."""
     return frame.f_code.co_name == "_preprocess_dataset"

@@ -1,4 +1,4 @@
-"""Every id range of a language model in one place: codes <-> ids, and the contract's fingerprint.
+"""Defines every id range of a language model: codes <-> ids, and the contract's fingerprint.
 
 Order (it never changes, so that later fine-tuning invalidates no shard and no checkpoint):
 the text vocabulary's own ids, unchanged | specials | spare | voices | speech codes | padding.
@@ -21,13 +21,13 @@ SPECIALS = (
     "eos",
     "begin_of_speech",
     "end_of_speech",
-    "asr",  # what follows the speech is its transcript
-    "tts",  # what follows the text is its speech
+    "asr",  # the speech is followed by its transcript
+    "tts",  # the text is followed by its speech
     "system",
     "user",
     "assistant",
 )
-MAX_IDS = 1 << 24  # ids are int32, and masks over all of them are made
+MAX_IDS = 1 << 24  # ids are int32, and masks cover all of them
 Modality = Literal["text", "speech"]
 
 
@@ -36,10 +36,10 @@ class Vocab:
     """A vocabulary that joins text and speech.
 
     Attributes:
-      text_size: ids 0 .. text_size-1 are the text vocabulary's own.
+      text_size: number of the text vocabulary's own ids, 0 .. text_size-1.
       codebook_size: entries of the speech tokenizer's codebook.
-      frame_rate_hz: codes a second.
-      text_fingerprint: identity of the text vocabulary (SHA-256 of its model file).
+      frame_rate_hz: codes per second.
+      text_fingerprint: identity of the text vocabulary (from the SHA-256 of its model file).
       tokenizer_fingerprint: identity of the speech tokenizer that makes the codes.
       mapped: specials that the text vocabulary already has, as (name, id): mapped, not added.
       voices: speakers that have an id each (the text-to-token model's prefix).
@@ -72,7 +72,7 @@ class Vocab:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        """The id of every special, mapped or added."""
+        """Id of every special, mapped or added."""
         mapped = dict(self.mapped)
         added = [name for name in SPECIALS if name not in mapped]
         return {**mapped, **{name: self.text_size + i for i, name in enumerate(added)}}
@@ -95,24 +95,24 @@ class Vocab:
 
     @property
     def codes(self) -> CodesIdentity:
-        """Identity of the codes that have ids in it."""
+        """Identity of the codes that have ids in the vocabulary."""
         return CodesIdentity(self.tokenizer_fingerprint, self.frame_rate_hz, self.codebook_size)
 
     @property
     def id_dtype(self) -> np.dtype:
-        """How ids are stored in shards: uint16 while they fit."""
+        """Dtype of ids in shards: uint16 while they fit, else uint32."""
         return np.dtype(np.uint16 if self.size <= 65_536 else np.uint32)
 
     @property
     def fingerprint(self) -> str:
-        """Carried by every shard and checkpoint; a mismatch is refused."""
+        """Fingerprint that every shard and checkpoint carries; a mismatch is refused."""
         return configs.fingerprint(self)
 
     def __getitem__(self, special: str) -> int:
         return self.special_ids[special]
 
     def voice_id(self, speaker: str) -> int:
-        """The id of a voice; UserError if it has none."""
+        """Returns the id of a voice; raises UserError if it has none."""
         if speaker not in self.voices:
             raise UserError(
                 f"speaker {speaker!r}: is not one of the vocabulary's {len(self.voices)} voices"
@@ -120,28 +120,28 @@ class Vocab:
         return self.voice_offset + self.voices.index(speaker)
 
     def codes_to_ids(self, codes: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
-        """Codes 0 .. codebook_size-1 to ids; ValueError outside that range."""
+        """Turns codes 0 .. codebook_size-1 into ids; raises ValueError outside that range."""
         codes = np.asarray(codes)
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise ValueError(f"codes outside 0..{self.codebook_size - 1}")
         return np.asarray(codes + self.speech_offset, np.int32)
 
     def ids_to_codes(self, ids: Integer[ndarray, "*shape"]) -> Integer[ndarray, "*shape"]:
-        """The inverse of `codes_to_ids`; ValueError if an id is not speech."""
+        """Inverts `codes_to_ids`; raises ValueError if an id is not speech."""
         ids = np.asarray(ids)
         if not self.is_speech(ids).all():
             raise ValueError("an id is not a speech code")
         return np.asarray(ids - self.speech_offset, np.int32)
 
     def is_speech(self, ids: Integer[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
-        """Which ids are speech codes."""
+        """Returns a mask of the ids that are speech codes."""
         ids = np.asarray(ids)
         return np.asarray(
             (ids >= self.speech_offset) & (ids < self.speech_offset + self.codebook_size)
         )
 
     def is_text(self, ids: Integer[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
-        """Which ids are the text vocabulary's own, without the specials that are mapped to some."""
+        """Returns a mask of the text vocabulary's own ids, without those of mapped specials."""
         ids = np.asarray(ids)
         mapped = [id_ for _, id_ in self.mapped]
         return np.asarray((ids >= 0) & (ids < self.text_size) & ~np.isin(ids, mapped))
@@ -157,7 +157,7 @@ class Vocab:
         return IdSet.of_mask(mask)
 
     def require_same(self, other: "Vocab", here: str, there: str) -> None:
-        """UserError that names both sides and the first field that differs."""
+        """Raises UserError for a different vocabulary, with both sides and the first difference."""
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine != theirs:
@@ -168,10 +168,10 @@ class Vocab:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for manifests and checkpoints; `from_json` reads it back."""
+        """Returns plain data for manifests and checkpoints; `from_json` reads it back."""
         return configs.to_json(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Vocab":
-        """The inverse of `to_json`."""
+        """Reads a vocabulary from the output of `to_json`."""
         return configs.from_json(cls, data)

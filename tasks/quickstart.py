@@ -45,12 +45,12 @@ tasks.voiced_tts("q_text_to_token", voiced)
 tasks.dialogue("quickstart_chat", dialogues)
 tasks.dialogue("q_read_aloud", read_aloud)
 
-# Rates are shares of tokens. The arms differ in 0.45 of them: interleaved documents in one; in the
-# other the text of the same documents, and speech that tells no facts. ASR's share is large because
-# only its transcripts count in the loss, one id in six.
+# Rates are shares of tokens. The arms differ in 0.45 of them: one has interleaved documents, the
+# other the text of the same documents and more speech that states no facts. ASR's share is large
+# because only its transcripts, one id in six, count in the loss.
 COMMON = {"q_text": 0.10, "q_speech": 0.05, "q_asr": 0.25, "q_tts": 0.15}
 tasks.mixture("quickstart_interleaved", COMMON | {"q_interleaved": 0.45})
 tasks.mixture("quickstart_baseline", COMMON | {"q_text_of_interleaved": 0.20, "q_speech": 0.30})
-# The question alone would tell what to say in speech. Where the assistant reads a written string
-# aloud, only the reply's text does.
+# In quickstart_chat the question alone determines the spoken reply. In q_read_aloud, where the
+# assistant reads a written string aloud, only the text of the reply does.
 tasks.mixture("quickstart_sft", {"quickstart_chat": 0.3, "q_read_aloud": 0.7})

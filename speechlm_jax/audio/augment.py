@@ -1,6 +1,6 @@
-"""Training clips -> varied log-mel frames, so that a few speakers stand for many.
+"""Varies the log-mel frames of training clips, so that a few speakers stand for many.
 
-Everything is drawn from (seed, row number): the variation of a row is the same whenever, and on
+Everything is drawn from (seed, row number): a row is varied in the same way whenever, and on
 whichever host, it is read. Values are log-mel as `audio.mel` makes them: 40 dB are 1.0.
 """
 
@@ -18,31 +18,31 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio.mel import DYNAMIC_RANGE, SMALLEST_POWER, MelConfig, mel_to_power
 
 DB = 1 / 40  # log-mel units: log10 of the power, divided by 4
-COLOUR_POINTS = 5  # a microphone's or a room's response is smooth
-WARP_TO = 0.8  # share of the band that is scaled; above it the rest is squeezed in
+COLOUR_POINTS = 5  # few, as the response of a microphone or a room is smooth
+WARP_TO = 0.8  # fraction of the band that is scaled; the rest above it is squeezed or stretched
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """How far training clips are varied; every draw is uniform, and 0 (1 clip) varies nothing.
+    """Ranges of the variation of clips; every draw is uniform, and 0 (1 clip) varies nothing.
 
     Attributes:
       max_joined: clips of one speaker in a row, joined while they fit: 1 to this many.
-      max_gap_frames: mel frames of background before, between and after the clips.
-      trim_frames: mel frames cut off each end of a clip, a quarter of it at most: recordings are
-        not cut alike, and weak sounds at their ends are the first to go.
+      max_gap_frames: mel frames of background before, between and after the clips, at most.
+      trim_frames: mel frames cut off each end of a clip, at most, and no more than a quarter of it:
+        recordings are not cut alike, and weak sounds at their ends are the first to go.
       warp_ratio: frequencies are scaled by 1 +- this: the length of the vocal tract and the pitch
-        (Jaitly and Hinton 2013). Drawn once a row, like all that follow but `stretch_ratio`.
+        (Jaitly and Hinton 2013). Drawn once per row, as is all that follows except `stretch_ratio`.
       stretch_ratio: durations are scaled by 1 +- this.
-      gain_db: level, +- this.
+      gain_db: change of level, +- this.
       colour_db: a smooth curve over the mel bins, +- this: the microphone.
-      noise_db: how far the dynamic range is filled with steady noise: from the floor, 80 dB under
-        the loudest value, up to this many dB above it.
+      noise_db: steady noise fills the dynamic range from the floor, 80 dB under the
+        loudest value, to at most this many dB above it.
       num_masks: bands of mel bins, and as many stretches of time, set to the mean of the row
         (SpecAugment, Park et al. 2019).
       mask_mels: widest band, in mel bins.
       mask_frames: longest stretch, in mel frames.
-      seed: of the draws.
+      seed: seed of the draws.
     """
 
     max_joined: int = 1
@@ -66,14 +66,14 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Varied:
-    """A row to train on: which clips it says, in order, and their varied mel frames."""
+    """A row to train on: the numbers of its clips in order, and their varied mel frames."""
 
     numbers: tuple[int, ...]
     mel: Float[ndarray, "mel_frames mels"]
 
 
 class Augmenter:
-    """Clips -> rows, each a function of (config, row number, clip number)."""
+    """A source of varied rows, each a function of (config, row number, clip number)."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Augmenter:
         load: Callable[[int], Float[ndarray, "mel_frames mels"]],
         speakers: Sequence[str],
     ):
-        """`load(number)` gives a clip's mel frames, `speakers[number]` says whose it is."""
+        """`load(number)` returns a clip's mel frames; `speakers[number]` is the clip's speaker."""
         self.config, self._mel_config, self._load = config, mel_config, load
         self._speakers = speakers
         self._clips_of: dict[str, list[int]] = {}
@@ -90,21 +90,21 @@ class Augmenter:
             self._clips_of.setdefault(speaker, []).append(number)
 
     def __call__(self, number: int, *, row: int, limit: int) -> Varied:
-        """Row `row` of the stream: clip `number`, others of its speaker, at most `limit` frames."""
+        """Returns row `row`: clip `number` and others of its speaker, in `limit` frames at most."""
         rng = np.random.default_rng((self.config.seed, row))
         clips = self._clips_of[self._speakers[number]]
         wanted = 1 + int(rng.integers(self.config.max_joined))
         others = [clips[i] for i in rng.integers(len(clips), size=wanted - 1)]
         joined = _Joined(limit)
         numbers = [n for n in (number, *others) if joined.add(self._clip(n, limit, rng))]
-        # The clip that the epoch is at stands anywhere in its row.
+        # Clip `number` may stand anywhere in its row.
         order = rng.permutation(len(numbers))
         mel = joined.frames([int(i) for i in order], self.config.max_gap_frames, rng)
         mel = vary(mel, self.config, self._mel_config, rng)
         return Varied(tuple(numbers[i] for i in order), mel)
 
     def _clip(self, number: int, limit: int, rng: Generator) -> ndarray:
-        """A clip, trimmed and stretched; one that fits the limit still does."""
+        """Returns a clip, trimmed and stretched; one that fits the limit still does."""
         mel = self._load(number)
         most = min(self.config.trim_frames, len(mel) // 4)
         first, last = rng.integers(most + 1, size=2)
@@ -114,7 +114,7 @@ class Augmenter:
 
 
 class _Joined:
-    """Clips of a row, as long as they fit."""
+    """The clips of a row, added as long as they fit."""
 
     def __init__(self, limit: int):
         self.limit, self.clips = limit, list[ndarray]()
@@ -130,7 +130,7 @@ class _Joined:
         return fits
 
     def frames(self, order: Sequence[int], max_gap_frames: int, rng: Generator) -> ndarray:
-        """The clips in order, with gaps of background as far as there is room for them."""
+        """Returns the clips in order, with gaps of background as far as there is room for them."""
         clips = [self.clips[i] for i in order]
         gaps = rng.integers(max_gap_frames + 1, size=len(clips) + 1)
         gaps = np.diff(np.minimum(np.cumsum(gaps), max(self.room, 0)), prepend=0)
@@ -147,7 +147,7 @@ def vary(
     mel_config: MelConfig,
     rng: Generator,
 ) -> Float[ndarray, "mel_frames mels"]:
-    """Another voice, microphone, level and noise of the same length, float32; masks come last."""
+    """Returns frames of another voice, microphone, level and noise, float32; masks come last."""
     if config.warp_ratio:
         mel = warp(mel, mel_config, factor=1 + config.warp_ratio * rng.uniform(-1, 1))
     if config.colour_db:
@@ -168,7 +168,7 @@ def vary(
 def stretch(
     mel: Float[ndarray, "mel_frames mels"], *, frames: int
 ) -> Float[ndarray, "new_frames mels"]:
-    """The same sounds in `frames` frames, between which values are interpolated linearly."""
+    """Returns the same sounds in `frames` frames, linearly interpolated."""
     if frames == len(mel):
         return mel
     return _take(mel, np.linspace(0, len(mel) - 1, frames))
@@ -177,10 +177,10 @@ def stretch(
 def warp(
     mel: Float[ndarray, "mel_frames mels"], mel_config: MelConfig, *, factor: float
 ) -> Float[ndarray, "mel_frames mels"]:
-    """Moves what sounds at f Hz to `factor * f`, piecewise linearly, so that the band stays full.
+    """Moves sounds at f Hz to `factor * f`, piecewise linearly, so that the band stays full.
 
-    Above 1 is a shorter vocal tract (Jaitly and Hinton 2013, section 2). The upper edge of the band
-    stays where it is.
+    A factor above 1 is a shorter vocal tract (Jaitly and Hinton 2013, section 2). The upper edge of
+    the band stays where it is.
     """
     top = mel_config.f_max or mel_config.sample_rate / 2
     centres = _centres(mel.shape[1] + 2, mel_config.f_min, top)
@@ -191,7 +191,7 @@ def warp(
 
 
 def smooth_curve(points: Float[ndarray, " points"], *, mels: int) -> Float[ndarray, " mels"]:
-    """A curve through evenly spaced points."""
+    """Returns a piecewise linear curve through evenly spaced points."""
     return np.interp(np.linspace(0, len(points) - 1, mels), np.arange(len(points)), points)
 
 
@@ -217,12 +217,12 @@ def mask(
 
 @lru_cache(maxsize=8)
 def _centres(number: int, f_min: float, f_max: float) -> ndarray:
-    """Hz of evenly spaced places on the mel scale, the edges of the band among them."""
+    """Returns the Hz of evenly spaced places on the mel scale, including the edges of the band."""
     return librosa.mel_frequencies(number, fmin=f_min, fmax=f_max)
 
 
 def _take(values: ndarray, places: ndarray) -> ndarray:
-    """Rows of `values` at fractional places, linearly between neighbours."""
+    """Returns rows of `values` at fractional places, interpolated linearly between neighbours."""
     low = np.minimum(places.astype(int), len(values) - 1)
     high = np.minimum(low + 1, len(values) - 1)
     share = (places - low)[:, None].astype(values.dtype)

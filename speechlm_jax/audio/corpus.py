@@ -1,4 +1,4 @@
-"""Texts and voices -> a clip folder of eSpeak audio with word times."""
+"""Turns texts and voices into a clip folder of eSpeak audio with word times."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from speechlm_jax.audio.wav import wav_to_file
 from speechlm_jax.jobs.shards import ShardTask, join_files, run_shards, total
 
 KIND = "clips"
-CLIPS_PER_SHARD = 200  # a crash loses the seconds that this many take
+CLIPS_PER_SHARD = 200  # a crash loses at most this many, which take seconds
 REQUESTS = "requests.jsonl"
 
 
@@ -29,7 +29,7 @@ class CorpusClip:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The manifest row, without `audio` and `words`."""
+        """Row of the manifest, without `audio` and `words`."""
         voice = dataclasses.asdict(self.voice)
         row = {"id": self.id, "text": self.text, "speaker": self.voice.name, "voice": voice}
         return {**row, **self.extra}
@@ -43,9 +43,10 @@ def corpus(
     workers: int = 2,
     progress: str = "speaking",
 ) -> artifacts.Manifest:
-    """Says every clip into a clip folder: 16-bit FLAC files, `manifest.jsonl`, `stage.json`.
+    """Speaks every clip into a clip folder: 16-bit FLAC files, `manifest.jsonl`, `stage.json`.
 
-    Killed, the same call goes on; finished, it does nothing. `words` in a row are in seconds.
+    If the call is killed, the same call continues; a finished folder is kept. `words` in a row are
+    in seconds.
 
     Raises:
       UserError: eSpeak NG is not installed, or cannot say a clip.
@@ -59,7 +60,7 @@ def corpus(
     }
     if artifacts.is_current(folder, KIND, inputs={}, config=config):
         return artifacts.read_manifest(folder)
-    # From here on the folder is not what an older manifest says.
+    # From here on the folder differs from an older manifest.
     (folder / artifacts.MANIFEST).unlink(missing_ok=True)
     artifacts.write_jsonl(folder / REQUESTS, rows)
     arguments = {"requests": str(folder.resolve() / REQUESTS), "sample_rate": sample_rate}
@@ -85,7 +86,7 @@ def corpus(
 
 
 def write_clips(shard: int, path: Path, *, requests: str, sample_rate: int) -> dict[str, Any]:
-    """Shard task: the folder `path` with this shard's FLAC files and its part of the manifest."""
+    """Shard task: writes this shard's FLAC files and its part of the manifest into `path`."""
     first = shard * CLIPS_PER_SHARD
     rows = list(artifacts.read_jsonl(requests))[first : first + CLIPS_PER_SHARD]
     asked = [espeak.Request(row["text"], espeak.Voice(**row["voice"])) for row in rows]

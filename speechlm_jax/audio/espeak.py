@@ -1,4 +1,4 @@
-"""Text -> samples with a time stamp for every word, by eSpeak NG (the `espeak` extra; GPL-3).
+"""Turns text into samples with a time for every word, by eSpeak NG (`espeak` extra; GPL-3).
 
 A clip is a function of its text and voice alone: `espeak_worker` forks for every clip.
 """
@@ -23,9 +23,9 @@ from speechlm_jax.errors import UserError
 
 ACCENTS = ("en", "en-US", "en-GB-scotland", "en-GB-x-rp")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5", "Andy")
-# Whole variants, one of each kind: nothing about these voices is heard in training.
+# Whole variants, one of each kind, so that training hears nothing of these voices.
 HELD_OUT_VARIANTS = ("m3", "f2")
-VOLUME = 50  # of 100: louder, the variant Andy passes the largest 16-bit sample
+VOLUME = 50  # of 100: any louder, and the variant Andy exceeds the largest 16-bit sample
 PITCHES, RATES = (30, 70), (120, 175)
 
 
@@ -36,8 +36,8 @@ class Voice:
     Attributes:
       accent: an English voice of eSpeak NG, e.g. "en-US".
       variant: one of its voice variants, e.g. "f2".
-      pitch: 0 to 99, 50 is the variant's own.
-      rate: words a minute.
+      pitch: 0 to 99; 50 is the variant's own.
+      rate: words per minute.
     """
 
     accent: str = "en-US"
@@ -47,13 +47,13 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """The speaker's name in manifests, e.g. "en-US+f2"."""
+        """Name of the speaker in manifests, e.g. "en-US+f2"."""
         return f"{self.accent}+{self.variant}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Voices:
-    """Training voices and held-out voices: they share no variant."""
+    """Training voices and held-out voices, which share no variant."""
 
     train: tuple[Voice, ...]
     held_out: tuple[Voice, ...]
@@ -61,7 +61,7 @@ class Voices:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to say, and who says it."""
+    """A text to say, and the voice that says it."""
 
     text: str
     voice: Voice
@@ -69,7 +69,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word of the request's text, and where it is heard, in seconds."""
+    """A word of the request's text, and its start and end in the clip, in seconds."""
 
     text: str
     start: float
@@ -78,7 +78,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Speech: float32 samples in [-1, 1] and the words in them."""
+    """Speech: float32 samples in [-1, 1], and the words in them."""
 
     wav: Float[ndarray, " samples"]
     sample_rate: int
@@ -86,7 +86,7 @@ class Clip:
 
 
 def make_voices(seed: int, *, held_out: Sequence[str] = HELD_OUT_VARIANTS) -> Voices:
-    """4 accents x 13 variants = 52 voices; pitch and rate of each are drawn from `seed`."""
+    """Returns 4 accents x 13 variants = 52 voices; draws their pitches and rates from `seed`."""
     rng = np.random.default_rng((seed, 0x701CE5))
     train, kept = [], []
     for accent in ACCENTS:
@@ -98,7 +98,7 @@ def make_voices(seed: int, *, held_out: Sequence[str] = HELD_OUT_VARIANTS) -> Vo
 
 
 def engine() -> str:
-    """What a clip depends on beside its request; UserError if eSpeak NG is not installed."""
+    """Names what a clip depends on besides its request; UserError without eSpeak NG."""
     try:
         version = importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError:
@@ -111,7 +111,7 @@ def engine() -> str:
 def synthesize(
     requests: Iterable[Request], *, workers: int = 2, sample_rate: int = 16_000
 ) -> Iterator[Clip]:
-    """Says every request, in order; about 300 times real time a worker.
+    """Says every request, in order; about 300 times real time per worker.
 
     The samples of a clip depend on its request alone, not on the others, their order or `workers`.
 
@@ -128,8 +128,8 @@ def synthesize(
 
 @contextlib.contextmanager
 def _worker(requests: Sequence[Request]) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process that is being fed these requests."""
-    engine()  # named here if it is missing, not in the worker's traceback
+    """Starts a worker process, in a context, and a thread that feeds it these requests."""
+    engine()  # reports a missing engine here, not in the worker's traceback
     process = subprocess.Popen(
         [sys.executable, "-m", "speechlm_jax.audio.espeak_worker"],
         stdin=subprocess.PIPE,
@@ -189,7 +189,7 @@ def _read_clip(process: subprocess.Popen[bytes], request: Request, sample_rate: 
 def _words(
     events: Sequence[Sequence[Any]], text: str, num_samples: int, source_rate: int
 ) -> tuple[Word, ...]:
-    """Word times: a word ends at the first pause after it, or where the next word starts."""
+    """Returns word times; a word ends at the first pause after it, or as the next one starts."""
     words = []
     for number, (kind, start, position, length) in enumerate(events):
         if kind != "word":

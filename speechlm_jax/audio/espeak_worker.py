@@ -1,11 +1,11 @@
-"""A process that speaks: JSON lines in, clips out. Started by `speechlm_jax.audio.espeak` alone.
+"""A process that speaks: JSON lines in, clips out. Only `speechlm_jax.audio.espeak` starts it.
 
-eSpeak NG keeps state from clip to clip (flutter, phase), so a clip's samples would depend on what
-was said before it. This process initialises the library once and forks for every clip: each clip
-comes from the same state, whatever the order. It imports nothing heavy, so a fork costs about a
-millisecond, and it never imports JAX, whose threads do not survive one.
+eSpeak NG keeps state from clip to clip (flutter, phase), so a clip's samples would depend on the
+clips before it. This process initialises the library once and forks for every clip: each clip
+starts from the same state, whatever the order. It imports nothing heavy, so a fork costs about a
+millisecond, and it never imports JAX, whose threads do not survive a fork.
 
-Input, a line each: {"text", "voice", "pitch", "rate", "volume"}.
+Input, one per line: {"text", "voice", "pitch", "rate", "volume"}.
 Output: a JSON line {"bytes", "sample_rate", "events"}, then `bytes` bytes of 16-bit mono samples;
 or a JSON line {"error"}. Events are (kind, sample, position, length), kind "word" or "pause".
 """
@@ -50,7 +50,7 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Engine:
-    """The library, initialised once; `speak` must run in a forked child."""
+    """The library, initialised once; call `speak` in a forked child."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -65,7 +65,7 @@ class Engine:
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, request: dict[str, Any]) -> bytes:
-        """One clip as the bytes of the protocol."""
+        """Returns one clip as the bytes of the protocol."""
         if self._library.espeak_SetVoiceByName(request["voice"].encode()):
             return _line({"error": f"eSpeak NG has no voice '{request['voice']}'"})
         # Breathy variants (f3, f5) draw noise from a generator that is seeded with the time.
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _answer(engine: Engine, line: bytes) -> None:
-    """Runs in the child; writes after synthesis, so that a crash leaves nothing half said."""
+    """Answers in the child; writes after synthesis, so that a crash leaves no partial answer."""
     status = 1
     try:
         _write(engine.speak(json.loads(line)))

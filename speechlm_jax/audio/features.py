@@ -1,4 +1,4 @@
-"""A clip folder -> a feature folder: the log-mel frames of every clip in one file."""
+"""Turns a clip folder into a feature folder: the log-mel frames of every clip in one file."""
 
 import math
 import shutil
@@ -36,7 +36,7 @@ def write_features(
 
     Writes `mels.npy` (float16, all frames one after the other), `clips.jsonl` (the rows, with
     `start` and `stop` in mel frames), `bad.jsonl` (rows set aside, with `reason`), `stage.json`.
-    Killed, the same call goes on; finished and unchanged, it only opens the folder.
+    If the call is killed, the same call continues; a finished, unchanged folder is only opened.
 
     `recordings` and `audio_anywhere` are those of `read_clips`.
 
@@ -50,7 +50,7 @@ def write_features(
     if artifacts.is_current(folder, FEATURES_KIND, inputs=inputs, config=config):
         _clear(folder)
         return Features(folder)
-    # From here on the folder is not what an older manifest says.
+    # From here on the folder differs from an older manifest.
     (folder / artifacts.MANIFEST).unlink(missing_ok=True)
     artifacts.write_jsonl(folder / REQUESTS, clips.rows)
     arguments = {
@@ -83,7 +83,7 @@ def write_part(
     mel: dict[str, Any],
     max_seconds: float,
 ) -> dict[str, Any]:
-    """Shard task: mel frames and rows of this shard's clips; bad recordings are set aside."""
+    """Shard task: writes mel frames and rows of this shard's clips; sets bad recordings aside."""
     config = configs.from_json(MelConfig, mel)
     first = shard * CLIPS_PER_SHARD
     rows, bad, mels = [], [], [np.zeros((0, config.num_mels), np.float16)]
@@ -106,7 +106,7 @@ def write_part(
 
 
 def _clear(folder: Path) -> None:
-    """Removes what only an unfinished folder needs."""
+    """Removes files that only an unfinished folder needs."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     (folder / REQUESTS).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Mel frames -> samples without a trained vocoder (Griffin & Lim 1984; librosa adds momentum)."""
+"""Turns mel frames into samples, untrained (Griffin & Lim 1984; librosa adds momentum)."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from speechlm_jax.audio.mel import WHISPER, MelConfig, mel_filters, mel_to_power
 
 HEADROOM = 0.99
 _NAMES = inspect.signature(librosa.griffinlim).parameters
-_SEED = "rng" if "rng" in _NAMES else "random_state"  # its name from librosa 1.0 on, and before
+_SEED = "rng" if "rng" in _NAMES else "random_state"  # name from librosa 1.0 on, and before
 
 
 def mel_to_wav(
@@ -21,14 +21,14 @@ def mel_to_wav(
     seed: int = 0,
     iterations: int = 32,
 ) -> Float[ndarray, " samples"]:
-    """The inverse of `wav_to_mel` up to phase: `mel_frames * hop_length` samples in [-1, 1].
+    """Inverts `wav_to_mel` up to phase: returns `mel_frames * hop_length` samples in [-1, 1].
 
     The mel bands are inverted by non-negative least squares; phases start at random from `seed`.
     """
     power = np.maximum(
         librosa.util.nnls(mel_filters(config), mel_to_power(mel).T.astype(np.float32)), 0
     )
-    # wav_to_mel leaves out the frame centred on the last sample; it is repeated from its neighbour.
+    # wav_to_mel leaves out the frame centred on the last sample; its neighbour is repeated.
     magnitude = np.pad(np.sqrt(power), ((0, 0), (0, 1)), mode="edge")
     wav = librosa.griffinlim(
         magnitude,

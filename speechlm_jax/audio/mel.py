@@ -1,10 +1,9 @@
-"""Samples -> log-mel frames, as Whisper computes them (Radford et al., arXiv 2212.04356, 2.2).
+"""Turns samples into log-mel frames as Whisper does (Radford et al., arXiv 2212.04356, 2.2).
 
 Alignment: frame t is centred on sample `t * hop_length`, so it needs the samples up to
-`t * hop_length + n_fft / 2` and no later one; only frames whose window passes the end of the clip
-see it mirrored there. With `floor="fixed"` a frame depends on its own window alone, so a stream
-gives the same frames as the whole clip; with `floor="clip"` it also depends on the clip's loudest
-frame.
+`t * hop_length + n_fft / 2` and no later ones; frames whose window passes the end of the clip see
+the end mirrored. With `floor="fixed"` a frame depends on its own window alone, so a stream gives
+the same frames as the whole clip; with `floor="clip"` it also depends on the clip's loudest frame.
 """
 
 from functools import lru_cache
@@ -28,7 +27,10 @@ def wav_to_mel(
 ) -> Float[ndarray, "mel_frames mels"]:
     """Turns samples into log-mel frames of about [-1, 1.5], float32.
 
-    `mel_frames == samples // hop_length`; ValueError if that is none.
+    `mel_frames == samples // hop_length`.
+
+    Raises:
+      ValueError: the samples are too few for one frame.
     """
     if len(wav) < max(config.hop_length, config.n_fft // 2 + 1):
         raise ValueError(f"{len(wav)} samples are too few for one mel frame")
@@ -41,13 +43,13 @@ def wav_to_mel(
 def mel_to_power(
     mel: Float[ndarray, "mel_frames mels"],
 ) -> Float[ndarray, "mel_frames mels"]:
-    """Undoes the logarithm and the normalisation of `wav_to_mel`: power in each mel band."""
+    """Undoes the logarithm and the normalisation of `wav_to_mel`: returns power per mel band."""
     return np.power(10.0, np.asarray(mel, np.float64) * 4.0 - 4.0)
 
 
 @lru_cache(maxsize=8)
 def mel_filters(config: MelConfig) -> Float[ndarray, "mels bins"]:
-    """The mel filter bank: Slaney's scale, each filter of unit area."""
+    """Returns the mel filter bank: Slaney's scale, each filter of unit area."""
     return librosa.filters.mel(
         sr=config.sample_rate,
         n_fft=config.n_fft,
@@ -59,7 +61,7 @@ def mel_filters(config: MelConfig) -> Float[ndarray, "mels bins"]:
 
 @lru_cache(maxsize=8)
 def _window(n_fft: int, win_length: int) -> Float[ndarray, " n_fft"]:
-    """A periodic Hann window of `win_length`, in the middle of `n_fft` zeros."""
+    """Returns a periodic Hann window of `win_length` in the middle of `n_fft` zeros."""
     hann = np.hanning(win_length + 1)[:-1]
     left = (n_fft - win_length) // 2
     return np.pad(hann, (left, n_fft - win_length - left)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How samples become mel frames: numbers alone, without what computes them."""
+"""Settings of mel frames: numbers alone, without the code that computes frames."""
 
 import dataclasses
 from typing import Literal
@@ -9,16 +9,16 @@ from speechlm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MelConfig:
-    """How samples become mel frames.
+    """Settings of the conversion from samples to mel frames.
 
     Attributes:
-      sample_rate: Hz.
-      n_fft: samples of a transform.
+      sample_rate: samples per second, in Hz.
+      n_fft: samples of one Fourier transform.
       win_length: samples of the Hann window inside it.
       hop_length: samples between frames.
-      num_mels: mel bins, Slaney's scale and area normalisation.
+      num_mels: mel bins, on Slaney's scale with area normalisation.
       floor: `clip`: 8 decades below the clip's maximum (Whisper); `fixed`: one value (streams).
-      f_min, f_max: Hz; None is half the sample rate.
+      f_min, f_max: edges of the mel bands in Hz; f_max None is half the sample rate.
     """
 
     sample_rate: int = 16_000
@@ -44,7 +44,7 @@ class MelConfig:
 
     @property
     def mel_rate_hz(self) -> float:
-        """Mel frames a second."""
+        """Mel frames per second."""
         return self.sample_rate / self.hop_length
 
 

@@ -1,8 +1,8 @@
-"""MPEG audio -> the same stream with a header that is true, so that it is decoded to its end.
+"""Gives an MPEG audio stream a true header, so that a decoder reads it to its end.
 
 A decoder takes the length of an mp3 from its first frame (a Xing, Info or VBRI tag), or guesses it
-from that frame's bit rate. Where the tag is missing or wrong, or where several files were joined,
-it stops early. Here the frames themselves are walked (ISO/IEC 11172-3, 13818-3).
+from that frame's bit rate. If the tag is missing or wrong, or if several files were joined, it
+stops early. This module walks the frames themselves (ISO/IEC 11172-3, 13818-3).
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ KILOBITS = {  # by (is MPEG 1, layer), from the header's bit rate 1 on
     (False, 2): _LOW,
     (False, 3): _LOW,
 }
-PADDING_SECONDS = 1.0  # an encoder's delay and padding stay below 8,192 samples
+PADDING_SECONDS = 1.0  # more than an encoder's delay and padding, which stay below 8,192 samples
 _START = re.compile(rb"\xff[\xe0-\xff]|ID3")
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what may follow the last frame
 
 
 class BrokenStream(Exception):
-    """What is wrong with a stream, to be told with its file."""
+    """A fault of a stream, to be reported with its file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A frame's place and size in bytes, and what must not change from frame to frame."""
+    """A frame's place and size in bytes, and the properties that all frames of a stream share."""
 
     start: int
     size: int
@@ -47,20 +47,20 @@ class Frame:
 
     @property
     def kind(self) -> tuple[int, ...]:
-        """Equal in all frames of a stream; layers 1 and 2 have no tag, so their bit rate too."""
+        """Equal in all frames of a stream; with the bit rate in layers 1 and 2, which lack tags."""
         constant = 0 if self.layer == 3 else self.kilobits
         return self.samples, self.rate_hz, self.channels, self.layer, constant
 
 
 def to_whole_stream(data: Data, *, max_seconds: float | None = None) -> bytes:
-    """The audio frames of `data` behind a tag that counts them.
+    """Returns the audio frames of `data` behind a tag that counts them.
 
     Everything else (ID3 tags, pictures, garbage, tags of joined files) is left out. A first tag
     that counts right stays as it is, with the delay and padding that an encoder wrote there.
 
     Raises:
-      BrokenStream: fewer frames than the tags count, a frame cut off, no frame, another format from
-        some frame on, or more than `max_seconds`.
+      BrokenStream: the stream has fewer frames than its tags count, a frame that is cut off, no
+        frame, another format from some frame on, or more than `max_seconds`.
     """
     tags, sound, seconds, kind = [], [], 0.0, None
     for frame in _walk(data):
@@ -85,7 +85,7 @@ def to_whole_stream(data: Data, *, max_seconds: float | None = None) -> bytes:
 
 
 def _walk(data: Data) -> Iterator[Frame]:
-    """The frames in order; a frame after other bytes counts if another one, or the end, follows."""
+    """Yields the frames in order; after other bytes, only one that a frame or the end follows."""
     at, follows = 0, False
     while at < len(data):
         if tag := id3_size(data[at : at + 10]):
@@ -111,7 +111,7 @@ def _is_followed(data: Data, frame: Frame) -> bool:
 
 
 def _frame_at(data: Data, at: int) -> Frame | None:
-    """The frame whose header stands at `at`; free-format ones, of unknown size, are not read."""
+    """Returns the frame whose header is at `at`; None for free format, whose size is unknown."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
         return None
@@ -130,7 +130,7 @@ def _frame_at(data: Data, at: int) -> Frame | None:
 
 
 def id3_size(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that begins so (10 bytes), 0 if none does; 7 bits a byte of size."""
+    """Returns the bytes of the ID3v2 tag that begins with `head` (10 bytes); 0 if none does."""
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 0x7F:
         return 0
     size = 0
@@ -140,7 +140,7 @@ def id3_size(head: bytes) -> int:
 
 
 def _tag_start(frame: Frame) -> int:
-    """Where a Xing or Info tag stands in a frame: after the side information of layer 3."""
+    """Returns the place of a Xing or Info tag in a frame: after the side information of layer 3."""
     side = {(True, 1): 17, (True, 2): 32, (False, 1): 9, (False, 2): 17}
     return 4 + side[frame.is_mpeg1, frame.channels]
 
@@ -152,7 +152,7 @@ def _is_tag(data: Data, frame: Frame) -> bool:
 
 
 def _count(data: Data, frame: Frame) -> int:
-    """The frames that a tag counts; 0 where it does not say."""
+    """Returns the number of frames that a tag counts; 0 if it does not say."""
     start = frame.start + _tag_start(frame)
     if data[frame.start + 36 : frame.start + 40] == b"VBRI":
         return int.from_bytes(data[frame.start + 50 : frame.start + 54], "big")
@@ -161,13 +161,13 @@ def _count(data: Data, frame: Frame) -> int:
 
 
 def _make_tag(data: Data, sound: list[Frame]) -> bytes:
-    """A silent frame that counts the others; nothing for layers 1 and 2, whose bit rate is one."""
+    """Returns a silent frame that counts the others; b"" for layers 1 and 2, of one bit rate."""
     frame = sound[0]
     if frame.layer != 3:
         return b""
     head = bytearray(data[frame.start : frame.start + 4])
     head[1] |= 1  # no checksum
-    head[2] = 0xE0 | head[2] & 0x0C  # room enough: the highest bit rate, no padding
+    head[2] = 0xE0 | head[2] & 0x0C  # enough room: the highest bit rate, no padding
     size = _frame_at(bytes(head), 0)
     assert size is not None
     tag = b"Xing" + (1).to_bytes(4, "big") + len(sound).to_bytes(4, "big")

@@ -1,10 +1,10 @@
-"""Clip folders -> rows, and feature folders -> mel frames.
+"""Reads clip folders as rows, and feature folders as mel frames.
 
-A clip folder holds `manifest.jsonl`, an object a line: `audio` (a path inside the folder), `text`,
-`speaker`, and optionally `id`, `split`, `words` or anything else. A feature folder is made from it
-by `speechlm_jax.audio.features.write_features`.
+A clip folder holds `manifest.jsonl`, one object per line: `audio` (a path inside the folder),
+`text`, `speaker`, and optionally `id`, `split`, `words` or anything else.
+`speechlm_jax.audio.features.write_features` makes a feature folder from it.
 
-Every `audio` becomes a path by `audio_path`, which keeps it to its folder.
+Every `audio` becomes a path by `audio_path`, which keeps it inside its folder.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ NO_WORDS = "its text has no words; write what is said in it, or drop its row"
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """The rows of a clip folder, and those set aside (each with a `reason`).
+    """The rows of a clip folder, and the rows set aside (each with a `reason`).
 
     Attributes:
-      folder: where the manifest lies.
-      recordings: what the rows' `audio` is relative to.
+      folder: folder of the manifest.
+      recordings: folder that the rows' `audio` is relative to.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Clips:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the manifest or a recording (its size or its time of change) does."""
+        """Fingerprint of the manifest and the recordings (their sizes and times of change)."""
         manifest = artifacts.sha256_file(self.folder / CLIPS)
         if (self.folder / artifacts.MANIFEST).is_file():
             return configs.fingerprint([manifest, artifacts.read_manifest(self.folder).fingerprint])
@@ -62,13 +62,14 @@ def read_clips(
 ) -> Clips:
     """Reads a clip folder's manifest; the recordings themselves are not opened.
 
-    A row without its file, with a missing or wrong field, or with an id that was used before is set
-    aside. `id` defaults to the audio path. The rows' `audio` is relative, whatever was written.
+    A row is set aside if its file is missing, a field is missing or wrong, or an earlier row has
+    its id. `id` defaults to the audio path. The rows' `audio` becomes relative, whatever was
+    written.
 
     Args:
-      folder: of the manifest.
-      recordings: of the audio, where that is another folder.
-      audio_anywhere: whether `audio` may lie outside of its folder.
+      folder: folder of the manifest.
+      recordings: folder of the audio, if it is another one.
+      audio_anywhere: true to allow `audio` outside of its folder.
 
     Raises:
       UserError: the folder has no manifest, a line is not JSON, or no row is left.
@@ -101,11 +102,11 @@ def read_clips(
 
 
 def audio_path(folder: str | Path, audio: str, *, anywhere: bool = False) -> Path:
-    """The file that a row's `audio` names: `folder` and a path relative to it.
+    """Returns the file that a row's `audio` names: `folder` and a path relative to it.
 
     Raises:
-      BadAudio: it is not there, or lies outside of the folder (absolute, by `..` or by a link) and
-        is not allowed to lie `anywhere`.
+      BadAudio: the file is not there, or lies outside of the folder (by an absolute path, `..` or a
+        link) without permission to lie `anywhere`.
     """
     folder = Path(folder)
     try:
@@ -116,7 +117,7 @@ def audio_path(folder: str | Path, audio: str, *, anywhere: bool = False) -> Pat
                 "--audio-anywhere"
             )
         check_file(folder / audio)
-    except (OSError, ValueError):  # ValueError: a zero in the name
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         raise BadAudio(f"audio '{audio}' cannot be opened; correct the path") from None
     is_plain = not os.path.isabs(audio) and os.pardir not in Path(audio).parts
     return folder / (audio if is_plain else os.path.relpath(real, home))
@@ -132,7 +133,7 @@ def _check_unicode(where: str, row: dict[str, Any]) -> None:
 
 
 def _checked(row: dict[str, Any], folder: Path, *, audio_anywhere: bool) -> dict[str, Any]:
-    """The row with a relative `audio`; BadAudio if one of its fields cannot be used."""
+    """Returns the row with a relative `audio`; BadAudio if one of its fields cannot be used."""
     for field in ("audio", "text", "speaker"):
         if field not in row:
             raise BadAudio(f"has no field '{field}'")
@@ -143,10 +144,10 @@ def _checked(row: dict[str, Any], folder: Path, *, audio_anywhere: bool) -> dict
 
 
 class Features:
-    """A feature folder, read without loading it: rows and the mel frames of each."""
+    """A feature folder: its rows and the mel frames of each, read on demand."""
 
     def __init__(self, folder: str | Path):
-        """UserError if the folder is no finished feature folder, or lacks what its rows say."""
+        """Raises UserError if the folder is not finished, or lacks frames that its rows name."""
         self.folder = Path(folder)
         self.manifest = artifacts.read_manifest(folder)
         if self.manifest.kind != FEATURES_KIND:
@@ -174,7 +175,7 @@ class Features:
 
     @property
     def mel_config(self) -> MelConfig:
-        """How the mel frames were made."""
+        """Settings with which the mel frames were made."""
         return configs.from_json(MelConfig, self.manifest.config["mel"])
 
     @property
@@ -191,6 +192,6 @@ class Features:
         return len(self.rows)
 
     def mel(self, number: int) -> Float[ndarray, "mel_frames mels"]:
-        """The mel frames of clip `number`, float32."""
+        """Returns the mel frames of clip `number`, float32."""
         row = self.rows[number]
         return np.asarray(self._mels[row["start"] : row["stop"]], np.float32)

@@ -1,6 +1,6 @@
-"""Any recording -> samples, and samples -> a 16-bit file.
+"""Reads recordings as samples, and writes samples as 16-bit files.
 
-This room annotates with jaxtyping and numpy themselves, not with `speechlm_jax.arrays`: that would
+This room annotates with jaxtyping and numpy themselves, not with `speechlm_jax.arrays`, which would
 import JAX into workers that fork.
 """
 
@@ -20,7 +20,7 @@ from speechlm_jax.audio.mp3 import BrokenStream
 from speechlm_jax.audio.whole import open_whole
 from speechlm_jax.errors import UserError
 
-SILENCE_DB = -70.0  # quieter than any microphone's own noise at 16 bits in a usable recording
+SILENCE_DB = -70.0  # quieter than the microphone noise of any usable 16-bit recording
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MIN_SECONDS = 0.01
 MISSING_SECONDS = 0.1  # an mp3's tag may count itself
@@ -29,7 +29,7 @@ CANCELLED_DB = 6.0  # see mix_channels
 
 
 class BadAudio(UserError):
-    """A recording that cannot be used; the message names the file and says why."""
+    """A recording that cannot be used; the message names the file and the reason."""
 
 
 def read_wav(
@@ -37,7 +37,7 @@ def read_wav(
 ) -> Float[ndarray, " samples"]:
     """Reads wav, flac, ogg or mp3 as float32 mono in [-1, 1] at `sample_rate` Hz.
 
-    Channels become one by `mix_channels`. Clips longer than `max_seconds` are refused before they
+    `mix_channels` reduces channels to one. Clips longer than `max_seconds` are refused before they
     are decoded. A file is read to its end, or refused (`audio.whole`).
 
     Raises:
@@ -51,7 +51,7 @@ def read_wav(
             channels = file.read(dtype="float32", always_2d=True)
     except BrokenStream as error:
         raise BadAudio(f"{path}: {error}") from None
-    except (OSError, RuntimeError, MemoryError) as error:  # of libsndfile too
+    except (OSError, RuntimeError, MemoryError) as error:  # libsndfile's too
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise BadAudio(
             f"{path}: is not readable audio ({str(reason).rstrip('.')}); give wav, flac, ogg or mp3"
@@ -68,10 +68,10 @@ def read_wav(
 
 
 def check_file(path: str | Path) -> None:
-    """BadAudio if there is no such file, it is none (a folder, a pipe), or holds no byte."""
+    """Raises BadAudio if there is no such file, it is none (a folder, a pipe), or it is empty."""
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # a zero in its name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL in its name
         raise BadAudio(f"{path}: no such audio file; correct the path, or drop its row") from None
     except OSError as error:  # a name too long, no permission
         raise BadAudio(f"{path}: cannot be opened ({error.strerror}); correct the path") from None
@@ -82,10 +82,10 @@ def check_file(path: str | Path) -> None:
 
 
 def mix_channels(channels: Float[ndarray, "samples channels"]) -> Float[ndarray, " samples"]:
-    """One channel of several.
+    """Returns one channel of several.
 
-    Channels are averaged, those below SILENCE_DB left out. Where they cancel each other (the mean
-    is CANCELLED_DB below that of unrelated channels of their levels, as of [x, -x]), the loudest
+    Channels are averaged, without those below SILENCE_DB. If they cancel each other (the mean is
+    CANCELLED_DB below that of unrelated channels of their levels, as of [x, -x]), the loudest
     channel is taken instead.
     """
     levels = np.array([level_db(channel) for channel in channels.T])
@@ -100,7 +100,7 @@ def mix_channels(channels: Float[ndarray, "samples channels"]) -> Float[ndarray,
 def check_wav(
     channels: Float[ndarray, "samples channels"], *, name: str
 ) -> Float[ndarray, " samples"]:
-    """The channels as one; BadAudio, naming `name`, if it is empty, not finite, or silent."""
+    """Returns the channels as one; BadAudio with `name` if it is empty, not finite, or silent."""
     if not len(channels):
         raise BadAudio(f"{name}: is empty (no samples); record it again or drop its row")
     if not np.isfinite(channels).all():
@@ -122,9 +122,9 @@ def check_wav(
 def write_wav(
     path: str | Path, wav: Float[ndarray, " samples"], *, sample_rate: int = 16_000
 ) -> None:
-    """Writes samples in [-1, 1] as 16 bits; the suffix (.wav, .flac) chooses the format.
+    """Writes samples as 16 bits, whole or not at all; the suffix (.wav, .flac) chooses the format.
 
-    Whole or not at all; samples outside [-1, 1] are clipped.
+    Samples outside [-1, 1] are clipped.
     """
     artifacts.write_bytes(path, wav_to_file(wav, sample_rate=sample_rate, suffix=Path(path).suffix))
 
@@ -132,7 +132,7 @@ def write_wav(
 def wav_to_file(
     wav: Float[ndarray, " samples"], *, sample_rate: int = 16_000, suffix: str = ".wav"
 ) -> bytes:
-    """The bytes of a 16-bit .wav or .flac file; samples outside [-1, 1] are clipped."""
+    """Returns the bytes of a 16-bit .wav or .flac file; samples outside [-1, 1] are clipped."""
     if suffix.lower() not in (".wav", ".flac"):
         raise UserError(f"audio is written as .wav or .flac, not '{suffix}'")
     file = io.BytesIO()
@@ -142,12 +142,12 @@ def wav_to_file(
 
 
 def samples_to_int16(wav: Float[ndarray, " samples"]) -> ndarray:
-    """Samples in [-1, 1] to 16-bit integers, rounded and clipped."""
+    """Turns samples in [-1, 1] into 16-bit integers, rounded and clipped."""
     return np.clip(np.rint(np.asarray(wav) * 32_768), -32_768, 32_767).astype(np.int16)
 
 
 def level_db(wav: Float[ndarray, " samples"]) -> float:
-    """The root mean square in dB below full scale (1.0); -120 for digital silence."""
+    """Returns the root mean square in dB below full scale (1.0); -120 for digital silence."""
     power = float(np.mean(np.square(wav, dtype=np.float64))) if len(wav) else 0.0
     return 10 * float(np.log10(max(power, 1e-12)))
 

@@ -1,8 +1,8 @@
-"""Opens a recording so that it is read to its end, or says why it cannot be.
+"""Opens a recording so that it is read to its end, or reports why it cannot be.
 
-libsndfile believes headers: it passes over what a cut file lacks, and over what lies behind the
-length that a header gives. Here the containers themselves are walked: RIFF chunks (RF64: EBU Tech
-3306), Ogg pages (RFC 3533), FLAC frames (RFC 9639), MPEG audio (`audio.mp3`). Of other kinds,
+libsndfile trusts headers: it ignores what a truncated file lacks, and what lies after the length
+that a header gives. This module walks the containers themselves: RIFF chunks (RF64: EBU Tech 3306),
+Ogg pages (RFC 3533), FLAC frames (RFC 9639), MPEG audio (`audio.mp3`). For other kinds,
 libsndfile's own log says whether a chunk is shorter than it claims.
 """
 
@@ -18,19 +18,19 @@ import soundfile
 from speechlm_jax.audio.mp3 import BrokenStream, id3_size, to_whole_stream
 
 Data = bytes | mmap.mmap
-STREAMED = 0x7FFF_F000  # lengths from here on say "not known" (sox; ffmpeg writes 0xFFFFFFFF)
+STREAMED = 0x7FFF_F000  # lengths from here on mean "not known" (sox; ffmpeg writes 0xFFFFFFFF)
 MP3_IN_WAV = 0x0055
-SLACK_SECONDS, SLACK_BYTES = 0.1, 4_096  # so much may lie behind the sound: tags, padding
+SLACK_SECONDS, SLACK_BYTES = 0.1, 4_096  # may lie after the sound: tags, padding
 COPY, REWRITE = "copy it again", "write it again, e.g. with `ffmpeg -i OLD NEW.flac`"
 _SHORT = re.compile(r": (\d+) \(should be (\d+)\)")
 _SPHERE_COUNT = re.compile(rb"sample_count -i (\d+)")  # of each channel (NIST SPHERE)
-JOINED = (b".snd", b"caff")  # files behind which libsndfile sees no other
+JOINED = (b".snd", b"caff")  # kinds of which libsndfile does not see a second file after the first
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
 def open_whole(path: str | Path, *, max_seconds: float | None = None) -> soundfile.SoundFile:
-    """A file of sound whose length is true; where its header's is not, the sound is in memory.
+    """Opens a sound file of true length; where its header is wrong, a mended copy in memory.
 
     Raises:
       BrokenStream: it is cut off, or holds more than a reader of its header finds, or (MPEG audio)
@@ -54,7 +54,7 @@ def open_whole(path: str | Path, *, max_seconds: float | None = None) -> soundfi
 
 
 def _check_other(data: Data, opened: soundfile.SoundFile) -> None:
-    """Checks a file of a kind that is not walked: its log, a second file behind it, its count."""
+    """Checks a file of a kind that is not walked: its log, a second file after it, its count."""
     rate = opened.samplerate
     if data[:4] in JOINED and data.find(data[:8], 8) > 0:
         raise BrokenStream(
@@ -72,7 +72,7 @@ def _check_other(data: Data, opened: soundfile.SoundFile) -> None:
 
 
 def _wav(data: Data, at: int) -> bytes | None:
-    """A wav file with its length written in, or the mp3 stream inside; None if it is fine."""
+    """Returns a wav file with its length written in, or the mp3 inside it; None if it is fine."""
     form, ds64 = b"", b""
     for name, start, size in _chunks(data, at + 12):  # noqa: B007
         if name == b"ds64":
@@ -82,7 +82,7 @@ def _wav(data: Data, at: int) -> bytes | None:
         elif name == b"data":
             break
     else:
-        return None  # libsndfile knows what is wrong
+        return None  # libsndfile reports what is wrong
     rate = max(1, int.from_bytes(form[8:12], "little"))  # bytes a second
     left = len(data) - start
     if ds64:
@@ -102,7 +102,7 @@ def _wav(data: Data, at: int) -> bytes | None:
 
 
 def _chunks(data: Data, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and size of each chunk."""
+    """Yields the name, start and size of each chunk."""
     while len(head := data[at : at + 8]) == 8:
         size = int.from_bytes(head[4:], "little")
         yield head[:4], at + 8, size
@@ -110,14 +110,14 @@ def _chunks(data: Data, at: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _is_end(data: Data, end: int, *, most: int) -> bool:
-    """Whether no more sound lies behind the data chunk: chunks, a tag, or a few bytes."""
+    """Returns whether no more sound lies after the data chunk: chunks, a tag, or a few bytes."""
     if len(data) - end <= most or data[end : end + 3] == b"ID3":
         return True
     return _is_chunks(data, end) or _is_chunks(data, end + end % 2)
 
 
 def _is_chunks(data: Data, at: int) -> bool:
-    """Whether whole chunks, none of them another file, reach from `at` to the end."""
+    """Returns whether whole chunks, none of them another file, reach from `at` to the end."""
     end = at
     for name, start, size in _chunks(data, at):
         end = start + size
@@ -127,7 +127,7 @@ def _is_chunks(data: Data, at: int) -> bool:
 
 
 def _ogg(data: Data, at: int) -> None:
-    """Checks that the pages are those of one recording, all of them."""
+    """Checks that the pages are all those of one recording."""
     pages = list(_ogg_pages(data, at))
     if not pages or pages[-1].end > len(data) or not pages[-1].flags & 4:
         raise BrokenStream(f"is truncated (the file ends too early); {COPY}")
@@ -148,7 +148,7 @@ def _ogg(data: Data, at: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Page:
-    """An Ogg page: what its header says, and where it ends."""
+    """An Ogg page: fields of its header, and where it ends."""
 
     flags: int
     stream: int
@@ -174,7 +174,7 @@ def _ogg_pages(data: Data, at: int) -> Iterator[_Page]:
 
 
 def _flac(data: Data, at: int) -> bytes | None:
-    """A FLAC file with its length written in; None if the length is there and true."""
+    """Returns a FLAC file with its length written in; None if its length is there and true."""
     total = int.from_bytes(data[at + 21 : at + 26], "big") & 0xF_FFFF_FFFF
     rate = max(1, int.from_bytes(data[at + 18 : at + 21], "big") >> 4)
     found, left, largest = _flac_frames(data, at)
@@ -197,7 +197,7 @@ def _flac(data: Data, at: int) -> bytes | None:
 
 
 def _flac_frames(data: Data, at: int) -> tuple[int, int, int]:
-    """Samples in all frames, the bytes from the last frame on, and how many it may have."""
+    """Returns samples in all frames, bytes from the last frame on, and their upper limit."""
     samples, expected, start, block = 0, None, len(data), 0
     for match in _FLAC_SYNC.finditer(data, _flac_blocks_end(data, at)):
         head = data[match.start() : match.start() + 16].ljust(16, b"\0")
@@ -211,7 +211,7 @@ def _flac_frames(data: Data, at: int) -> tuple[int, int, int]:
 
 
 def _flac_blocks_end(data: Data, at: int) -> int:
-    """Where the frames begin: behind the blocks of metadata."""
+    """Returns where the frames begin: after the blocks of metadata."""
     at += 4
     while len(head := data[at : at + 4]) == 4:
         at += 4 + int.from_bytes(head[1:], "big")
@@ -221,7 +221,7 @@ def _flac_blocks_end(data: Data, at: int) -> int:
 
 
 def _flac_header(head: bytes) -> tuple[int, int] | None:
-    """Number and samples of the frame whose header this is; None if its checksum is wrong."""
+    """Returns number and samples of the frame of this header; None if its checksum is wrong."""
     code = head[2] >> 4
     if code == 0 or head[3] & 1:
         return None
@@ -244,7 +244,7 @@ def _flac_header(head: bytes) -> tuple[int, int] | None:
 
 
 def _crc8(data: bytes) -> int:
-    """The checksum of a frame's header, with the polynomial x^8 + x^2 + x + 1."""
+    """Returns the checksum of a frame's header, by the polynomial x^8 + x^2 + x + 1."""
     crc = 0
     for byte in data:
         crc ^= byte

@@ -1,1 +1,1 @@
-"""Bundles: trained models that belong together, opened when they are first asked for."""
+"""Bundles: trained models that belong together; each is loaded when it is first used."""

@@ -1,9 +1,9 @@
-"""What a bundle holds, as its `bundle.json` names it. Imports no JAX.
+"""Contents of a bundle, as its `bundle.json` lists them. Imports no JAX.
 
     {"version": 1, "text": "text.model", "vocab": {...},
      "parts": {"tokenizer": {"folder": "tokenizer", "text": "text.model", "fingerprint": "..."}}}
 
-Folders and files lie in the folder of `bundle.json`, or beside it (`../lm`).
+Folders and files are in the folder of `bundle.json`, or beside that folder (`../lm`).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from speechlm_jax.vocab_files import TEXT_MODEL, VOCAB
 
 BUNDLE = "bundle.json"
 VERSION = 1
-CHECKPOINTS = "checkpoints"  # folder in a training's folder
+CHECKPOINTS = "checkpoints"  # name of the folder in a training's folder
 PartName: TypeAlias = Literal["tokenizer", "text_to_token", "lm", "chat", "speech_decoder"]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 TITLES: dict[PartName, str] = {
@@ -30,7 +30,7 @@ TITLES: dict[PartName, str] = {
     "chat": "chat model",
     "speech_decoder": "speech decoder",
 }
-# Where a whole run keeps its models, and the vocabulary of its text-to-token model.
+# The places of a whole run's models, and of the vocabulary of its text-to-token model.
 RUN_FOLDERS: dict[PartName, str] = {
     "tokenizer": "tokenizer",
     "text_to_token": "text_to_token",
@@ -46,10 +46,10 @@ class Part:
     """A trained model of a bundle.
 
     Attributes:
-      folder: of its training, or of one of its checkpoints; relative to the bundle's.
-      text: file of its text vocabulary; "" where it has none.
-      vocab: of a text-to-token model, its vocabulary, with the voices.
-      fingerprint: of its weights; "" where whatever lies in the folder is taken.
+      folder: folder of its training or of one of its checkpoints, relative to the bundle's folder.
+      text: file of its text vocabulary; "" if it has none.
+      vocab: vocabulary of a text-to-token model, with the voices.
+      fingerprint: fingerprint of its weights; "" accepts any weights in the folder.
     """
 
     folder: str
@@ -64,14 +64,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a bundle holds.
+    """Contents of a bundle.
 
     Attributes:
-      text: file of the text vocabulary of rows and language models; "" where there is none.
-      vocab: the vocabulary of rows and language models; None joins the text vocabulary and the
-        codes of the speech tokenizer.
-      parts: the trained models by `PartName`.
-      version: of these rules.
+      text: file of the text vocabulary of rows and language models; "" if there is none.
+      vocab: vocabulary of rows and language models; None joins the text vocabulary and the codes
+        of the speech tokenizer.
+      parts: trained models by `PartName`.
+      version: version of this file format.
     """
 
     text: str = ""
@@ -89,12 +89,12 @@ class Contents:
 
     @property
     def titles(self) -> str:
-        """The parts in words."""
+        """Names of the parts in words, e.g. for errors."""
         return ", ".join(TITLES[name] for name in PART_NAMES if name in self.parts) or "no model"
 
 
 def _require_beside(name: str, field: str) -> None:
-    """UserError where a path leaves the folder that holds the bundle's folder."""
+    """Raises UserError if a path is neither in the bundle's folder nor beside it."""
     below = name.removeprefix("../")
     is_beside = name == os.curdir or artifacts.is_inside(below)
     if not is_beside or bucket.is_address(name) or "\0" in name:
@@ -105,14 +105,14 @@ def _require_beside(name: str, field: str) -> None:
 
 
 def beside(folder: str | Path, name: str) -> Path:
-    """Where a path lies that the bundle of a folder names."""
+    """Resolves a path that a bundle lists, relative to the bundle's folder."""
     if name.startswith("../"):
         return Path(folder).resolve().parent / name.removeprefix("../")
     return Path(folder) / name
 
 
 def read_contents(folder: str | Path) -> Contents:
-    """Reads the `bundle.json` of a folder; UserError where it is missing or broken."""
+    """Reads the `bundle.json` of a folder; raises UserError if it is missing or broken."""
     path = Path(folder) / BUNDLE
     data = artifacts.read_json(path)
     try:
@@ -127,7 +127,7 @@ def write_contents(folder: str | Path, contents: Contents) -> None:
 
 
 def whole_run() -> Contents:
-    """What a whole run will hold when all is trained; before, its models are taken as they come."""
+    """Returns the contents of a whole run that is fully trained; they accept any weights."""
     parts = {
         name: Part(folder, text="" if name == "speech_decoder" else TEXT_MODEL)
         for name, folder in RUN_FOLDERS.items()
@@ -136,18 +136,18 @@ def whole_run() -> Contents:
 
 
 def is_whole_run(folder: str | Path) -> bool:
-    """Whether a folder is laid out as a whole run, with or without a `bundle.json`."""
+    """Returns whether a folder has the layout of a whole run, with or without a `bundle.json`."""
     text, tokenizer = (os.path.join(folder, name) for name in (TEXT_MODEL, "tokenizer"))
     return os.path.isfile(text) and os.path.isdir(tokenizer)
 
 
 def check_bundle(folder: str | Path, *parts: PartName) -> None:
-    """Refuses a folder that is no bundle, or whose `bundle.json` lacks one of the parts.
+    """Checks that a folder can be opened as a bundle and that its `bundle.json` has these parts.
 
-    What a training's folder holds is told when it is opened: that takes JAX.
+    The contents of a training's folder are not checked: reading them takes JAX.
 
     Raises:
-      UserError: names the folder and what to do.
+      UserError: the folder is no bundle or lacks a part; the message says what to do.
     """
     folder = Path(folder)
     if os.path.isfile(folder / BUNDLE):
@@ -175,7 +175,7 @@ def check_bundle(folder: str | Path, *parts: PartName) -> None:
 
 
 def require_parts(folder: Path, contents: Contents, parts: Iterable[PartName]) -> None:
-    """UserError for the first part that a bundle lacks."""
+    """Raises UserError for the first of `parts` that a bundle lacks."""
     for name in parts:
         if name not in contents.parts:
             raise UserError(

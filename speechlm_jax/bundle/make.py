@@ -1,4 +1,4 @@
-"""Trained stages -> a bundle: their folders are named, and checked to belong together."""
+"""Trained stages -> a bundle: lists their folders and checks that they belong together."""
 
 import dataclasses
 import logging
@@ -37,19 +37,20 @@ _log = logging.getLogger("speechlm.bundle")
 
 
 def make_bundle(out: str | Path, given: Mapping[PartName, str | Path]) -> dict[str, Any]:
-    """Joins trained stages in a `bundle.json`, in place of one that is there.
+    """Joins trained stages in a `bundle.json`, and replaces an existing one.
 
     Args:
-      out: folder of the bundle. The parts stay where they are, below the folder that holds `out`.
+      out: folder of the bundle. The parts stay in their place, which must be inside the parent
+        folder of `out`.
       given: by part, the folder of a training, one of its checkpoints, or a bundle that has the
-        part. Without "chat", the language model chats.
+        part. Without "chat", the chat model is the language model.
 
     Returns:
-      What `show_bundle` says of it.
+      The result of `show_bundle`.
 
     Raises:
-      UserError: a folder has no such part, lies elsewhere, or the parts have other codes or
-        another vocabulary.
+      UserError: a folder has no such part or is outside that parent folder, or the parts differ in
+        codes, vocabulary or mel settings.
     """
     out = Path(out)
     if is_whole_run(out) or any((out / name).exists() for name in (CHECKPOINTS, VOCAB)):
@@ -76,7 +77,10 @@ def make_bundle(out: str | Path, given: Mapping[PartName, str | Path]) -> dict[s
 
 
 def _source(name: PartName, place: Path) -> Bundle:
-    """The bundle that a part is taken from, with this part under this name."""
+    """Opens the bundle at `place`; raises UserError if it lacks the part.
+
+    A bundle without "chat" has its language model as that part.
+    """
     found = open_bundle(place)
     if name == "chat" and name not in found.contents.parts:
         parts = {**found.contents.parts, name: found.part("lm")}
@@ -86,7 +90,7 @@ def _source(name: PartName, place: Path) -> Bundle:
 
 
 def _moved(source: Bundle, name: PartName, out: Path) -> Part:
-    """A part as a bundle in `out` names it, with the fingerprint of its weights."""
+    """Returns a part with paths relative to `out` and the fingerprint of its weights."""
     part = source.part(name)
     text = part.text or (source.contents.text if name in ("lm", "chat") else "")
     return Part(
@@ -98,7 +102,7 @@ def _moved(source: Bundle, name: PartName, out: Path) -> Part:
 
 
 def _relative(path: Path, out: Path) -> str:
-    real = path.parent.resolve() / path.name  # which may be a link to another disk
+    real = path.parent.resolve() / path.name  # `path` itself may be a link to another disk
     name = Path(os.path.relpath(real, out.resolve())).as_posix()
     if not artifacts.is_inside(name.removeprefix("../")):
         raise UserError(
@@ -109,10 +113,13 @@ def _relative(path: Path, out: Path) -> str:
 
 
 def check_together(sources: Mapping[PartName, Bundle]) -> None:
-    """Refuses parts that make or take other codes, or language models of two vocabularies.
+    """Checks that the parts make and take the same codes and that their vocabularies agree.
+
+    Each model must have been trained with the vocabulary of its bundle, and the language model and
+    the chat model must share one.
 
     Raises:
-      UserError: names both sides.
+      UserError: two parts do not fit; the message names both.
     """
     told = {name: f"{sources[name].path(name)} ({TITLES[name]})" for name in sources}
     found = {name: _codes_of(name, source) for name, source in sources.items()}
@@ -121,7 +128,7 @@ def check_together(sources: Mapping[PartName, Bundle]) -> None:
     for name, source in sources.items():
         meta = checkpoint_folder.told_meta(source.path(name))
         if first is not None:
-            # A speech decoder knows the tokenizer of its codes alone.
+            # The checkpoint of a speech decoder has only the tokenizer of its codes.
             theirs = known.get(name) or dataclasses.replace(
                 known[first], tokenizer=meta.identity.get("tokenizer", "")
             )
@@ -137,14 +144,14 @@ def check_together(sources: Mapping[PartName, Bundle]) -> None:
 
 
 def _vocab_of(name: PartName, source: Bundle) -> Vocab | None:
-    """The vocabulary that a part was trained with."""
+    """Returns the vocabulary of a language, chat or text-to-token model; None for other parts."""
     if name == "text_to_token":
         return source.voiced_vocab
     return source.vocab if name in ("lm", "chat") else None
 
 
 def _codes_of(name: PartName, source: Bundle) -> CodesIdentity | None:
-    """Identity of the codes that a part makes or takes; a speech decoder knows not all of it."""
+    """Returns the identity of a part's codes; None for a speech decoder, which saves only some."""
     if name == "tokenizer":
         return runs.trained_codes(source.path(name))
     vocab = _vocab_of(name, source)
@@ -152,13 +159,13 @@ def _codes_of(name: PartName, source: Bundle) -> CodesIdentity | None:
 
 
 def upgrade_bundle(run: str | Path) -> dict[str, Any]:
-    """Writes the `bundle.json` of a run that an earlier version made, or was trained on since.
+    """Writes the `bundle.json` of a whole run, e.g. of an earlier version or after more training.
 
     Returns:
-      What `show_bundle` says of it.
+      The result of `show_bundle`.
 
     Raises:
-      UserError: the folder is no such run, or has no speech tokenizer yet.
+      UserError: the folder is no whole run, or has no speech tokenizer yet.
     """
     run = Path(run)
     if not is_whole_run(run):
@@ -170,12 +177,12 @@ def upgrade_bundle(run: str | Path) -> dict[str, Any]:
 
 
 def run_contents(run: Path) -> Contents:
-    """What a whole run holds, as far as it is trained.
+    """Returns the contents of a whole run, with the models trained so far.
 
-    Models that were trained with another tokenizer or vocabulary are left out, with a warning.
+    Models that were trained with another tokenizer or vocabulary are left out with a warning.
 
     Raises:
-      UserError: it has no speech tokenizer yet.
+      UserError: the run has no speech tokenizer yet.
     """
     planned = whole_run()
     codes = runs.trained_codes(run / planned.parts["tokenizer"].folder)
@@ -199,7 +206,7 @@ def run_contents(run: Path) -> Contents:
 
 
 def _wanted(name: PartName, codes: CodesIdentity, vocab: Vocab) -> dict[str, str]:
-    """What a part must have been trained with, by the names of `Stage.identity`."""
+    """Returns the identity that a part's training must have, by the names of `Stage.identity`."""
     if name == "tokenizer":
         return {}
     vocabulary = {} if name == "speech_decoder" else {"vocabulary": vocab.fingerprint}
@@ -212,7 +219,7 @@ def _voiced_vocab(run: Path, folder: Path, meta: checkpoint_folder.Meta) -> Voca
 
 
 def show_bundle(place: str | Path) -> dict[str, Any]:
-    """What a bundle holds, as JSON data: parts, codes, vocabularies, mel settings.
+    """Describes a bundle as JSON data: parts, codes, mel settings, vocabulary and voices.
 
     Raises:
       UserError: the folder is no bundle.

@@ -1,4 +1,4 @@
-"""A bundle's folder -> its models, each loaded when it is first asked for."""
+"""A bundle's folder -> its models, each loaded when it is first used."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,14 +39,15 @@ class Bundle:
     """Trained models that belong together.
 
     Attributes:
-      folder: what its parts' folders are relative to.
-      contents: what it holds.
-      batch_size: requests that a language model answers at once; fewer are padded up to it.
-      clip_batch_size: likewise clips of the speech tokenizer and the speech decoder.
+      folder: folder that the paths of the contents are relative to.
+      contents: its parts and vocabularies.
+      batch_size: requests that a language model answers at once; fewer are padded to this number.
+      clip_batch_size: clips that the speech tokenizer takes at once; the speech decoder takes at
+        most 32 of them.
 
     Raises:
-      UserError: what is asked for is not in the bundle, not trained yet, or belongs to other codes
-        or another vocabulary.
+      UserError: a requested model or vocabulary is not in the bundle, is not trained yet, or
+        belongs to other codes or another vocabulary.
     """
 
     folder: Path
@@ -55,20 +56,20 @@ class Bundle:
     clip_batch_size: int = dataclasses.field(default=64, kw_only=True)
 
     def part(self, name: PartName) -> Part:
-        """A part; UserError if the bundle has none of this name."""
+        """Returns the part of this name; raises UserError if the bundle has none."""
         require_parts(self.folder, self.contents, [name])
         return self.contents.parts[name]
 
     def path(self, name: PartName) -> Path:
-        """The folder of a part: of its training, or of a checkpoint."""
+        """Returns the folder of a part, which is that of its training or of a checkpoint."""
         return beside(self.folder, self.part(name).folder)
 
     def home(self, name: PartName) -> Path:
-        """The folder of a part's training."""
+        """Returns the folder of a part's training."""
         return checkpoint_folder.training_folder(self.path(name))
 
     def fingerprint(self, name: PartName) -> str:
-        """Identity of a part: its training's manifest where there is one, else its weights."""
+        """Returns the fingerprint of a part's manifest; without a manifest, of its weights."""
         folder = self.path(name)
         if (folder / artifacts.MANIFEST).is_file():
             return artifacts.read_manifest(folder).fingerprint
@@ -95,7 +96,7 @@ class Bundle:
 
     @property
     def writer(self) -> Writer:
-        """Text and codes to the language model's ids."""
+        """Writer of text and codes as the language model's ids."""
         return Writer(self.vocab, self.text)
 
     @property
@@ -111,11 +112,11 @@ class Bundle:
 
     @cached_property
     def mel(self) -> MelConfig:
-        """How samples become the mel frames that the speech tokenizer reads."""
+        """Settings of the mel frames that the speech tokenizer reads."""
         return runs.trained_mel(self.path("tokenizer"))
 
     def check_mel(self) -> None:
-        """UserError where the speech decoder makes other mel frames than the tokenizer reads."""
+        """Raises UserError if speech decoder and speech tokenizer differ in their mel settings."""
         if {"tokenizer", "speech_decoder"} <= self.contents.parts.keys():
             reads, makes = self.path("tokenizer"), self.path("speech_decoder")
             if runs.trained_mel(makes) != runs.trained_mel(reads):
@@ -126,7 +127,7 @@ class Bundle:
 
     @cached_property
     def voiced_vocab(self) -> Vocab:
-        """The text-to-token model's vocabulary: with an id for each voice."""
+        """The text-to-token model's vocabulary, which has an id for each voice."""
         vocab = self.part("text_to_token").vocab
         if vocab is None:
             raise UserError(
@@ -152,10 +153,10 @@ class Bundle:
 
     @cached_property
     def decoder_voices(self) -> tuple[str, ...]:
-        """Names of the speech decoder's voices, numbered from 1 on; () if they are not known.
+        """Names of the speech decoder's voices, numbered from 1; () if they are not known.
 
-        Earlier versions did not keep them: they are taken for the text-to-token model's where they
-        are as many.
+        Earlier versions did not save the names. For their models, the text-to-token model's names
+        are used if the numbers of voices are equal.
         """
         kept = self.home("speech_decoder") / VOICES
         if kept.is_file():
@@ -171,10 +172,10 @@ class Bundle:
     def make_text_to_token(
         self, config: SynthesisConfig, *, vocab: Vocab | None = None
     ) -> TextToToken:
-        """The text-to-token model, to be sampled as `config` says.
+        """Loads the text-to-token model, with the sampling settings of `config`.
 
         Args:
-          vocab: its vocabulary, where the bundle does not have it yet.
+          vocab: its vocabulary; None takes the one that the bundle has.
         """
         part, vocab = self.part("text_to_token"), vocab or self.voiced_vocab
         inference, _ = runs.load_inference(
@@ -184,27 +185,28 @@ class Bundle:
         return TextToToken(inference, vocab, self._said_text, config)
 
     def language_model(self, checkpoint: str | Path, *, fingerprint: str = "") -> Inference:
-        """A language model of the bundle's vocabulary, from its folder or one of its steps."""
+        """Loads a language model with the bundle's vocabulary, from its run or a checkpoint."""
         return runs.load_inference(
             checkpoint, kind="lm", vocab=self.vocab, fingerprint=fingerprint,
             batch_size=self.batch_size,
         )[0]  # fmt: skip
 
     def part_model(self, name: Literal["lm", "chat"]) -> Inference:
-        """A language model that is a part of the bundle."""
+        """Loads a language model that is a part of the bundle."""
         return self.language_model(self.path(name), fingerprint=self.part(name).fingerprint)
 
     # `_frames`: clips differ in length.
     def read(self, codes: Sequence[Integer[ndarray, " _frames"] | Sequence[int]]) -> list[str]:
-        """What codes say, by the tokenizer's own reader."""
+        """Returns the text of each sequence of codes, as the tokenizer's own ASR reads it."""
         clips = [np.asarray(clip, np.int32) for clip in codes]
         return [self._heard_text.decode(ids) for ids in self.reader.codes_to_ids(clips)]
 
     def say(self, word: str) -> str | None:
-        """What the text-to-token model is given for a word of a text.
+        """Returns the input of the text-to-token model for a word of a text.
 
-        "" where nothing is said; None where normalising would change what is read, or where the
-        model's vocabulary lacks it (what is written in bytes was never learnt).
+        That is "" if the word is not spoken, e.g. punctuation. It is None if normalising would
+        change how the word is read, or if the model's vocabulary lacks it (a word that is encoded
+        as bytes was not learnt).
         """
         said = word_to_said(word)
         return said if said is None or all(map(self._is_known, said.split())) else None
@@ -241,6 +243,6 @@ class Bundle:
 
 
 def spans_to_codes(model: TextToToken, requests: Sequence[SpanRequest]) -> list[list[int]]:
-    """Codes of spans of documents; each span is sampled from a seed of its own."""
+    """Returns the codes of spans of documents; each span is sampled with its own seed."""
     spoken = [SpeechRequest(r.text, r.speaker, seed=r.seed) for r in requests]
     return [codes.tolist() for codes in model.text_to_codes(spoken)]

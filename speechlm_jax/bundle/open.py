@@ -1,4 +1,4 @@
-"""A folder -> the bundle that it is or names: of `bundle.json`, a training, a vocabulary."""
+"""A folder -> a bundle. The folder has a `bundle.json`, a training, or a vocabulary."""
 
 import dataclasses
 import os
@@ -28,15 +28,15 @@ from speechlm_jax.vocab_files import VOCAB, find_text, read_vocab
 
 
 def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
-    """The models of a folder, for a few requests.
+    """Opens the models of a folder; the default batch size suits few requests.
 
     Args:
-      place: a folder with a `bundle.json`; of a training, or one of its checkpoints; with a
-        `vocab.json` (`speechlm vocab`, `speechlm convert`).
-      batch_size: of every model.
+      place: a folder with a `bundle.json`, the folder of a training or of one of its checkpoints,
+        or a folder with a `vocab.json` (from `speechlm vocab` or `speechlm convert`).
+      batch_size: batch size of every model.
 
     Raises:
-      UserError: it is none of them, or damaged.
+      UserError: the folder is none of these, or is damaged.
     """
     place = Path(place)
     check_bundle(place)
@@ -54,12 +54,13 @@ def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
 
 
 def trained_contents(folder: Path, checkpoint: str = os.curdir) -> Contents:
-    """A training as a bundle of one part: what it is follows from its experiment.
+    """Returns a training as a bundle of one part, whose name follows from its experiment.
 
-    Its vocabularies are those that lie beside its checkpoints, else what a checkpoint tells.
+    Its vocabulary and text vocabulary are files in the training's folder. Without a `vocab.json`,
+    the vocabulary comes from the checkpoint's metadata.
 
     Raises:
-      UserError: it has no whole checkpoint, or one of another version.
+      UserError: the training has no complete checkpoint, or one of another version.
     """
     meta = checkpoint_folder.told_meta(folder / checkpoint)
     name = part_name(meta, folder)
@@ -73,7 +74,7 @@ def trained_contents(folder: Path, checkpoint: str = os.curdir) -> Contents:
 
 
 def part_name(meta: Meta, where: str | Path) -> PartName:
-    """Which part of a bundle a checkpoint is."""
+    """Returns the part of a bundle that a checkpoint is."""
     experiment = experiment_from_json(meta.config, str(where))
     if isinstance(experiment, LanguageModelExperiment):
         return experiment.kind
@@ -81,7 +82,7 @@ def part_name(meta: Meta, where: str | Path) -> PartName:
 
 
 def trained_vocab(folder: Path, meta: Meta) -> Vocab | None:
-    """The vocabulary of a training; None where nothing tells it, as of earlier versions."""
+    """Returns the vocabulary of a training; None if it was not saved, as in earlier versions."""
     if (folder / VOCAB).is_file():
         return read_vocab(folder / VOCAB)
     told = meta.described.get("vocabulary")
@@ -89,20 +90,20 @@ def trained_vocab(folder: Path, meta: Meta) -> Vocab | None:
 
 
 def open_vocab(place: str | Path) -> tuple[Vocab, TextTokenizer]:
-    """The vocabulary of a bundle's rows and language models, and its text side.
+    """Returns the vocabulary of a bundle's rows and language models, and its text vocabulary.
 
     Raises:
-      UserError: as of `open_bundle`; or the two do not belong together.
+      UserError: as in `open_bundle`; or the two do not belong together.
     """
     bundle = open_bundle(place)
     return bundle.vocab, bundle.text
 
 
 def open_codes(place: str | Path) -> CodesIdentity:
-    """Identity of codes.
+    """Returns the identity of codes.
 
     Args:
-      place: a folder of codes, or what `open_bundle` takes.
+      place: a folder of codes, or any folder that `open_bundle` takes.
     """
     folder = Path(place)
     if (folder / artifacts.MANIFEST).is_file() and not (folder / VOCAB).is_file():

@@ -1,8 +1,8 @@
 """Question codes -> reply text and codes, in the paper's two modes.
 
-Section 8.1 of the paper's SFT: speech in, speech out alone (`speech_only`), or the reply's text
-first and then its speech (`text_guided`). The reply's first id decides between them, so it is held
-to the mode that is asked for: `begin_of_speech`, or any text.
+Section 8.1 of the paper, on its SFT: the reply to speech is speech alone (`speech_only`), or text
+and then its speech (`text_guided`). The reply's first id decides between them, so it is restricted
+by the requested mode: to `begin_of_speech`, or to text ids.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ Mode = Literal["speech_only", "text_guided"]
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig:
-    """How replies are decoded.
+    """Settings of the decoding of replies.
 
     Attributes:
-      temperature: of text and codes; 0 is greedy.
-      max_text, max_codes: longest reply in text ids and in codes.
+      temperature: sampling temperature of text and codes; 0 is greedy.
+      max_text: maximum number of text ids after the first.
+      max_codes: maximum number of codes.
     """
 
     temperature: float = 0.0
@@ -41,14 +42,14 @@ class ChatConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reply:
-    """What the assistant says: `text` is empty in `speech_only` mode."""
+    """Reply of the assistant; `text` is empty in `speech_only` mode."""
 
     text: str
     codes: Int[ndarray, " frames"]
 
 
 class Chat:
-    """A fine-tuned language model as an assistant."""
+    """Assistant that replies with a fine-tuned language model."""
 
     def __init__(self, inference: Inference, writer: Writer, config: ChatConfig = ChatConfig()):
         self._inference = inference
@@ -62,7 +63,7 @@ class Chat:
         mode: Mode,
         seed: int = 0,
     ) -> list[Reply]:
-        """Answers spoken questions, each a dialogue of its own."""
+        """Returns a reply to each spoken question; each question is a separate dialogue."""
         asked = [{"codes": np.asarray(codes, np.int32)} for codes in questions]
         turns = [[{"role": "user", "segments": [segment]}] for segment in asked]
         prompts = [self._writer.dialogue_prompt(history) for history in turns]

@@ -1,4 +1,4 @@
-"""Wav -> reply wav: the whole chain, its models handed over as functions."""
+"""Wav -> reply wav: the whole chain, with its models passed as functions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,10 @@ CodesToWav = Callable[[Integer[ndarray, " frames"]], Float[ndarray, " samples"]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpokenReply:
-    """A reply as `text` (empty in `speech_only` mode), codes and samples; silence has neither."""
+    """A reply as `text` (empty in `speech_only` mode), codes and samples.
+
+    `codes` and `wav` are empty if the model said nothing.
+    """
 
     text: str
     codes: Integer[ndarray, " frames"]
@@ -36,8 +39,9 @@ def wav_to_reply(
     """Answers a spoken question (GLM-4-Voice report, figure 1: tokenizer, model, decoder).
 
     Args:
-      wav: float32 in [-1, 1] at `mel.sample_rate`; the reply has the rate of `codes_to_wav`.
-      mel_to_codes, codes_to_wav: the speech tokenizer and the speech decoder, for one clip.
+      wav: samples, float32 in [-1, 1] at `mel.sample_rate`; the reply has the sample rate of
+        `codes_to_wav`.
+      mel_to_codes, codes_to_wav: the speech tokenizer and the speech decoder for one clip.
 
     Raises:
       UserError: the question is too short for a single code.

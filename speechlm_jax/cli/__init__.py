@@ -1,1 +1,1 @@
-"""The console script `speechlm`: a module per sub-command reads its arguments, calls a verb."""
+"""The console script `speechlm`: one module a sub-command, which parses arguments, calls a verb."""

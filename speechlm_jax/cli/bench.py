@@ -1,4 +1,4 @@
-"""`speechlm bench`: how fast a training step is on this machine."""
+"""`speechlm bench`: speed of a training step on this machine."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from speechlm_jax.lm.sizes import SIZES
 
 bench = later("speechlm_jax.lm.bench")
 presets = later("speechlm_jax.lm.presets")
-# Of nn.language_model.Dtype and nn.flash.Kernel, which would import JAX; a test compares
+# Copies of nn.language_model.Dtype and nn.flash.Kernel, whose import needs JAX; a test compares
 DTYPES = ("float32", "bfloat16")
 KERNELS = ("auto", "reference", "blockwise", "splash", "cudnn")
 
@@ -52,13 +52,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the config is not there."""
+    """Raises UserError if the config does not exist."""
     if args.model not in SIZES:
         shipped.find(args.model)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints."""
+    """Measures the step and prints the result."""
     model, config = _read(args.model)
     execution = {"remat": args.remat, "attention": args.attention}
     stack = model.transformer
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(name: str) -> tuple[Any, Any]:
-    """Model, and what of a training's config concerns the step, of a size or a config file."""
+    """Returns the model and the benchmark's config, from a size or a config file."""
     if name in SIZES:
         return presets.preset(name), bench.BenchConfig()
     path = shipped.find(name)

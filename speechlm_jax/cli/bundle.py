@@ -51,7 +51,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where a folder is not there, or a part is given to an action that takes none."""
+    """Raises UserError if a folder does not exist, or parts and action do not fit."""
     given = _given(args)
     if args.action != "make":
         if given:
@@ -70,5 +70,5 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does it and prints what the bundle holds."""
+    """Runs the action and prints the contents of the bundle."""
     return options.show(bundle.bundle(args.action, args.folder, parts=_given(args)))

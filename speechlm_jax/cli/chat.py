@@ -1,4 +1,4 @@
-"""`speechlm chat`: a spoken question to a spoken answer."""
+"""`speechlm chat`: a spoken question -> a spoken answer."""
 
 import argparse
 from typing import Any
@@ -38,14 +38,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the recording, or a run with a chat model, is not there."""
+    """Raises UserError if the recording, or a run with the models of a chat, does not exist."""
     check_file(args.audio)
     paths.check_out_folder(args.out)
     paths.check_bundle(args.run_folder, "chat", "tokenizer", "speech_decoder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the reply's audio and text, and prints them."""
+    """Writes the reply's audio and text, and prints the result."""
     return options.show(
         chat.chat(args.audio, run=args.run_folder, out=args.out, mode=args.mode, seed=args.seed)
     )

@@ -1,4 +1,4 @@
-"""`speechlm convert`: Hugging Face model folders to runs and back."""
+"""`speechlm convert`: Hugging Face model folders <-> runs."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.verbs import paths
 
 convert = later("speechlm_jax.verbs.convert")
-EXTRA = ("safetensors", "tokenizers", "ml_dtypes")  # setup.py's `hf`
+EXTRA = ("safetensors", "tokenizers", "ml_dtypes")  # the extra `hf` of setup.py
 
 DETAILS = """\
 A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where a library or the model is not there, or what is to be made is."""
+    """Raises UserError if a library or a folder is missing, or if the output is not empty."""
     for library in EXTRA:
         if importlib.util.find_spec(library) is None:
             raise UserError(f"convert: {library} is not installed; `pip install -e '.[hf]'`")
@@ -56,7 +56,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts and prints what was made."""
+    """Converts a model and prints the result."""
     return options.show(
         convert.convert(
             args.source, run=args.run_folder, out=args.out, dtype=args.dtype, length=args.length,

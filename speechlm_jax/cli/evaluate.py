@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the checkpoint, or the run, is not there."""
+    """Raises UserError if the checkpoint or the run does not exist."""
     paths.check_folder(args.checkpoint, paths.CHECKPOINT)
     paths.check_out_folder(args.out)
     if args.run_folder is not None:

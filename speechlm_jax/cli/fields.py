@@ -1,6 +1,6 @@
-"""A config's fields for people to read: dotted name, value, type in words, and meaning.
+"""A config's fields as readable text: dotted name, value, type in words, and meaning.
 
-A field means what its dataclass' docstring says of it under "Attributes:".
+The meaning of a field is its entry under "Attributes:" in the docstring of its dataclass.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Field:
     """A field of a config, or of a dataclass inside it.
 
     Attributes:
-      name: dotted, as overrides write it.
-      value: what it holds.
+      name: dotted name, as in overrides.
+      value: its value.
       kind: its type in words.
-      meaning: what its docstring says; "" where that says nothing.
+      meaning: its text in the docstring; "" if it has none.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Field:
     meaning: str
 
     def __str__(self) -> str:
-        """An assignment that `speechlm train` takes, and below it what it means."""
+        """Returns an assignment that `speechlm train` takes, and its meaning below."""
         value = json.dumps(configs.to_json({"value": self.value})["value"], ensure_ascii=False)
         said = f"{self.meaning or 'see its class'} ({self.kind})"
         indent = " " * 4
@@ -53,7 +53,7 @@ class Field:
 
 
 def config_to_fields(config: Any, prefix: str = "") -> Iterator[Field]:
-    """All fields of a config in order; those of a dataclass inside it in its place."""
+    """Yields all fields of a config in order; a dataclass in a field is replaced by its fields."""
     said, hints = meanings(type(config)), typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -64,7 +64,7 @@ def config_to_fields(config: Any, prefix: str = "") -> Iterator[Field]:
 
 
 def meanings(cls: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of its fields; `a, b: ...` says it of both."""
+    """Returns the meaning of each field in a dataclass's docstring; `a, b: ...` is that of both."""
     said: dict[str, list[str]] = {}
     names: list[str] = []
     for line in (inspect.getdoc(cls) or "").partition("Attributes:")[2].splitlines():
@@ -78,7 +78,7 @@ def meanings(cls: type) -> dict[str, str]:
 
 
 def in_words(hint: Any) -> str:
-    """An annotated type in words."""
+    """Returns an annotated type in words."""
     arguments, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(in_words, arguments))

@@ -1,4 +1,4 @@
-"""`speechlm interleave`: text documents to interleaved speech-text documents."""
+"""`speechlm interleave`: text documents -> interleaved speech-text documents."""
 
 import argparse
 from typing import Any
@@ -55,14 +55,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the file, or the run, is not there."""
+    """Raises UserError if the file or the run does not exist."""
     paths.check_documents(args.file)
     paths.check_out_folder(args.out)
     paths.check_bundle(args.run_folder, "text_to_token")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes documents.jsonl and prints its counts and the ratio that came out."""
+    """Writes documents.jsonl and prints its counts and the resulting span corruption ratio."""
     with FolderLock(args.out):
         return options.show(
             interleave.interleave(

@@ -1,4 +1,4 @@
-"""Log records to standard error, as text or as one JSON object a line."""
+"""Log records on standard error, as text or as one JSON object a line."""
 
 import json
 import logging
@@ -12,10 +12,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: time, level, logger, message, and whatever `extra` gave."""
+    """Formatter of records as JSON objects: time, level, logger, message and fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; the traceback, if any, is a field."""
+        """Returns one line; a traceback is a field."""
         data = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
@@ -29,13 +29,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: Level, *, as_json: bool = False) -> None:
-    """Sends our log records to standard error; of other packages only warnings and errors."""
+    """Sends our log records to standard error, and warnings and errors of other packages."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if as_json else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    # Orbax logs each error that it raises, with its stack
+    # Orbax logs each error that it raises with its stack
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("speechlm").setLevel(_LEVELS[level])

@@ -1,4 +1,4 @@
-"""The console script: picks the sub-command, runs it, turns what went wrong into an exit code."""
+"""The console script: runs the chosen sub-command and turns errors into exit codes."""
 
 import argparse
 import difflib
@@ -38,11 +38,11 @@ _log = logging.getLogger("speechlm")
 
 
 def entry() -> None:
-    """The console script: `main`, after the process has asked for large memory pages.
+    """Runs `main` with large memory pages (the entry point of the console script).
 
-    A step on a CPU allocates and frees hundreds of megabytes; in pages of 4 KiB its page faults
-    take a third of the time on some machines (docs/log.md). The C library reads the setting when a
-    process starts, so the process starts once more, as itself; its children inherit it.
+    A step on a CPU allocates and frees hundreds of megabytes; with pages of 4 KiB, page faults take
+    a third of its time on some machines (docs/log.md). The C library reads the setting when a
+    process starts, so the process executes itself again; its children inherit the setting.
     """
     if sys.platform == "linux" and MALLOC not in os.environ:
         os.environ[MALLOC] = LARGE_PAGES
@@ -53,9 +53,10 @@ def entry() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `speechlm ARGUMENTS` and returns its exit code (speechlm_jax/errors.py lists them).
 
-    An exception that is nobody's mistake but ours is not caught: its traceback is shown, exit 1.
+    An exception that is a bug of this package is not caught: Python shows its traceback and exits
+    with code 1.
     """
-    # TensorFlow reads this when it is imported; its start-up notes would bury our lines.
+    # TensorFlow reads this at its import; its start-up messages would hide our lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--log-json" in argv
@@ -87,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], *, as_json: bool) -> int:
-    """Looks at what was given first, then runs the user's modules, then what takes its time."""
+    """Checks the arguments, imports the user's modules, and then runs the command."""
     try:
         arguments = parse(argv)
-    except SystemExit:  # of --help
+    except SystemExit:  # raised by --help and --version
         sys.stdout.flush()
         raise
     logs.set_up(_level(arguments), as_json=as_json)
@@ -100,12 +101,12 @@ def _run(argv: Sequence[str], *, as_json: bool) -> int:
     for name in arguments.module:
         shipped.import_module(name)
     code = arguments.run(arguments)
-    sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
+    sys.stdout.flush()  # so that `main` can handle a BrokenPipeError
     return code
 
 
 def _has_reader() -> bool:
-    """Whether anybody still reads what is printed; where not, nothing more is said there."""
+    """Returns whether standard output still has a reader; if not, sends it to the null device."""
     try:
         print(end="", flush=True)
         return True
@@ -115,7 +116,10 @@ def _has_reader() -> bool:
 
 
 def _of_system(error: OSError) -> str | None:
-    """What the operating system refused, and to which file; None where it says no file's name."""
+    """Returns the operating system's error and its file as a message with a hint.
+
+    Returns None if the error has no file, unless the disk is full or the quota is exceeded.
+    """
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     hint = _HINTS.get(error.errno or 0)
@@ -123,10 +127,11 @@ def _of_system(error: OSError) -> str | None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses a command line; only the chosen sub-command's module is imported (JAX takes a second).
+    """Parses a command line; imports only the module of the chosen sub-command.
 
     Raises:
-      UserError: the command line is wrong; an unknown sub-command's nearest name is given.
+      UserError: the command line is wrong; for an unknown sub-command, the message suggests the
+        nearest one.
     """
     for text in argv:
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -155,7 +160,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _take_more(arguments: argparse.Namespace, unread: list[str]) -> None:
-    """Adds what follows an option to a command's list; argparse only reads what precedes it."""
+    """Adds arguments after an option to the command's list; argparse reads only those before it."""
     listed = getattr(arguments, "more", None)
     strange = [text for text in unread if listed is None or text.startswith("-")]
     if strange:
@@ -165,7 +170,7 @@ def _take_more(arguments: argparse.Namespace, unread: list[str]) -> None:
 
 
 def _leave(code: int, why: str, message: str, *, as_json: bool) -> int:
-    """Says in one line why the command ends, and gives the exit code back."""
+    """Writes one line on why the command ends, and returns the exit code."""
     message = one_line(message)
     if as_json:
         _log.error(message, extra={"why": why, "exit_code": code})

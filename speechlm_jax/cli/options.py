@@ -1,4 +1,4 @@
-"""The sub-commands' names, and the options that they share."""
+"""Names of the sub-commands, and the options that they share."""
 
 import argparse
 import json
@@ -14,31 +14,29 @@ from speechlm_jax.errors import EXIT_OK, UserError
 from speechlm_jax.shipped import RUN_VARIABLE
 
 _TABLE = json.loads((Path(__file__).parent / "commands.json").read_text(encoding="utf-8"))
-COMMANDS: dict[str, str] = _TABLE[
-    "commands"
-]  # a name and what it does, in the order of a whole run
+COMMANDS: dict[str, str] = _TABLE["commands"]  # name -> summary, in the order of a whole run
 DEFAULT_RUN = Path(_TABLE["default_run"])
 MOST = 10**18 - 1
 CONFIG = "a config file, which is run: only one that you trust"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is the one line of every user error."""
+    """An argument parser that raises UserError with a message of one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError; argparse's own prints the usage and leaves the process."""
+        """Raises UserError; argparse's own method prints the usage and ends the process."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def place(text: str) -> Path:
-    """A path, as argparse wants it: `~` is the user's folder, and nothing is no path."""
+    """Parses a path for argparse: expands `~` and rejects an empty text."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     return Path(os.path.expanduser(text))
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:
-    """What argparse reads a whole number from `least` to `most` with."""
+    """Returns a parser for argparse of whole numbers from `least` to `most`."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
@@ -50,7 +48,10 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 def real(least: float, most: float, *, open_at_least: bool = False) -> Callable[[str], float]:
-    """What argparse reads a number from `least` to `most` with; or one above `least`."""
+    """Returns a parser for argparse of numbers from `least` to `most`.
+
+    If `open_at_least` is true, `least` itself is rejected.
+    """
 
     def read(text: str) -> float:
         try:
@@ -69,7 +70,7 @@ positive = whole(1)
 
 
 def nothing_to_check(args: argparse.Namespace) -> None:
-    """Of a command that is given nothing that could be missing."""
+    """Checks nothing, for a command whose arguments name no files or folders."""
 
 
 def add_command(
@@ -81,10 +82,10 @@ def add_command(
     details: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Adds a sub-command with the options of them all; its help ends with the example.
+    """Adds a sub-command with the options of every command; its help ends with the example.
 
-    `check` says what is wrong with what was given before anything heavy, or a user's module, is
-    imported for `run`.
+    `check` raises the errors of the arguments before `run` imports large libraries and before a
+    user's module is imported.
     """
     parser = subparsers.add_parser(
         name,
@@ -112,7 +113,7 @@ def add_command(
 
 
 def add_vocab(parser: argparse.ArgumentParser) -> None:
-    """Adds --vocab: for a step without data."""
+    """Adds --vocab: number of ids of a model, for a step without data."""
     parser.add_argument(
         "--vocab", metavar="N", type=positive, default=168_960,
         help="ids, where the config leaves them to its rows (default: GLM-4-Voice's %(default)s)",
@@ -120,7 +121,7 @@ def add_vocab(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds --run: whose models a command uses."""
+    """Adds --run: the run or bundle whose models a command uses."""
     parser.add_argument(
         "--run",
         dest="run_folder",  # `run` is the sub-command's function
@@ -133,7 +134,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
-    """Adds --out: where a command writes."""
+    """Adds --out: the folder into which a command writes."""
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -144,7 +145,7 @@ def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
 
 
 def add_audio_anywhere(parser: argparse.ArgumentParser) -> None:
-    """Adds --audio-anywhere: manifests are data of others, which should name no file of yours."""
+    """Adds --audio-anywhere; without it, a foreign manifest cannot name other files of the user."""
     parser.add_argument(
         "--audio-anywhere",
         action="store_true",
@@ -153,7 +154,7 @@ def add_audio_anywhere(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    """Adds --seed: everything random in a command follows from it."""
+    """Adds --seed: the seed of everything random in a command."""
     parser.add_argument(
         "--seed",
         metavar="N",
@@ -168,6 +169,6 @@ def show(result: Any) -> int:
     data = configs.to_json(result)
     try:
         print(json.dumps(data, ensure_ascii=False))
-    except UnicodeEncodeError:  # of a terminal that is not UTF-8, or half a character
+    except UnicodeEncodeError:  # the terminal is not UTF-8, or the text has half a character
         print(json.dumps(data))
     return EXIT_OK

@@ -1,4 +1,4 @@
-"""`speechlm plan`: whether a training fits a TPU slice, and what bounds its speed."""
+"""`speechlm plan`: memory and speed bounds of a training on a TPU slice."""
 
 import argparse
 import os
@@ -92,13 +92,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the config is not there, or no chip has such a topology."""
+    """Raises UserError if the config does not exist, or no chip has such a topology."""
     _slices(args)
     shipped.find(args.config)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans and prints."""
+    """Makes the plan and prints it."""
     slices = _slices(args)
     found = experiments.load_experiment(shipped.find(args.config))
     if not isinstance(found, experiments.LanguageModelExperiment):
@@ -125,7 +125,7 @@ def _slices(args: argparse.Namespace) -> Slices:
 def _answer(
     args: argparse.Namespace, experiment: Any, slices: Slices
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
-    """What was asked for, as JSON, and what tells it to people."""
+    """Returns the requested plan as JSON data, and the function that turns it into text."""
     if args.decode:
         plan = decoding.plan_decoding(
             experiment.model, slices, requests=args.requests, length=args.length,
@@ -152,14 +152,14 @@ def _answer(
 
 
 def cache_folder() -> Path:
-    """Where programs that were compiled are remembered."""
+    """Returns the folder in which results of compiled programs are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "speechlm_jax/plans"
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over the ways that are tried."""
+    """Shows a progress bar over the candidates of a search."""
     with tqdm(unit="way") as bar:
 
         def report(done: int, total: int, text: str) -> None:
@@ -170,7 +170,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _searched(tried: list[Any], given: list[str]) -> dict[str, Any]:
-    """The best plan, how to ask for it, and what else was compiled."""
+    """Returns the best plan, the overrides that give it, and all plans that were compiled."""
     best = searching.best(tried)
     start = {"fits": False} if best is None else best.plan.to_json()
     found = () if best is None else best.overrides
@@ -216,7 +216,7 @@ def _tell_training(plan: dict[str, Any]) -> str:
 
 
 def _tell_step(plan: dict[str, Any]) -> list[str]:
-    """What every plan says, for people to read."""
+    """Returns the lines that every plan has."""
     needed, capacity = plan["hbm_bytes"] / GIB, plan["capacity_bytes"] / GIB
     fits = "fits" if plan["fits"] else "does not fit"
     lines = [

@@ -1,4 +1,4 @@
-"""`speechlm prepare`: a mixture's tasks to packed shards."""
+"""`speechlm prepare`: a mixture's tasks -> packed shards."""
 
 import argparse
 from typing import Any
@@ -41,13 +41,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the run has no vocabulary."""
+    """Raises UserError if the run does not exist, or `--out` is a file."""
     paths.check_out_folder(args.out)
     paths.check_bundle(args.run_folder)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares what is not yet prepared and prints the counts."""
+    """Prepares the tasks that are not prepared yet and prints the counts."""
     with FolderLock(args.out):
         return options.show(
             prepare.prepare(

@@ -52,12 +52,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where tables, recordings or text are not there, or the folder is in use."""
+    """Raises UserError if tables, recordings or text do not exist, or the folder is in use."""
     given.check(Folders(args.out), world=args.world, speech=args.speech, text=args.text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the steps and prints where the report lies."""
+    """Runs the steps and prints the path of the report."""
     return options.show(
         steps.quickstart(
             args.out,

@@ -1,4 +1,4 @@
-"""`speechlm speak`: speech codes, or text, to audio."""
+"""`speechlm speak`: speech codes or text -> audio."""
 
 import argparse
 from pathlib import Path
@@ -38,13 +38,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where a codes file, or the run, is not there, or audio cannot be written so."""
+    """Raises UserError if a codes file or the run does not exist, or `--out` names no audio."""
     paths.check_speech(args.what, args.out)
     paths.check_bundle(args.run_folder, "speech_decoder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes audio and prints its path and seconds."""
+    """Writes audio, and prints its path and its length in seconds."""
     return options.show(
         speak.speak(args.what, run=args.run_folder, out=args.out, voice=args.voice, seed=args.seed)
     )

@@ -1,4 +1,4 @@
-"""`speechlm synthesize`: text to speech codes, by the text-to-token model."""
+"""`speechlm synthesize`: text -> speech codes, by the text-to-token model."""
 
 import argparse
 from typing import Any
@@ -37,13 +37,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the run is not there."""
+    """Raises UserError if the run has no text-to-token model, or `--out` is a file."""
     paths.check_out_folder(args.out)
     paths.check_bundle(args.run_folder, "text_to_token")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes codes.jsonl and prints what it holds."""
+    """Writes codes.jsonl and prints a summary."""
     with FolderLock(args.out):
         return options.show(
             synthesize.synthesize(

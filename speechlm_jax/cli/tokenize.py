@@ -1,4 +1,4 @@
-"""`speechlm tokenize`: recordings to speech codes."""
+"""`speechlm tokenize`: recordings -> speech codes."""
 
 import argparse
 from typing import Any
@@ -36,14 +36,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where a recording, or the run, is not there."""
+    """Raises UserError if a recording or the run does not exist, or `--out` is a file."""
     paths.check_places(args.audio)
     paths.check_out_folder(args.out)
     paths.check_bundle(args.run_folder, "tokenizer")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes codes.jsonl and prints what it holds."""
+    """Writes codes.jsonl and prints a summary."""
     with FolderLock(args.out):
         return options.show(
             tokenize.tokenize(

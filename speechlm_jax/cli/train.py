@@ -80,7 +80,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where the config is not there, or hosts or the folder cannot be."""
+    """Raises UserError if the config does not exist, or hosts or the folder are not valid."""
     shipped.find(args.config)
     _hosts(args)
     if args.workdir:
@@ -90,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains until the config's last step, or shows what the config says."""
+    """Trains until the config's last step, or with `--show` prints the config."""
     config = shipped.find(args.config)
     overrides = [*args.overrides]
     if args.disk_gb is not None:

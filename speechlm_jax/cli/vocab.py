@@ -1,4 +1,4 @@
-"""`speechlm vocab`: text of one's own to a vocabulary that can write any text."""
+"""`speechlm vocab`: the user's text -> a vocabulary that can encode any text."""
 
 import argparse
 from typing import Any
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError where a file, or the codes, are not there."""
+    """Raises UserError if a file or the codes do not exist, or `--out` is a file."""
     Rows(tuple(args.files), False, {}).files()
     paths.check_out_folder(args.out)
     paths.check_codes(args.run_folder)

@@ -1,1 +1,1 @@
-"""Other people's weights, in and out. Nothing outside this room knows their names."""
+"""Import and export of released weights. No other room uses their names."""

@@ -1,8 +1,8 @@
-"""What lies beside a released model's weights: how text becomes a chat, and where answers end.
+"""Files beside a released model's weights: chat templates, special tokens, ends of answers.
 
-Chat templates are carried as they are; nothing here runs one. Ids of the text vocabulary are the
-same in the joint one, so what names them stays true; what names none of them is dropped, because
-its id may be a code's now.
+Chat templates are copied unchanged; nothing here runs one. Ids of the text vocabulary are the same
+in the joint vocabulary, so fields with such ids stay correct. Tokens and ids that the model does
+not have are dropped, because their ids may belong to codes now.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE = ("additional_special_tokens", "extra_special_tokens")
 KEPT = ("chat_template", "padding_side", "truncation_side", "model_input_names")
-IDS = ("suppress_tokens", "begin_suppress_tokens")  # of a generation config, beside `*_token_id`
+IDS = ("suppress_tokens", "begin_suppress_tokens")  # fields of ids, in addition to `*_token_id`
 
 _log = logging.getLogger("speechlm.convert")
 
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
-    """What lies beside a model's weights.
+    """Contents of the files beside a model's weights.
 
     Attributes:
       tokenizer: fields of tokenizer_config.json.
-      templates: text of each chat template that is a file, by its name.
+      templates: text of each chat template that is a file, by the file's name.
       generation: fields of generation_config.json.
     """
 
@@ -44,12 +44,12 @@ class Companions:
 
     @property
     def eos(self) -> str | None:
-        """The token that ends what the model says."""
+        """Token that ends the model's output; None if it has none."""
         token = self.tokenizer.get("eos_token")
         return token["content"] if isinstance(token, dict) else token
 
     def write(self, folder: Path) -> list[str]:
-        """Writes them as files that `read_companions` reads; returns their names."""
+        """Writes the files that `read_companions` reads; returns their names."""
         for name, template in self.templates.items():
             artifacts.write_bytes(folder / name, template.encode())
         written = {CONFIG: self.tokenizer, GENERATION: self.generation}
@@ -59,16 +59,16 @@ class Companions:
         return [*self.templates, *written]
 
     def of_export(self, *, length: int, eos: tuple[str, int]) -> "Companions":
-        """Those of an exported model.
+        """Returns the companions of an exported model.
 
         Args:
-          length: its longest context.
-          eos: token and id that end its documents: one more end of what it says.
+          length: longest context of the model, in ids.
+          eos: token and id that end its documents; the id also ends its output.
         """
         token, id_ = eos
         fields = {
             "eos_token": token,
-            "pad_token": token,  # or a class of `transformers` adds tokens of its own for these two
+            "pad_token": token,  # without these two, a class of `transformers` adds its own tokens
             "unk_token": token,
             **self.tokenizer,
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -81,17 +81,17 @@ class Companions:
 
 
 def read_companions(folder: Path, tokens: Mapping[str, int], *, size: int) -> Companions:
-    """Those of a model's folder; files that are not there are empty.
+    """Reads the companions of a model's folder; a missing file gives no fields.
 
     Args:
-      tokens: of the text vocabulary, and their ids.
-      size: rows of the model's table.
+      tokens: tokens of the text vocabulary with their ids.
+      size: number of rows of the model's embedding table.
 
     Raises:
-      UserError: a file is broken, or a field is not what it must be.
+      UserError: a file is broken, or a field has a wrong type.
     """
     found: dict[str, Any] = {}
-    for name in (SPECIAL_TOKENS, CONFIG):  # the second one goes before the first
+    for name in (SPECIAL_TOKENS, CONFIG):  # fields of the second file override those of the first
         found |= read_object(folder, name) if has(folder, name) else {}
     fields = {name: found[name] for name in KEPT if found.get(name) is not None}
     _check_template(fields.get("chat_template"), folder)
@@ -138,7 +138,7 @@ def _templates(folder: Path) -> dict[str, str]:
 
 
 def _generation(folder: Path, size: int) -> dict[str, Any]:
-    """A generation config, whose ends stand in config.json where it has none."""
+    """Reads the generation config; without `eos_token_id`, it takes that of config.json."""
     found = read_object(folder, GENERATION) if has(folder, GENERATION) else {}
     for name in ("_from_model_config", "transformers_version"):
         found.pop(name, None)

@@ -1,9 +1,9 @@
-"""More rows for a vocabulary: what the new ids of a text model start from.
+"""Initial rows of the new ids in a text model's vocabulary.
 
-A new row is the mean of the old ones plus a little noise: then no new id is likelier than an
-average one at the start, and the text model's own predictions change by a bounded amount (Hewitt
-2021, "Initializing new word embeddings for pretrained language models"). The noise, a tenth of the
-old rows' standard deviation in each column, lets codes differ from the first step on.
+A new row is the mean of the old rows plus a little noise. At the start, no new id is then likelier
+than an average one, and the text model's own predictions change by a bounded amount (Hewitt 2021,
+"Initializing new word embeddings for pretrained language models"). The noise, a tenth of the old
+rows' standard deviation in each column, makes the codes differ from the first step on.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ NOISE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Extended:
-    """A folder as if its vocabulary had `size` rows; old rows are unchanged.
+    """View of a folder with a vocabulary of `size` rows; old rows are unchanged.
 
-    A new row depends on (seed, tensor, row) and the old rows alone, whoever reads it, and is stored
-    as they are: a model that nobody trained is exported bit for bit as it came in.
+    A new row depends only on (seed, tensor, row) and the old rows, and has their dtype. A model
+    that was not trained further is therefore exported bit for bit as it was read.
     """
 
     folder: Folder
@@ -38,7 +38,7 @@ class Extended:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, new rows included; UserError if there are fewer than now."""
+        """Shape of every tensor with new rows; raises UserError if `size` is below the old size."""
         found = dict(self.folder.shapes)
         for name in self._longer:
             if name in found:
@@ -49,7 +49,7 @@ class Extended:
         return found
 
     def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
-        """A part of a tensor; new rows are drawn."""
+        """Reads a part of a tensor and draws its new rows."""
         old = self.folder.shapes[name][0] if name in self._longer else None
         rows = where[0] if where else slice(None)
         first, last, _ = rows.indices(self.shapes[name][0])
@@ -64,7 +64,7 @@ class Extended:
 
     @cached_property
     def _longer(self) -> Mapping[str, int]:
-        """Number of each tensor that has a row for each id."""
+        """Index in `VOCABULARY` of each tensor that has a row for each id."""
         return {
             tensor.name: VOCABULARY.index(tensor.ours[0])
             for tensor in self.tensors
@@ -76,7 +76,7 @@ class Extended:
         return {name: self._measure(name) for name in self._longer if name in self.folder.shapes}
 
     def _measure(self, name: str) -> tuple[ndarray, ndarray]:
-        """Mean and standard deviation of each column over the old rows."""
+        """Returns the mean and standard deviation of each column over the old rows."""
         rows, columns = self.folder.shapes[name]
         total, squares = np.zeros(columns), np.zeros(columns)
         for stored in self.folder.chunks(name):

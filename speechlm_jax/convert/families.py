@@ -1,9 +1,9 @@
-"""Model families of Hugging Face: which of our models they have, and which tensor holds what.
+"""Model families of Hugging Face: which of our models they support, and their tensors.
 
 GLM-4 (as released with remote code, and as `GlmForCausalLM`), GLM-4-0414, Llama 3, Qwen2 and Qwen3
-are our one transformer with different switches. Where they rotate neighbouring dimensions of a head
-against each other (GLM-4), rows of the query and key projections are put in another order, which
-changes no score; see `Tensor.neighbours`.
+are our one transformer with different switches. If a family rotates neighbouring dimensions of a
+head against each other (GLM-4), the rows of the query and key projections are reordered, which
+changes no attention score; see `Tensor.neighbours`.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A foreign tensor, and the parameters that lie in it one after another (along its axis 0).
+    """A foreign tensor and the parameters that it holds one after another (along its axis 0).
 
     Attributes:
-      name: with `{layer}` where there is one in each layer.
+      name: name of the tensor, with `{layer}` if there is one in each layer.
       ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers.
-      transposed: a matrix [out, in]; ours are [in, out].
-      neighbours: which of `ours` rotate neighbouring dimensions against each other there.
-      absent: the file may lack it: it is the same as another tensor, or follows from config.json.
+      transposed: true for a matrix [out, in]; ours are [in, out].
+      neighbours: those of `ours` whose neighbouring dimensions rotate against each other there.
+      absent: true if the file may lack it: it equals another tensor or follows from config.json.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's names, and which of our models it has.
+    """A family of models: its names, and the configs that its models can have.
 
     Attributes:
-      model_type: in config.json.
+      model_type: `model_type` in config.json.
       architecture: class of `transformers` that reads it.
-      qkv_bias: what its models may have.
-      qk_norm, post_norms: what they all have, or none.
-      is_interleaved: whether neighbouring dimensions rotate against each other; then it may be a
-        part of the head that does.
-      defaults: what a config.json that lacks a field means, where it is not what all families mean.
+      qkv_bias: values of `qkv_bias` that its models can have.
+      qk_norm, post_norms: true if all its models have them; false if none has.
+      is_interleaved: true if neighbouring dimensions rotate against each other; only then may a
+        part of a head rotate.
+      defaults: values of fields that config.json lacks, if they differ from those of all families.
     """
 
     model_type: str
@@ -62,13 +62,13 @@ class Family:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def tensors(self, config: LanguageModelConfig) -> tuple[Tensor, ...]:
-        """Every tensor of a model."""
+        """Returns every tensor of a model."""
         if self.model_type == "chatglm":
             return tuple(_chatglm(config))
         return tuple(_transformers(config, interleaved=self.is_interleaved))
 
     def has(self, stack: TransformerConfig) -> bool:
-        """Whether a model of this family computes what a stack does."""
+        """Returns whether a model of this family computes the same as a stack."""
         switches = (stack.qk_norm, stack.post_norms) == (self.qk_norm, self.post_norms)
         part = self.is_interleaved or stack.rope_fraction == 1.0
         return switches and part and stack.qkv_bias in self.qkv_bias
@@ -100,7 +100,7 @@ EXPORTED = ("llama", "qwen2", "qwen3", "glm", "glm4")
 
 
 def family_of(config: LanguageModelConfig) -> Family:
-    """The family as which a model can be written; UserError if no family computes what it does."""
+    """Returns the family as which a model can be written; raises UserError if there is none."""
     stack = config.transformer
     if stack.block != 1 or stack.rope_theta is None or stack.cross_attention:
         raise UserError(
@@ -117,11 +117,11 @@ def family_of(config: LanguageModelConfig) -> Family:
 
 
 def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator[Tensor]:
-    """Names of `transformers`; those with interleaved rotation also fuse gate and up."""
+    """Yields tensors by the names of `transformers`; with `interleaved`, gate and up are fused."""
     stack = config.transformer
     yield Tensor(EMBEDDING, ("embedding",), transposed=False)
     layer = f"model.layers.{LAYER}."
-    yield Tensor(f"{layer}self_attn.rotary_emb.inv_freq", (), absent=True)  # of old versions
+    yield Tensor(f"{layer}self_attn.rotary_emb.inv_freq", (), absent=True)  # in old versions
     for part in QKV:
         ours, turned = f"{BLOCKS}attention/{part}/", interleaved and part != "v"
         for kind in ("kernel", "bias") if stack.qkv_bias else ("kernel",):
@@ -152,7 +152,7 @@ def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator
 
 
 def _chatglm(config: LanguageModelConfig) -> Iterator[Tensor]:
-    """Names of GLM-4's remote code, in which `glm-4-voice-9b` is released."""
+    """Yields tensors by the names of GLM-4's remote code, in which `glm-4-voice-9b` is released."""
     yield Tensor("transformer.embedding.word_embeddings.weight", ("embedding",), transposed=False)
     yield Tensor("transformer.rotary_pos_emb.inv_freq", (), absent=True)
     layer = f"transformer.encoder.layers.{LAYER}."

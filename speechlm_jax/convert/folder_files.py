@@ -1,4 +1,4 @@
-"""Files of a folder that came from elsewhere: those that lie in it, and JSON only as objects."""
+"""Safe reading of files in a foreign folder: no file outside of it, and JSON only as objects."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 
-BLOBS, SNAPSHOTS = "blobs", "snapshots"  # of the hub's cache, whose snapshots are links to blobs
+BLOBS, SNAPSHOTS = "blobs", "snapshots"  # in the hub's cache, where snapshots are links to blobs
 MOST_SHOWN = 120  # characters of a foreign value in an error
 MOST_NAMED = 8  # names in an error
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file in a folder (or in the hub's cache, where the folder is a snapshot).
+    """Returns the path of a file in a folder (or in the hub's cache, if the folder is a snapshot).
 
     Raises:
       UserError: the name, or a link of that name, leads out of the folder.
@@ -34,12 +34,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def has(folder: Path, name: str) -> bool:
-    """Whether a folder has a file of this name."""
+    """Returns whether a folder has a file of this name."""
     return (folder / name).is_file()
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """The object that a JSON file of a folder holds; UserError if it holds something else."""
+    """Reads the object in a JSON file of a folder; raises UserError if it holds anything else."""
     path = inside(folder, name)
     try:
         data = artifacts.read_json(path)
@@ -51,7 +51,7 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_text(folder: Path, name: str) -> str:
-    """The text of a file of a folder; UserError if it is not UTF-8."""
+    """Reads the text of a file of a folder; raises UserError if it is not UTF-8."""
     path = inside(folder, name)
     try:
         return path.read_text(encoding="utf-8")
@@ -60,13 +60,13 @@ def read_text(folder: Path, name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A foreign value in an error: on one line, and short."""
+    """Returns a foreign value for an error message: on one line, cut to `MOST_SHOWN` characters."""
     text = ascii(value) if isinstance(value, str) else ascii(str(value))[1:-1]
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def listed(names: Sequence[str]) -> str:
-    """Foreign names in an error, the first few of them."""
+    """Returns foreign names for an error message: at most `MOST_NAMED`, and how many more."""
     more = len(names) - MOST_NAMED
     said = ", ".join(shown(name)[1:-1] for name in names[:MOST_NAMED])
     return said + (f" and {more} more" if more > 0 else "")

@@ -1,6 +1,6 @@
-"""The joint vocabulary of a text model: its own ids, specials that it has or lacks, and codes.
+"""Joint vocabulary of a text model: its own ids, the specials that it lacks, and codes.
 
-A model that speaks already, as GLM-4-Voice does, is taken over: it keeps its codes' ids.
+A model that has codes already, such as GLM-4-Voice, keeps their ids.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import SPECIALS, Vocab
 
-# What released models call our specials, beside `<|name|>`; the first that is there is taken. None
-# has a name for what follows transcribed or read speech ("asr", "tts").
+# Names of our specials in released models, besides `<|name|>`; the first that exists is used. No
+# model has a name for the markers of the tasks "asr" and "tts".
 TOKENS = {
     "bos": ("<sop>", "<|begin_of_text|>", "<s>"),
     "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>"),
@@ -26,16 +26,17 @@ TOKENS = {
 def joint_vocab(
     text: TextTokenizer, codes: CodesIdentity, *, size: int, eos: str | None = None
 ) -> Vocab:
-    """The joint vocabulary of a model; specials that its text vocabulary has are mapped, not added.
+    """Returns a model's joint vocabulary; specials of its text vocabulary are mapped, not added.
 
     Args:
-      codes: identity of the codes to be used with it.
-      size: rows of the model's table.
-      eos: the token that ends its documents, where none of the known names is there.
+      codes: identity of the codes to be used with the model.
+      size: number of rows of the model's embedding table.
+      eos: token that ends its documents, used if none of the known names exists.
 
     Raises:
-      UserError: the text vocabulary has ids far beyond the table, a name that ours needs, or codes
-        that are not in a row, not as many as `codes` has, or leave no room.
+      UserError: the text vocabulary has ids far beyond the table or a name that ours needs; or its
+        codes are not consecutive, differ in number from those of `codes`, or leave no room for
+        specials.
     """
     ids = token_ids(text.model)
     last = max(ids.values(), default=-1)
@@ -55,7 +56,7 @@ def joint_vocab(
         vocab = _spoken(ids, identity, size)
     else:
         vocab = Vocab(text_size=max(size, last + 1), **identity)
-    extend_tokenizer(text.model, vocab)  # what an export would refuse is refused now
+    extend_tokenizer(text.model, vocab)  # raises now the errors that an export would raise
     return vocab
 
 
@@ -70,9 +71,10 @@ def _mapped(ids: Mapping[str, int], eos: str | None) -> tuple[tuple[str, int], .
 
 
 def _spoken(ids: Mapping[str, int], identity: Mapping[str, Any], size: int) -> Vocab:
-    """Specials that a model lacks take ids before its codes that no token uses.
+    """Returns the joint vocabulary of a model with codes; missing specials take ids before these.
 
-    In an exported model of ours each id has a token: those that say they are unused count as none.
+    Only ids without a token are taken. In a model that we exported, each id has a token: tokens
+    that are named as unused do not count.
     """
     found = [ids[name] for name in takewhile(ids.__contains__, map(CODE.format, count()))]
     first, number = found[0], identity["codebook_size"]

@@ -12,11 +12,12 @@ from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.nn.rotary import LongContext
 from speechlm_jax.nn.transformer import TransformerConfig
 
-LARGEST = 2**31 - 1  # of a size; ids are int32
+LARGEST = 2**31 - 1  # limit of a size; ids are int32
 ROPE = "rope_parameters"
 
-# Fields that our transformer has one value of, for all families or for one. `transformers` reads
-# no others that change what a model computes (tests/convert/test_model_config.py).
+# Fields for which our transformer supports only these values, for all families or for one.
+# `transformers` reads no others that change a model's computation
+# (tests/convert/test_model_config.py).
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
@@ -45,9 +46,10 @@ ONLY_OF: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The fields of a config.json, each read as what it must be.
+    """The fields of a config.json, read with checks of their types and ranges.
 
-    A field that is absent or null is its default; without one it is an error. All methods raise
+    An absent field has its value of `defaults`, otherwise the default that a method is given. A
+    null field has the method's default. A field without any value is an error. All methods raise
     UserError with the field's name.
     """
 
@@ -56,21 +58,21 @@ class Fields:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A size: a whole number from 1 on."""
+        """Returns a size: a whole number of at least 1."""
         value = self._value(name, default)
         if type(value) is not int or not 0 < value <= LARGEST:
             raise self._wrong(name, value, "a whole number above 0")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """Returns a finite number above 0."""
         value = self._value(name, default)
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self._wrong(name, value, "a number above 0")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Returns true or false."""
         value = self._value(name, default)
         if type(value) is not bool:
             raise self._wrong(name, value, "true or false")
@@ -90,11 +92,11 @@ class Fields:
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> tuple[Family, LanguageModelConfig]:
-    """Family and config from the data of a config.json.
+    """Returns the family and our config from the data of a config.json.
 
     Raises:
-      UserError: it is of another family, has a feature that our transformer lacks, or a field that
-        is not what it must be.
+      UserError: it is of an unknown family, has a feature that our transformer lacks, or has a
+        field of a wrong type or value.
     """
     kind = data.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -138,7 +140,11 @@ def _from(family: Family, fields: Fields) -> LanguageModelConfig:
 
 
 def _rope(fields: Fields) -> Fields:
-    """The fields of rotary positions: those of an object of their own go before the config's."""
+    """Returns the fields of rotary positions.
+
+    Those of `rope_scaling` or `rope_parameters` override those of the config itself, except for
+    `original_max_position_embeddings`.
+    """
     own = fields.data.get("rope_scaling") or fields.data.get(ROPE) or {}
     if not isinstance(own, Mapping):
         raise UserError(f"{fields.where}: {ROPE} is {shown(own)}, not an object")
@@ -196,7 +202,7 @@ def _from_chatglm(fields: Fields) -> LanguageModelConfig:
 
 def _refuse_other_features(family: Family, data: Mapping[str, Any], where: str) -> None:
     for name, known in {**ONLY, **ONLY_OF[family.model_type]}.items():
-        # an absent field is the first one: 0 is no False, and 1 no True
+        # an absent field has the first value
         if name in data and not any(data[name] is one or data[name] == one for one in known):
             raise UserError(
                 f"{where}: {name} is {shown(data[name])}; only {known[0]!r} is known of a "
@@ -210,7 +216,7 @@ def _refuse_other_features(family: Family, data: Mapping[str, Any], where: str) 
 
 
 def _stack(where: str, **shape: Any) -> TransformerConfig:
-    """The stack; UserError, in the words of the released config, if sizes do not go together."""
+    """Returns the stack; raises UserError, in the released config's terms, if sizes do not fit."""
     heads, kv_heads, fraction = shape["heads"], shape["kv_heads"], shape["rope_fraction"]
     if heads % kv_heads:
         raise UserError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
@@ -227,11 +233,11 @@ def _stack(where: str, **shape: Any) -> TransformerConfig:
 
 
 def config_to_json(config: LanguageModelConfig, *, dtype: str, length: int) -> dict[str, Any]:
-    """The config.json that `transformers` reads a model of this config by.
+    """Returns the config.json with which `transformers` reads a model of this config.
 
     Args:
-      dtype: of the stored weights.
-      length: longest context that the model is trained for.
+      dtype: dtype of the stored weights.
+      length: longest context that the model is trained for, in ids.
     """
     family, stack = family_of(config), config.transformer
     rope: dict[str, Any] = {"rope_theta": stack.rope_theta, "rope_type": "default"}

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of safetensors files: its tensors, any part of one, and writing one."""
+"""A Hugging Face folder of safetensors files: reads any part of a tensor, and writes folders."""
 
 import dataclasses
 import json
@@ -22,9 +22,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-READ = ("F64", "F32", "F16", "BF16")  # what weights may be stored as; nothing is quantised
+READ = ("F64", "F32", "F16", "BF16")  # accepted dtypes of weights; none is quantised
 CHUNK = 4096  # rows of a matrix read at a time
-SHARD_BYTES = 5 * 10**9  # as `transformers` writes them
+SHARD_BYTES = 5 * 10**9  # as in `transformers`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Folder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The data of config.json; UserError if there is none."""
+        """Data of config.json; raises UserError if there is none."""
         if not has(self.path, CONFIG):
             raise UserError(f"{self.path}: has no {CONFIG}; give a Hugging Face model folder")
         return read_object(self.path, CONFIG)
 
     @cached_property
     def file_of(self) -> dict[str, str]:
-        """The file that each tensor lies in; of a file and an index, the file, as `transformers`.
+        """File of each tensor; a single file takes precedence over an index, as in `transformers`.
 
         Raises:
-          UserError: there are no safetensors files, the index is none, or names a file that is
-            missing or not in the folder.
+          UserError: there are no safetensors files, the index is broken, or it lists a file that is
+            missing or outside of the folder.
         """
         if has(self.path, SINGLE):
             found = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
@@ -61,7 +61,7 @@ class Folder:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor; UserError if one holds no floating-point numbers."""
+        """Shape of every tensor; raises UserError if the dtype of one is not in `READ`."""
         found = {}
         for name in self.file_of:
             part = self._slice(name)
@@ -74,11 +74,11 @@ class Folder:
         return found
 
     def read(self, name: str, *where: slice) -> Shaped[ndarray, "..."]:
-        """A part of a tensor; axes that `where` does not name are read whole."""
+        """Reads a part of a tensor; axes beyond `where` are read whole."""
         return self._slice(name)[where or (slice(None),)]
 
     def chunks(self, name: str) -> Iterator[Shaped[ndarray, "rows columns"]]:
-        """A matrix, some of its rows at a time."""
+        """Yields a matrix, `CHUNK` rows at a time."""
         rows = self.shapes[name][0]
         for first in range(0, rows, CHUNK):
             yield self.read(name, slice(first, min(first + CHUNK, rows)))
@@ -119,7 +119,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A tensor to be written, made when its file is due: one file is in memory at a time."""
+    """A tensor to be written; it is made with its file, so that one file is in memory at a time."""
 
     name: str
     shape: tuple[int, ...]
@@ -134,10 +134,10 @@ def write_folder(
     dtype: str,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[str]:
-    """Writes config and tensors as `transformers` would; yields each file's name once it is there.
+    """Writes config and tensors as `transformers` does; yields each file's name when it is written.
 
     Raises:
-      UserError: the folder holds something, or `dtype` is unknown.
+      UserError: the folder is not empty, or `dtype` is unknown.
     """
     path = Path(path)
     if path.exists() and any(path.iterdir()):
@@ -158,7 +158,7 @@ def write_folder(
         index = {"metadata": {"total_size": total}, "weight_map": place}
         artifacts.write_json(path / INDEX, index)
         yield INDEX
-    # Last: a folder without it is not taken for a model.
+    # Written last: a folder without it is not read as a model.
     artifacts.write_bytes(path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     yield CONFIG
 

@@ -1,7 +1,7 @@
-"""Text vocabularies of released models: tiktoken ranks to tokenizer.json, and more ids at the end.
+"""Text vocabularies of released models: tiktoken ranks -> tokenizer.json, and additional ids.
 
-GLM-4 is released with tiktoken ranks. As a tokenizer.json every text vocabulary is one file, which
-training reads and `transformers` opens.
+GLM-4 is released with tiktoken ranks. As a tokenizer.json, every text vocabulary is one file that
+training and `transformers` read.
 """
 
 import base64
@@ -20,9 +20,9 @@ FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TIKTOKEN = "tokenizer.model"
 CODE = "<|audio_{}|>"
-UNUSED = "<|unused_{}|>"  # the name of an id that none has
+UNUSED = "<|unused_{}|>"  # the token of an id that has no other
 LONGEST_PIECE = 1024  # bytes; released ranks have 128 at most
-# How GLM-4 (as cl100k_base) splits text before pieces are merged.
+# The pattern by which GLM-4 (like cl100k_base) splits text before it merges pieces.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,7 +30,7 @@ SPLIT = (
 
 
 def read_tokenizer(folder: str | Path) -> bytes:
-    """The text vocabulary of a released model, as the bytes of a tokenizer.json.
+    """Returns the text vocabulary of a released model, as the bytes of a tokenizer.json.
 
     Raises:
       UserError: the folder has neither tokenizer.json nor tiktoken ranks, or they are broken.
@@ -50,25 +50,25 @@ def read_tokenizer(folder: str | Path) -> bytes:
 
 
 def token_ids(model: bytes) -> dict[str, int]:
-    """The id of every token, as a tokenizer.json says it.
+    """Returns the id of every token in a tokenizer.json.
 
-    The library that reads the file gives other ids to what follows a gap; `extend_tokenizer` fills
-    gaps, and checks.
+    The library that reads the file changes the ids of tokens after a gap; `extend_tokenizer` fills
+    gaps and checks the ids.
     """
     data = json.loads(model)
     pieces = data["model"]["vocab"]
-    if not isinstance(pieces, dict):  # a Unigram model's, with their scores
+    if not isinstance(pieces, dict):  # the list of a Unigram model, with scores
         pieces = {piece: id_ for id_, (piece, _) in enumerate(pieces)}
     return pieces | {token["content"]: token["id"] for token in data.get("added_tokens", [])}
 
 
 def _open(model: bytes, where: str) -> Tokenizer:
     try:
-        json.loads(model)  # what the library reads need not be JSON
+        json.loads(model)  # the library also accepts some text that is not JSON
         return Tokenizer.from_str(model.decode())
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # nothing narrower; a panic of its Rust code is no Exception
+    except BaseException as error:  # a panic of the library's Rust code is no Exception
         raise UserError(f"{where}: is no text vocabulary ({shown(error)})") from None
 
 
@@ -86,7 +86,7 @@ def _tiktoken_specials(folder: Path) -> dict[str, int]:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Tiktoken's file: a piece in base64 and its rank on each line."""
+    """Reads tiktoken's file, which has a piece in base64 and its rank on each line."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         pairs = [line.split() for line in lines if line]
@@ -101,7 +101,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def ranks_to_json(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> dict[str, Any]:
-    """The data of a tokenizer.json that splits and merges as tiktoken does by these ranks."""
+    """Returns the data of a tokenizer.json that splits and merges as tiktoken with these ranks."""
     letters = _byte_letters()
     written = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
     merges = []
@@ -133,14 +133,14 @@ def ranks_to_json(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> di
 
 
 def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
-    """A tokenizer.json with a token for every id of a joint vocabulary.
+    """Returns a tokenizer.json with a token for every id of a joint vocabulary.
 
-    Ids between the text vocabulary's and the specials are `<|unused_N|>`; codes are `<|audio_N|>`,
-    as GLM-4-Voice calls them. Tokens that the vocabulary has already stay; a special whose name one
-    of them has, though it is another id, gets its id behind its name.
+    Ids that have no use are `<|unused_N|>`; codes are `<|audio_N|>`, as in GLM-4-Voice. Tokens of
+    the text vocabulary stay. If one of them has the name of a special with another id, the
+    special's token is its name followed by its id.
 
     Raises:
-      UserError: a code's or a voice's name is taken, or ids do not follow each other.
+      UserError: the name of a code or a voice is taken, or the library reads other ids.
     """
     data, taken = json.loads(model), token_ids(model)
     used = set(taken.values())
@@ -151,7 +151,7 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
     new = {names.get(id_, UNUSED.format(id_)): id_ for id_ in range(vocab.size) if id_ not in used}
     for name in new.keys() & taken.keys():
         raise UserError(f"text vocabulary: has a token {name} of its own, with id {taken[name]}")
-    # in order, or the library that reads them numbers them anew
+    # sorted, because the library changes the ids of a list in another order
     added = data.get("added_tokens", []) + _added(new)
     data["added_tokens"] = sorted(added, key=lambda token: token["id"])
     extended = json.dumps(data, ensure_ascii=False).encode()
@@ -166,7 +166,7 @@ def extend_tokenizer(model: bytes, vocab: Vocab) -> bytes:
 
 
 def token_of(model: bytes, id_: int) -> str:
-    """The token of a tokenizer.json that has this id."""
+    """Returns the token with this id in a tokenizer.json."""
     return {found: token for token, found in token_ids(model).items()}[id_]
 
 
@@ -179,7 +179,7 @@ def _added(tokens: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _last_merge(piece: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two pieces that a piece is made of when lower ranks are merged first."""
+    """Returns the two pieces whose merge gives a piece, if lower ranks are merged first."""
     parts = [bytes([byte]) for byte in piece]
     limit = ranks[piece]
     while len(parts) > 2:
@@ -193,7 +193,7 @@ def _last_merge(piece: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]
 
 
 def _byte_letters() -> dict[int, str]:
-    """The printable letter that stands for each byte in a byte-level tokenizer.json (GPT-2's)."""
+    """Returns the printable letter of each byte in a byte-level tokenizer.json (as in GPT-2)."""
     plain: Sequence[Iterable[int]] = (range(33, 127), range(161, 173), range(174, 256))
     letters = {byte: chr(byte) for part in plain for byte in part}
     others = [byte for byte in range(256) if byte not in letters]

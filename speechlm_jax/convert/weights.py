@@ -1,6 +1,6 @@
-"""Weights of a Hugging Face folder <-> parameters of our language model, straight to a mesh.
+"""Weights of a Hugging Face folder <-> parameters of our language model, read directly to a mesh.
 
-Each device's part of each parameter is read from the memory-mapped files when it is due; no host
+Each device's part of each parameter is read from memory-mapped files when it is needed; no host
 holds more than its own shards and one tensor.
 """
 
@@ -31,13 +31,13 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
-# What parameters are read from: a folder, or one whose vocabulary was extended.
+# A folder with parameters, with its own or an extended vocabulary.
 Source: TypeAlias = Folder | Extended
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a parameter lies: rows of a foreign tensor, or of one in each layer."""
+    """Place of a parameter: rows of one foreign tensor, or of one foreign tensor in each layer."""
 
     tensor: Tensor
     first: int
@@ -45,7 +45,7 @@ class Place:
     order: Int[ndarray, " rows"] | None  # foreign rows in our order
 
     def read(self, source: Source, index: tuple[slice, ...]) -> Shaped[ndarray, "..."]:
-        """The part of the parameter that an index (of bounded slices) into it asks for."""
+        """Reads the part of the parameter that `index` (bounded slices) selects."""
         if LAYER not in self.tensor.name:
             return self._one(source, self.tensor.name, index)
         layers = range(index[0].start, index[0].stop)
@@ -64,10 +64,11 @@ class Place:
 
 
 def read_config(folder: Folder) -> tuple[Family, LanguageModelConfig]:
-    """Family and config of the model in a folder.
+    """Returns the family and our config of the model in a folder.
 
     Raises:
-      UserError: config.json is not of a model of ours, or tensors do not fit it (all are listed).
+      UserError: config.json is of no model that we have, or tensors do not fit it; the message
+        lists them.
     """
     where = str(folder.path / CONFIG)
     family, config = config_from_json(folder.config, where)
@@ -92,10 +93,10 @@ def read_params(
     shardings: PyTree | None = None,
     dtype: Any = jnp.float32,
 ) -> PyTree:
-    """The parameters of a model, laid out by `shardings` (default: on the first device).
+    """Reads the parameters of a model, laid out by `shardings` (default: on the first device).
 
     Raises:
-      UserError: tensors are missing, unexpected or of another shape; all kinds are listed.
+      UserError: tensors are missing, unexpected or of another shape; the message lists them.
     """
     shapes = functional(config).shapes
     places = _places(family, config, shapes)
@@ -130,10 +131,10 @@ def write_params(
 ) -> Iterator[str]:
     """Writes a model as a folder that `transformers` opens; yields each file's name.
 
-    Adapters are folded into the weights.
+    Adapters are merged into the weights.
 
     Args:
-      length: longest context that the model is trained for.
+      length: longest context that the model is trained for, in ids.
       extra: further fields of config.json, such as `eos_token_id`.
     """
     config, params = _unscaled(*merge_adapters(config, params))
@@ -164,7 +165,7 @@ def write_params(
 
 
 def _unscaled(config: LanguageModelConfig, params: PyTree) -> tuple[LanguageModelConfig, PyTree]:
-    """The same model without scaled embeddings, which no family here has."""
+    """Returns the same model without scaled embeddings, which no family supports."""
     if not config.scale_embeddings:
         return config, params
     table = params["embedding"]
@@ -203,7 +204,7 @@ def _places(family: Family, config: LanguageModelConfig, shapes: PyTree) -> dict
 
 
 def _halves(config: LanguageModelConfig, rows: int) -> Int[ndarray, " rows"]:
-    """Foreign rows, where neighbours rotate against each other, in the order of our halves."""
+    """Returns foreign rows, of which neighbours rotate, in our order, in which halves rotate."""
     size = config.transformer.head_dim
     turning = int(size * config.transformer.rope_fraction)
     head = np.arange(size)
@@ -214,7 +215,7 @@ def _halves(config: LanguageModelConfig, rows: int) -> Int[ndarray, " rows"]:
 def _foreign(
     tensors: tuple[Tensor, ...], config: LanguageModelConfig, shapes: PyTree
 ) -> Iterator[tuple[Tensor, int | None, str, tuple[int, ...]]]:
-    """Each foreign tensor that a model has: (its table row, layer, name, shape)."""
+    """Yields each foreign tensor of a model, as (its `Tensor`, layer, name, shape)."""
     for layer in (None, *range(config.transformer.num_layers)):
         for tensor in tensors:
             if (LAYER in tensor.name) != (layer is not None):
@@ -227,7 +228,7 @@ def _foreign(
 
 
 def _check_tied(folder: Folder, where: str) -> None:
-    """UserError if there is an output layer that is not the embedding: then none is tied."""
+    """Raises UserError if the folder has an output layer that differs from the embedding."""
     if HEAD not in folder.shapes:
         return
     both = zip(folder.chunks(EMBEDDING), folder.chunks(HEAD), strict=False)

@@ -1,9 +1,9 @@
-"""Rows of a bucket, by number: fetched ahead of need, decoded by array_record.
+"""Reads rows of a bucket by number: fetches them ahead of use and decodes them with array_record.
 
-What a host reads: the bytes of its own rows (about 20 KB each of 8,192 ids), one request a row, so
-rows a second is requests a second; and once a file, its offsets (8 bytes a row) and its tail (the
-library's own index: 64 KiB and a few bytes a row). Offsets and index stay in memory, 16 bytes a row
-of the corpus.
+A host reads the bytes of its own rows (about 20 KB each of 8,192 ids) with one request per row, so
+its row rate is its request rate. Once per file it also reads the offsets (8 bytes a row) and the
+tail (array_record's own index: 64 KiB and a few bytes a row). Offsets and index stay in memory:
+16 bytes per row of the corpus.
 """
 
 import bisect
@@ -27,26 +27,26 @@ from speechlm_jax.data.row_cache import PARTS, RowCache
 from speechlm_jax.data.row_files import RowFile, allow_open_files
 from speechlm_jax.errors import UserError
 
-ROWS_AHEAD = 1024  # at most; fewer where they would take more than a quarter of the limit
-_THREADS, _GROUP = 4, 64  # threads that fetch, and requests of one of them at once
-THREAD = "speechlm row fetcher"  # the threads' name
-_PADDING = 1 << 16  # of a tail, at most
-_Key = tuple[int, int]  # a file's place in the order of opening, and a row in it
+ROWS_AHEAD = 1024  # at most; fewer if they would take more than a quarter of the disk limit
+_THREADS, _GROUP = 4, 64  # fetching threads, and concurrent requests of each
+THREAD = "speechlm row fetcher"  # name of the threads
+_PADDING = 1 << 16  # bytes of padding in a tail, at most
+_Key = tuple[int, int]  # number of a file in the order of `RowFetcher.add`, number of a row in it
 
 
 class RowFetcher:
-    """What all tasks of a process share: the cache on disk and the threads that fill it.
+    """The cache on disk and the threads that fill it, shared by all tasks of a process.
 
-    Both start with the first file of rows that it is given, so for local rows they never do. Both
-    end with `close`, with a `with`, or when nobody holds the fetcher any more.
+    Both are created when the first file of a bucket is added, so local rows never need them. They
+    end with `close`, at the end of a `with` block, or when the fetcher is garbage-collected.
     """
 
     def __init__(self, *, disk_gb: float = DISK_GB, folder: str | Path = ""):
-        """Starts nothing yet.
+        """Creates neither the cache nor the threads yet.
 
         Args:
-          disk_gb: gigabytes (10^9) that this process may have on disk.
-          folder: local folder for them; the system's temporary one by default.
+          disk_gb: disk space for this process, in gigabytes (10^9 bytes).
+          folder: local folder for the cache; the system's temporary folder by default.
         """
         self._limit, self._folder = int(disk_gb * 1e9), folder
         self._cache: RowCache | None = None
@@ -65,12 +65,12 @@ class RowFetcher:
 
     @property
     def cache(self) -> RowCache:
-        """What is on disk; there once a file was added."""
+        """The cache on disk; available once a file was added."""
         assert self._cache is not None
         return self._cache
 
     def close(self) -> None:
-        """Ends the threads and removes what is on disk; whoever still waits gets CancelledError."""
+        """Ends the threads and removes the cache; callers that still wait get CancelledError."""
         with self._lock:
             self._closed, waiting = True, [*self._pending.values()]
             self._pending.clear()
@@ -88,10 +88,10 @@ class RowFetcher:
                 self._cache.close()
 
     def add(self, file: "_BucketFile") -> int:
-        """Takes in a file of rows; returns the number that its keys begin with.
+        """Adds a file of rows; returns its number, the first part of its keys.
 
         Raises:
-          UserError: it is the first, and there can be no cache.
+          UserError: this is the first file, and the cache cannot be created.
         """
         with self._lock:
             if self._closed:
@@ -105,7 +105,7 @@ class RowFetcher:
             return number
 
     def fetch(self, key: _Key) -> Future[bytes] | None:
-        """Asks for a row; None if it is here already."""
+        """Requests a row; returns a future of its bytes, or None if the cache has them."""
         with self._lock:
             if self._closed:
                 raise CancelledError
@@ -117,15 +117,15 @@ class RowFetcher:
             return self._pending[key]
 
     def has(self, key: _Key) -> bool:
-        """Whether a row is here or on its way."""
+        """Returns whether a row is cached or requested."""
         with self._lock:
             return key in self._pending or key in self.cache
 
     def record(self, key: _Key) -> bytes:
-        """A row's record, waited for if need be.
+        """Returns a row's record; waits until the row is fetched.
 
         Raises:
-          UserError: it cannot be had, or is damaged in the bucket.
+          UserError: the row cannot be fetched, or is damaged in the bucket.
         """
         data = self._bytes(key)
         try:
@@ -150,13 +150,13 @@ class RowFetcher:
 
     def _decode(self, key: _Key, data: bytes) -> bytes:
         number, row = key
-        with self._decoding:  # so that one row at a time is on disk twice
+        with self._decoding:  # so that at most one row at a time is on disk twice
             if self._closed:
                 raise CancelledError
             return self._files[number].decode(row, data)
 
     def _start(self) -> None:
-        """Makes the cache, and threads that wait for work."""
+        """Creates the cache, and threads that wait for requests."""
         bucket.require_folder(self._folder, "data.cache")
         self._cache = RowCache(limit=self._limit, folder=self._folder)
         work = (weakref.ref(self), self._queue)
@@ -170,9 +170,9 @@ class RowFetcher:
 
     @staticmethod
     def _work(fetcher: "weakref.ref[RowFetcher]", asked: "queue.SimpleQueue[_Key | None]") -> None:
-        """Fetches what is asked for, as many rows at once as have been asked for by then.
+        """Fetches requested rows, as many at once as are waiting, up to `_GROUP`.
 
-        A thread holds the fetcher no longer than that, so that one whom nobody holds can end.
+        A thread refers to the fetcher only while it fetches, so that an unused fetcher can end.
         """
         while (key := asked.get()) is not None:
             keys, last = [key], False
@@ -198,12 +198,12 @@ class RowFetcher:
             values = bucket.read_ranges([self._files[number].range(row) for number, row in keys])
             for key, value in zip(keys, values, strict=True):
                 self.cache.put(key, value)
-        except BaseException as caught:  # whoever waits for the row raises it
+        except BaseException as caught:  # raised by the caller that waits for the row
             error = caught
         with self._lock:
             waiting = [self._pending.pop(key, None) for key in keys]
         for i, future in enumerate(waiting):
-            if future is None:  # closed meanwhile
+            if future is None:  # the fetcher was closed meanwhile
                 continue
             if error is None:
                 future.set_result(values[i])
@@ -211,7 +211,7 @@ class RowFetcher:
                 future.set_exception(error)
 
     def _open(self, numbers: list[int]) -> None:
-        """Fetches offsets and tails of files that are not open yet, and opens them."""
+        """Fetches the offsets and tails of files that are not open yet, and opens the files."""
         if all(self._files[number].is_open for number in numbers):
             return
         with self._opening:
@@ -228,11 +228,11 @@ class RowFetcher:
 
 
 class _BucketFile:
-    """A file in a bucket and its local stand-in: as long, and empty but for what is being decoded.
+    """A file in a bucket, and a local stand-in of its size that is empty except while decoding.
 
-    array_record reads the index at the file's end when it opens it, and then, for a row, the bytes
-    of that row alone. So the stand-in gets the tail, and later each row's bytes at their place
-    until they are decoded. A place that should be filled and is not has no chunk's hash.
+    When array_record opens a file, it reads the index at the end; for a row it then reads the bytes
+    of that row alone. So the stand-in holds the tail while it is opened, and later each row's bytes
+    at their offset while they are decoded. Bytes that are missing fail the hash of their chunk.
     """
 
     def __init__(self, folder: str, file: RowFile):
@@ -240,7 +240,7 @@ class _BucketFile:
         self.offsets_address = str(bucket.join(folder, file.offsets_name))
         self.file = file
         self.offsets = np.zeros(0, "<u8")
-        self.stand_in = Path()  # where there is room for it
+        self.stand_in = Path()  # set by `RowFetcher.add`
         self._reader: ArrayRecordReader | None = None
 
     @property
@@ -249,15 +249,15 @@ class _BucketFile:
 
     @property
     def tail(self) -> Range:
-        """The library's index: all behind the last row."""
+        """Byte range of array_record's index: everything after the last row."""
         return Range(self.address, int(self.offsets[-1]), self.file.size_bytes)
 
     def range(self, row: int) -> Range:
-        """Where a row lies."""
+        """Returns the byte range of a row."""
         return Range(self.address, int(self.offsets[row]), int(self.offsets[row + 1]))
 
     def take_offsets(self, data: bytes) -> None:
-        """UserError if they are not those that the manifest names."""
+        """Sets the offsets; raises UserError unless they are those that the manifest names."""
         if hashlib.sha256(data).hexdigest() != self.file.offsets:
             raise UserError(f"{self.offsets_address}: changed since prepared; copy it again")
         offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
@@ -268,7 +268,7 @@ class _BucketFile:
         self.offsets = offsets
 
     def open(self, tail: bytes) -> None:
-        """Makes the stand-in and lets the library read the index."""
+        """Creates the stand-in and opens it with array_record, which reads the index."""
         with open(self.stand_in, "wb") as file:
             file.truncate(self.file.size_bytes)
             os.pwrite(file.fileno(), tail, int(self.offsets[-1]))
@@ -281,7 +281,7 @@ class _BucketFile:
         self._reader = reader
 
     def decode(self, row: int, data: bytes) -> bytes:
-        """The record in the bytes of a row; RuntimeError if they are not what was written."""
+        """Returns the record in a row's bytes; raises RuntimeError if the bytes are damaged."""
         assert self._reader is not None
         descriptor = os.open(self.stand_in, os.O_WRONLY)
         try:
@@ -297,10 +297,10 @@ class _BucketFile:
 
 
 class BucketRows:
-    """The records of one folder of row files, by number."""
+    """The records of one folder of row files in a bucket, by number."""
 
     def __init__(self, folder: str, files: Sequence[RowFile], fetcher: RowFetcher):
-        """Files are not opened before a row is asked for; UserError where they lack offsets."""
+        """Adds the files without opening them; raises UserError if one lacks offsets."""
         self._fetcher, self._starts = fetcher, [0, *itertools.accumulate(f.rows for f in files)]
         if lacking := [file.name for file in files if file.rows and not file.offsets]:
             raise UserError(
@@ -315,19 +315,21 @@ class BucketRows:
         return self._fetcher.record(self._key(number))
 
     def expect(self, numbers: Iterable[int]) -> None:
-        """Asks for rows that will be read, in this order."""
+        """Requests rows that will be read, in this order."""
         for number in numbers:
             self._fetcher.fetch(self._key(number))
 
     def is_at_hand(self, number: int) -> bool:
-        """Whether a row is here or on its way, so that reading it asks for nothing."""
+        """Returns whether a row is cached or requested, so that reading it sends no new request."""
         return self._fetcher.has(self._key(number))
 
     def batches_ahead(self, rows: int) -> int:
-        """How many batches of so many rows may be asked for: a quarter of the limit, at least 2.
+        """Returns how many batches of `rows` rows may be requested ahead.
+
+        They fit in a quarter of the disk limit and hold at most ROWS_AHEAD rows; at least 2.
 
         Raises:
-          UserError: two do not fit.
+          UserError: two batches do not fit.
         """
         cache = self._fetcher.cache
         room = cache.limit // 4 // self._row_bytes

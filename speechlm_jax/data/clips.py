@@ -1,7 +1,8 @@
-"""Batches of clips in a few static lengths: the stream of stages that train on audio.
+"""Batches clips in a few static lengths: the stream for stages that train on audio.
 
 The stream is a function of (clips, config, seed, rows seen): each epoch visits every clip of every
-bucket once in an order of its own, so a restart goes on where it stopped.
+bucket once, in an order of its own, so a restart continues where the run stopped. The first clips
+of that order also fill up a bucket's last batch.
 """
 
 import dataclasses
@@ -16,12 +17,12 @@ from speechlm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
-    """How clips are batched.
+    """Settings for batching clips.
 
     Attributes:
-      batch_size: clips a batch, over all hosts.
-      edges: longest mel frames of each bucket, rising; longer clips are left out.
-      seed: of the order.
+      batch_size: clips per batch, over all hosts.
+      edges: greatest length of each bucket in mel frames, ascending; longer clips are left out.
+      seed: seed of the order.
     """
 
     batch_size: int = 16
@@ -52,7 +53,7 @@ class BucketedClips:
             raise UserError(f"every clip is longer than {config.edges[-1]} mel frames")
 
     def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
-        """Batch `number` of the stream: the bucket's edge and `batch_size` clip numbers."""
+        """Returns batch `number` of the stream: the bucket's edge and `batch_size` clip numbers."""
         epoch, place = divmod(number, self.batches_per_epoch)
         return self._epoch(epoch)[place]
 
@@ -62,7 +63,7 @@ class BucketedClips:
         batches = []
         for edge, bucket in zip(self.config.edges, self._buckets, strict=True):
             if len(bucket):
-                # The last batch is filled up from the front, so that every batch is full.
+                # The last batch is filled up with the first clips, so that every batch is full.
                 order = np.resize(rng.permutation(bucket), -(-len(bucket) // size) * size)
                 batches += [(edge, order[i : i + size]) for i in range(0, len(order), size)]
         return [batches[i] for i in rng.permutation(len(batches))]
@@ -75,10 +76,10 @@ def clip_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-    """A stage's `batches`: from the rows seen on, each host's part of each batch.
+    """Returns a stage's `batches`: from rows seen to this host's part of each later batch.
 
     `collate(edge, clip numbers, rows)` makes the arrays, padded to the bucket's edge; `rows` are
-    the rows' numbers in the stream, from which anything random must be drawn.
+    the numbers of the rows in the stream, from which anything random must be drawn.
     """
     size = clips.config.batch_size
     if size % process_count:

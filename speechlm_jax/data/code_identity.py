@@ -1,4 +1,4 @@
-"""A user's function -> what names it, so that what it made is made anew when it changes."""
+"""Identifies a user's function, so that its outputs are made again when it changes."""
 
 import functools
 import inspect
@@ -14,11 +14,12 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def code_identity(function: Any, *, _known: frozenset[CodeType] = frozenset()) -> Any:
-    """Names a function: its source, and what plain values it closes over or has bound.
+    """Returns a function's identity: its source and the plain values it closes over or has bound.
 
-    Of a user's function also the functions, classes and plain values of its module (or imported
-    from another one of the user's) that it calls by name, and theirs. Of an object that is called,
-    or whose method this is: its class, and what plain values it holds.
+    For a user's function it includes the functions, classes and plain values of the user's modules
+    that the function uses by name, and those that they use. For a callable object it is the
+    object's class and plain values; for a bound method, the method's source and the object's plain
+    values.
     """
     if isinstance(function, functools.partial):
         bound = [*function.args, *sorted(function.keywords.items())]
@@ -38,7 +39,7 @@ def code_identity(function: Any, *, _known: frozenset[CodeType] = frozenset()) -
 
 
 def _named(function: Any, known: frozenset[CodeType]) -> list[Any]:
-    """What a user's function or class takes from its module, by name."""
+    """Returns [name, identity] of the globals that a user's function or class uses, by name."""
     functions = [inspect.unwrap(function)]
     if inspect.isclass(function):
         functions = [value for value in vars(function).values() if inspect.isfunction(value)]
@@ -55,7 +56,7 @@ def _named(function: Any, known: frozenset[CodeType]) -> list[Any]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names in a function, and in those inside it."""
+    """Yields the names that a function uses, and those that the functions inside it use."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -63,7 +64,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _global_identity(value: Any, known: frozenset[CodeType]) -> Any:
-    """Of a user's function or class, of plain values; None of all else, as of modules."""
+    """Returns the identity of a user's function or class, or a plain value; None for all else."""
     if inspect.isfunction(value) or inspect.isclass(value):
         code = getattr(inspect.unwrap(value), "__code__", None)
         try:

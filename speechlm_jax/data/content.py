@@ -1,4 +1,4 @@
-"""What a document says: whether anything at all, and a key on which all its versions agree."""
+"""Checks whether a document says anything, and makes a key that all its versions share."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import numpy as np
 from speechlm_jax.data.formats import Example, Writer
 
 _NOT_SAID = re.compile(r"[\W_]+")
-_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # categories of characters that leave no mark on paper
-# Fillers of Hangul and Braille, joiners, variation selectors: blank whatever their category says.
+_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # Unicode categories of invisible characters
+# Fillers of Hangul and Braille, joiners, variation selectors: invisible despite their category.
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
 
 _noted: BinaryIO | None = None
@@ -22,7 +22,7 @@ _noted: BinaryIO | None = None
 
 @contextmanager
 def noting(file: BinaryIO) -> Iterator[None]:
-    """Meanwhile `write` notes the keys of documents in the file: 8 bytes a key, big-endian."""
+    """Makes `write` append keys of documents to `file` in this context: 8 bytes, big-endian."""
     global _noted
     _noted = file
     try:
@@ -32,12 +32,12 @@ def noting(file: BinaryIO) -> Iterator[None]:
 
 
 def write(writer: Writer, format: str, values: Sequence[Any]) -> Example:
-    """A document in a format, and its key noted; one that holds nothing has no ids at all.
+    """Writes a document in a format and notes its key; a document that holds nothing gets no ids.
 
     Args:
-      writer: of the ids.
-      format: the name of a method of the writer.
-      values: what that takes.
+      writer: writer of the ids.
+      format: name of a method of the writer.
+      values: arguments of that method.
     """
     if not holds_something(format, values):
         return Example(np.zeros(0, np.int32), np.zeros(0, np.int32))  # the packer counts it
@@ -48,22 +48,22 @@ def write(writer: Writer, format: str, values: Sequence[Any]) -> Example:
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has anything to say aloud: a letter or a digit."""
+    """Returns whether a text has anything to say aloud: a letter or a digit."""
     return bool(_NOT_SAID.sub("", text).strip(_BLANK))
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Returns whether a text has no visible character."""
     return all(unicodedata.category(letter) in _UNSEEN or letter in _BLANK for letter in text)
 
 
 def said_key(text: str, *, otherwise: str) -> int:
-    """64 bits that name what a text says; one that says nothing goes by what it is called.
+    """Returns a 64-bit key of what a text says; `otherwise` is the key's source for a blank text.
 
-    Case, accents, blanks and punctuation do not count: a document as it is written, as it is
-    normalised and as it is interleaved has one key.
+    Case, accents, blanks and punctuation do not count: a document has one key as it is written, as
+    it is normalised and as it is interleaved.
     """
-    # twice: what casefold gives may come apart once more
+    # twice: the result of casefold may decompose once more
     letters = unicodedata.normalize("NFKD", text).casefold()
     letters = _NOT_SAID.sub("", unicodedata.normalize("NFKD", letters))
     named = letters or (f"\0{otherwise}" if is_blank(text) else f"\1{''.join(text.split())}")
@@ -72,7 +72,7 @@ def said_key(text: str, *, otherwise: str) -> int:
 
 
 def row_to_text(row: Mapping[str, Any], field: str = "text") -> str:
-    """What a row says by its text, its segments or its turns; "" where it has none of them."""
+    """Returns the text of a row, of its segments or of its turns; "" if it has none of them."""
     if isinstance(row.get(field), str):
         return row[field]
     segments = row.get("segments")
@@ -83,7 +83,7 @@ def row_to_text(row: Mapping[str, Any], field: str = "text") -> str:
 
 
 def _join(segments: Iterable[Any]) -> str:
-    """What segments say, for a key: their texts, and codes that have none as they are."""
+    """Joins the texts of segments for a key; codes without text stand for themselves."""
     whole = [segment for segment in segments if isinstance(segment, dict)]
     if not any(isinstance(segment.get("text"), str) for segment in whole):
         return ""
@@ -91,10 +91,11 @@ def _join(segments: Iterable[Any]) -> str:
 
 
 def holds_something(format: str, values: Sequence[Any]) -> bool:
-    """Whether the values that a format is written from are worth a document.
+    """Returns whether `values`, from which a format is written, are worth a document.
 
-    A text must show something. Speech must have codes, and the text of a pair words to say. Of a
-    dialogue, neither the reply nor what any user says may be nothing.
+    A text must have a visible character. Speech must have codes, and the text of a pair must also
+    have words. Interleaved segments must hold codes or a visible text; in a dialogue the segments
+    of every turn except the system's must.
     """
     if format == "text":
         return not is_blank(values[0])
@@ -114,7 +115,7 @@ def holds_something(format: str, values: Sequence[Any]) -> bool:
 
 
 def values_to_key(format: str, values: Sequence[Any]) -> int | None:
-    """The key of a document in some format; None for speech alone, of which no text is known."""
+    """Returns the key of a document in a format; None without a text, as of speech alone."""
     if format == "speech":
         return None
     name = {"interleaved": "segments", "dialogue": "turns"}.get(format, "text")

@@ -1,4 +1,4 @@
-"""The contract of a task (tasks/README.md): the features it declares, the documents it gives."""
+"""Checks the contract of a task (tasks/README.md): its declared features, its documents."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ _APPEND = "end the preprocessors with seqio.preprocessors.append_eos"
 
 
 def check_features(features: Mapping[str, Any]) -> None:
-    """Checks what a SeqIO task or mixture declares as its output, before it reads anything.
+    """Checks the output features that a SeqIO task or mixture declares, before it reads anything.
 
     Raises:
-      UserError: another feature than `targets` and `inputs`, or one that does not hold ids of the
-        vocabulary in use.
+      UserError: a feature other than `targets` and `inputs`, no `targets`, or a feature that does
+        not hold ids of the vocabulary in use.
     """
     known = output_features()
     for name in features:
@@ -43,23 +43,23 @@ def check_features(features: Mapping[str, Any]) -> None:
 
 
 def known_ids(vocab: Vocab) -> Bool[ndarray, " vocab"]:
-    """A mask over the vocabulary: ids of text, specials, voices, codes; not spare, not padding."""
+    """Returns a mask of the ids of text, specials, voices and codes; not of spare or padding."""
     known = vocab.allowed("text", "speech", specials=SPECIALS).mask(vocab.size)
     known[vocab.voice_offset : vocab.speech_offset] = True
     return known
 
 
 def row_to_example(row: Mapping[str, Any], *, known: Bool[ndarray, " vocab"], eos: int) -> Example:
-    """What a task gives -> an example whose ids all mean something and whose last is eos.
+    """Turns a task's output into an example; checks that all ids have meaning, the last is eos.
 
     Args:
-      row: `targets`, and maybe `inputs`: integers, " length".
-      known: of `known_ids`.
+      row: `targets`, and optionally `inputs`: integers, " length".
+      known: mask from `known_ids`.
       eos: id that ends a document.
 
     Raises:
-      UserError: a feature that is no vector of integers, an id outside the vocabulary or without
-        a meaning in it, a document that does not end in one eos.
+      UserError: a feature is not a vector of integers, an id is outside the vocabulary or has no
+        meaning in it, or the document does not end in exactly one eos.
     """
     inputs, targets = (_to_ids(row, name, known) for name in ("inputs", "targets"))
     example = Example(inputs, targets)

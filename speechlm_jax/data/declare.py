@@ -1,4 +1,4 @@
-"""Codes made elsewhere -> a folder that tasks take: its rows are checked, its tokenizer named."""
+"""Declares a folder of codes made elsewhere: checks its rows and names their tokenizer."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,23 +19,23 @@ def declare_codes(
     codebook_size: int,
     kind: Literal["codes", "interleaved", "dialogues"] = "codes",
 ) -> artifacts.Manifest:
-    """Reads every row of a folder once and, if all are good, writes its `stage.json`.
+    """Reads every row of a folder once and, if all are valid, writes its `stage.json`.
 
-    Call it again after a change of the files: tasks refuse files that it has not seen. Ids are held
+    Call it again after the files change: tasks refuse files that it has not seen. Row ids are held
     in memory, about 100 bytes a row.
 
     Args:
       folder: holds *.parquet or codes.jsonl (documents.jsonl, dialogues.jsonl); tasks/README.md
-        has their rows.
+        describes their rows.
       tokenizer: exact identity of the speech tokenizer that made the codes, e.g. the SHA-256 of its
         weights; it must equal the vocabulary's `tokenizer_fingerprint`.
-      frame_rate_hz: codes a second.
+      frame_rate_hz: codes per second.
       codebook_size: entries of its codebook; codes are 0 .. codebook_size-1.
-      kind: what the rows are.
+      kind: kind of the rows.
 
     Raises:
-      UserError: a number out of range, no rows, a row without codes, with codes outside the
-        codebook or with the id of another.
+      UserError: a number is out of range, the folder has no rows, or a row has no codes, codes
+        outside the codebook, or the id of an earlier row.
     """
     folder = Path(folder)
     if not tokenizer or not frame_rate_hz > 0 or codebook_size < 1:
@@ -55,7 +55,7 @@ def declare_codes(
 
 
 def _check(files: list[Path], field: str, codebook_size: int) -> int:
-    """The number of rows; UserError names the first bad one."""
+    """Returns the number of rows; raises UserError for the first bad one."""
     seen: set[str] = set()
     for file in files:
         for row in read_rows(file):

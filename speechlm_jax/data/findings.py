@@ -1,4 +1,4 @@
-"""What a user hears of prepared tasks: words that the vocabulary lacks, and what is held out."""
+"""Reports on prepared tasks: words that the vocabulary lacks, and held-out documents."""
 
 import dataclasses
 import logging
@@ -13,21 +13,21 @@ from speechlm_jax.data.sources import SPLITS
 from speechlm_jax.data.splits import count_trained
 from speechlm_jax.errors import UserError
 
-WARN_RATIO, REFUSE_RATIO = 0.01, 0.20  # of the ids of text, those that stand for unknown words
-ENOUGH_TOKENS = 10_000  # ids of held-out text that tell what the rest is like
+WARN_RATIO, REFUSE_RATIO = 0.01, 0.20  # fraction of text ids that stand for unknown words
+ENOUGH_TOKENS = 10_000  # held-out text ids from which a task can be judged
 
 _log = logging.getLogger("speechlm.data")
 
 
 @dataclasses.dataclass
 class TextCounts:
-    """Ids that text is written in (no specials), and those of them that stand for unknown words."""
+    """Counts of text ids (without specials), and of those that stand for unknown words."""
 
     plain_tokens: int = 0
     unknown_tokens: int = 0
 
     def count(self, examples: Iterable[Example], writer: Writer) -> Iterator[Example]:
-        """The same examples, which are counted; letters that were left out count as unknown."""
+        """Yields the same examples and counts their ids; left-out letters count as unknown."""
         tokenizer = writer.tokenizer
         before = tokenizer.left_out
         for example in examples:
@@ -41,15 +41,15 @@ class TextCounts:
 
 
 def check_unknown(folders: Mapping[str, Path], *, allow: bool, least: int = 0) -> None:
-    """Looks at the finished splits of tasks for words that the vocabulary lacks.
+    """Checks the finished splits of tasks for words that the vocabulary lacks.
 
     Args:
-      folders: of the tasks, by name.
-      allow: whether a task may have any number of them.
-      least: ids of text below which a task is not judged.
+      folders: folders of the tasks, by name.
+      allow: true to accept any number of them.
+      least: number of text ids below which a task is not judged.
 
     Raises:
-      UserError: they are more than a fifth of a task's text.
+      UserError: they are more than a fifth of a task's text ids.
     """
     for task, folder in folders.items():
         plain, unknown = _unknown(_split_counts(folder))
@@ -58,7 +58,7 @@ def check_unknown(folders: Mapping[str, Path], *, allow: bool, least: int = 0) -
 
 
 def tell(folders: Mapping[str, Path]) -> None:
-    """Warns of what is wrong with prepared tasks, but for training; says how large they are."""
+    """Warns of faults in prepared tasks that do not prevent training, and logs the tasks' sizes."""
     trained = count_trained(folders)
     for task, folder in folders.items():
         counts = _split_counts(folder)
@@ -91,7 +91,7 @@ def tell(folders: Mapping[str, Path]) -> None:
 
 
 def _split_counts(folder: Path) -> dict[str, dict[str, int]]:
-    """The counts of each split; none of one that is not finished."""
+    """Returns the counts of each split; an empty dict for an unfinished split."""
     return {
         split: artifacts.read_manifest(folder / split).counts
         if (folder / split / artifacts.MANIFEST).is_file()
@@ -101,7 +101,7 @@ def _split_counts(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _unknown(counts: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
-    """Ids of text in all splits, and those of them that stand for unknown words."""
+    """Returns the number of text ids in all splits, and of those that stand for unknown words."""
     plain, unknown = (
         sum(of_split.get(field.name, 0) for of_split in counts.values())
         for field in dataclasses.fields(TextCounts)

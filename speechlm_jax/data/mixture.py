@@ -1,4 +1,4 @@
-"""What `prepare` leaves for training: a mixture's file, and the shard folders that it names."""
+"""Writes and reads a prepared mixture: its file, and the shard folders that the file names."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ class PreparedTask:
     """A task of a mixture: its SeqIO rate, and its shard folder by split, beside the file.
 
     Raises:
-      UserError: a shard folder would lie elsewhere.
+      UserError: a shard folder lies elsewhere.
     """
 
     name: str
@@ -39,9 +39,9 @@ class PreparedMixture:
     """A prepared mixture; training reads it and imports no task.
 
     Attributes:
-      name: the SeqIO mixture or task.
-      length: ids in a row.
-      vocab_fingerprint: of the rows' vocabulary.
+      name: name of the SeqIO mixture or task.
+      length: ids per row.
+      vocab_fingerprint: fingerprint of the rows' vocabulary.
       tasks: its tasks, sorted by name.
     """
 
@@ -52,17 +52,17 @@ class PreparedMixture:
 
     @property
     def rates(self) -> dict[str, float]:
-        """SeqIO rates by task; `shares.rates_to_shares` reads them."""
+        """SeqIO rates by task, as `shares.rates_to_shares` takes them."""
         return {task.name: task.rate for task in self.tasks}
 
     @property
     def fingerprint(self) -> str:
-        """Names the mixture and the inputs of its tasks (they are part of the folders' names)."""
+        """Fingerprint of the mixture and its tasks' inputs (which the folders' names contain)."""
         return configs.fingerprint(self)
 
 
 def mixture_path(out: str | Path, name: str) -> Path:
-    """Where `prepare` writes the mixture `name` in the folder `out`."""
+    """Returns the path where `prepare` writes the mixture `name` in the folder `out`."""
     return Path(out) / f"{name}.mixture.json"
 
 
@@ -81,11 +81,11 @@ def write_mixture(
 
 
 def read_text(path: str | Path, vocab: Vocab) -> bytes | None:
-    """The text vocabulary of a mixture's rows, as `write_mixture` kept it; None without.
+    """Returns the text vocabulary of a mixture's rows that `write_mixture` saved; None without.
 
     Args:
       path: the mixture's file, local or in a bucket.
-      vocab: the vocabulary of the rows, which names it.
+      vocab: vocabulary of the rows, whose text fingerprint names the file.
     """
     name = _text_name(vocab.text_fingerprint)
     place = bucket.join(bucket.parent(path), name)
@@ -93,7 +93,7 @@ def read_text(path: str | Path, vocab: Vocab) -> bytes | None:
         return None
     try:
         data = bucket.read_bytes(place) if bucket.is_address(place) else Path(place).read_bytes()
-    except (bucket.NoSuchObject, OSError, ValueError):  # there is none, or its name is none
+    except (bucket.NoSuchObject, OSError, ValueError):  # no such file, or no valid file name
         return None
     return data if model_fingerprint(data) == vocab.text_fingerprint else None
 
@@ -103,7 +103,7 @@ def _text_name(fingerprint: str) -> str:
 
 
 def read_mixture(path: str | Path) -> PreparedMixture:
-    """Reads a file that `prepare` wrote; UserError where it is missing or no mixture."""
+    """Reads a file that `prepare` wrote; raises UserError if it is missing or not a mixture."""
     data = artifacts.read_json(path)
     if not isinstance(data, dict):
         raise UserError(
@@ -116,7 +116,7 @@ def read_mixture(path: str | Path) -> PreparedMixture:
 
 
 def read_vocab(path: str | Path) -> Vocab:
-    """The vocabulary of a mixture's rows, as the manifest of one of its folders has it."""
+    """Returns the vocabulary of a mixture's rows, from the manifest of one of its folders."""
     folders = [name for task in read_mixture(path).tasks for name in task.splits.values()]
     if not folders:
         raise UserError(f"{path}: has no rows")
@@ -131,16 +131,16 @@ def open_shards(
     vocab: Vocab | None = None,
     fetcher: RowFetcher | None = None,
 ) -> dict[str, RowShards]:
-    """Opens the rows of every task of a mixture that has this split, by task name.
+    """Opens the rows of every task of a mixture that has this split; returns them by task name.
 
     Args:
       path: the mixture's file, local or in a bucket.
-      split: of the tasks.
-      vocab: the vocabulary that the rows must have.
-      fetcher: what fetches rows of a bucket; by default one for all tasks of this call.
+      split: split of the tasks.
+      vocab: vocabulary that the rows must have.
+      fetcher: fetcher of rows in a bucket; by default one for all tasks of this call.
 
     Raises:
-      UserError: an unfinished or damaged folder, or one of another vocabulary.
+      UserError: a folder is unfinished or damaged, or has another vocabulary.
     """
     found = [task for task in read_mixture(path).tasks if split in task.splits]
     fetcher = RowFetcher() if fetcher is None else fetcher
@@ -152,7 +152,7 @@ def open_shards(
 
 
 def task_rows(shards: dict[str, RowShards]) -> tuple[TaskRows, ...]:
-    """What a plan wants to know of prepared tasks."""
+    """Returns the sizes and fingerprints of prepared tasks from which a plan is made."""
     return tuple(
         TaskRows(
             name=name,

@@ -1,4 +1,4 @@
-"""Packing: documents of one task -> rows of one length, and back."""
+"""Packs documents of one task into rows of one length, and unpacks them."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from speechlm_jax.arrays import Bool, Int, ndarray
 
 TooLong = Literal["split", "drop"]
-OPEN_ROWS = 64  # fill 0.986 at 2,048 tokens; 256 rows gain half a point more
+OPEN_ROWS = 64  # rows of 2,048 tokens are 0.986 full; 256 open rows gain half a point more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Document:
 
     Attributes:
       ids: ids of the joint vocabulary.
-      loss_mask: which ids the model is trained to predict.
+      loss_mask: true for ids that the model is trained to predict.
     """
 
     ids: Int[ndarray, " length"]
@@ -30,13 +30,13 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Documents side by side in a fixed length; what is left over has segment 0.
+    """Documents side by side in a fixed length; the unused rest has segment 0.
 
     Attributes:
       ids: ids; 0 where the segment is 0 (id 0 is a real token elsewhere).
-      segments: 0 is padding, 1, 2, ... are the documents in order.
-      positions: restart at 0 in each document.
-      loss_mask: which ids count in the loss.
+      segments: 0 for padding; 1, 2, ... for the documents in order.
+      positions: position in the document, from 0.
+      loss_mask: true for ids that count in the loss.
     """
 
     ids: Int[ndarray, " length"]
@@ -47,7 +47,7 @@ class Row:
 
 @dataclasses.dataclass
 class PackCounts:
-    """What became of the documents: `documents` were packed, `pieces` is what they became."""
+    """Counts of a packer: `documents` were packed, as `pieces` pieces."""
 
     documents: int = 0
     pieces: int = 0
@@ -59,11 +59,11 @@ class PackCounts:
 
 
 class Packer:
-    """First fit over a window of open rows, in the order of the documents.
+    """A first-fit packer over a window of open rows, in the order of the documents.
 
-    A document goes into the oldest open row that has room. If none has and `open_rows` are open,
-    the fullest is closed. A document longer than a row is cut into rows and a rest ("split": each
-    piece is a document of its own, for text, speech and interleaved), or left out and counted
+    A document goes into the oldest open row that has room. If none has room and `open_rows` are
+    open, the fullest is closed. A document longer than a row is cut into rows and a rest ("split":
+    each piece is a document of its own; for text, speech and interleaved), or left out and counted
     ("drop": half of an ASR or TTS pair teaches a wrong answer).
     """
 
@@ -90,7 +90,7 @@ class Packer:
         return [row for piece in pieces for row in self._place(piece)]
 
     def finish(self) -> list[Row]:
-        """Closes all open rows, oldest first."""
+        """Closes all open rows and returns them, oldest first."""
         return [self._close(0) for _ in range(len(self._open))]
 
     def _place(self, piece: Document) -> list[Row]:
@@ -124,7 +124,7 @@ def pack(
     too_long: TooLong = "split",
     open_rows: int = OPEN_ROWS,
 ) -> Iterator[Row]:
-    """Packs documents into rows of `length`; see `Packer` for the rule and for counts."""
+    """Yields rows of `length` packed from documents; `Packer` has the rule and the counts."""
     packer = Packer(length, open_rows=open_rows)
     for document in documents:
         yield from packer.add(document, too_long=too_long)
@@ -132,7 +132,7 @@ def pack(
 
 
 def unpack(row: Row) -> list[Document]:
-    """The documents of a row, in order: the inverse of packing."""
+    """Returns the documents of a row in order: the inverse of packing."""
     edges = np.flatnonzero(np.diff(row.segments, prepend=0, append=0))
     return [
         Document(row.ids[start:stop], row.loss_mask[start:stop])
@@ -142,7 +142,7 @@ def unpack(row: Row) -> list[Document]:
 
 
 def document_to_pieces(document: Document, *, length: int) -> list[Document]:
-    """Cuts a document every `length` ids; a short one is its own only piece."""
+    """Cuts a document every `length` ids; a document that fits is its own only piece."""
     if len(document) <= length:
         return [document]
     return [

@@ -1,4 +1,4 @@
-"""A Parquet file -> rows in plain Python, a few hundred at a time."""
+"""Reads the rows of a Parquet file as plain Python values, a few hundred at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +12,16 @@ _BUFFER_BYTES = 1 << 16
 
 
 def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a Parquet file in order, in batches; the file is never held whole.
+    """Yields the rows of a Parquet file in order; reads in batches and never holds the whole file.
 
-    A null is left out of its row or struct, so that a row is what a line of JSON without that
-    field would be. Nulls within a list of numbers stay.
+    A null is left out of its row or struct, so that a row equals a line of JSON without that field.
+    Nulls within a list of numbers stay.
 
     Raises:
       UserError: the file is missing or broken, or pyarrow is not installed.
     """
     try:
-        # Imported here: a host that only trains or synthesizes goes without.
+        # Imported here: a host that only trains or synthesizes does not need it.
         import pyarrow
         import pyarrow.parquet
     except ImportError:

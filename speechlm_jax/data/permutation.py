@@ -1,7 +1,7 @@
-"""A keyed pseudo-random permutation of 0 .. size-1, one element at a time: no table, no state.
+"""Permutes 0 .. size-1 pseudo-randomly by a key, one element at a time: no table, no state.
 
-Grain ships `index_shuffle` for the same purpose. This one is ours because a checkpoint resumes on
-it (its values may not change with a library's version) and because it takes arrays.
+Grain ships `index_shuffle` for the same purpose. This one is ours because checkpoints depend on its
+values (which may not change with a library's version) and because it takes arrays.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def make_key(*parts: str | int) -> int:
-    """A 64-bit key that names its parts."""
+    """Returns a 64-bit key that is derived from its parts."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -31,10 +31,10 @@ def mix(values: UInt[ndarray, " batch"]) -> UInt[ndarray, " batch"]:
 def permute(
     positions: Int[ndarray, " batch"], *, size: int, key: int, tweaks: Int[ndarray, " batch"]
 ) -> Int[ndarray, " batch"]:
-    """Where each of `positions` goes: for each (key, tweak) a bijection of 0 .. size-1.
+    """Returns the new place of each position; each (key, tweak) is a bijection of 0 .. size-1.
 
-    A balanced Feistel network permutes a power of four that holds `size`; what falls outside is
-    sent through again until it falls inside (Black and Rogaway, CT-RSA 2002, "cycle walking").
+    A balanced Feistel network permutes a power of four that holds `size`; a result outside is sent
+    through again until it falls inside (Black and Rogaway, CT-RSA 2002, "cycle walking").
     """
     # At least 64 values: with fewer, the halves have too few bits for the rounds to differ.
     half = max(3, (max(size - 1, 1).bit_length() + 1) // 2)

@@ -1,7 +1,7 @@
 """The mixture as a plan: row number -> (task, epoch, index), without state and in O(tasks).
 
-A run's data is a function of (plan, row number), so a restart, another batch size or another
-number of hosts change nothing in it.
+A run's data is a function of (plan, row number), so that a restart, another batch size or another
+number of hosts does not change it.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ MAX_PHASE_ROWS = 3_037_000_499  # its square still fits 63 bits
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-    """What one epoch of a task holds.
+    """Contents of one epoch of a task.
 
     Attributes:
       name: the task.
-      rows: packed rows.
+      rows: number of packed rows.
       text_tokens: text ids and specials in them.
       speech_tokens: speech ids in them.
-      fingerprint: names the rows' contents.
+      fingerprint: fingerprint of the rows' contents.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TaskRows:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training and how many rows each task has in it, in the plan's order of tasks."""
+    """A stretch of training, and each task's number of rows in it, in the plan's order."""
 
     name: str
     counts: tuple[int, ...]
@@ -58,7 +58,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """Which row comes at a place of the plan: number of the task, epoch and index in its rows."""
+    """The row at one place of the plan: number of the task, epoch and index in the task's rows."""
 
     task: int
     epoch: int
@@ -67,7 +67,7 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class PlanRows:
-    """As `PlanRow`, for many places at once."""
+    """Like `PlanRow`, for many places at once."""
 
     task: Int[ndarray, " batch"]
     epoch: Int[ndarray, " batch"]
@@ -76,7 +76,7 @@ class PlanRows:
 
 @dataclasses.dataclass(frozen=True)
 class TaskProgress:
-    """What a task has contributed so far; tokens are rows times the task's mean row."""
+    """A task's contribution so far; tokens are rows times the task's mean tokens per row."""
 
     name: str
     rows: int
@@ -94,10 +94,10 @@ class TaskProgress:
 class MixturePlan:
     """Every row of a run in order; made by `shares.make_plan`.
 
-    In a phase each task has exactly its count of rows, evenly spread. A phase goes on in a task's
-    order where the phase before stopped, so that what was not yet seen comes first. Epochs begin
-    there: each visits all of the task's rows once, in an order of its own, and goes on at the
-    order's beginning where it comes to its end.
+    In a phase each task has exactly its count of rows, evenly spread. A phase continues a task's
+    order where the phase before stopped, so that unseen rows come first. The phase's epochs begin
+    there: each visits all of the task's rows once, in an order of its own, and wraps around at the
+    order's end.
     """
 
     tasks: tuple[TaskRows, ...]
@@ -128,12 +128,12 @@ class MixturePlan:
 
     @property
     def fingerprint(self) -> str:
-        """Names the plan; a checkpoint resumes on the same one only."""
+        """Fingerprint of the plan; a checkpoint resumes only on the same plan."""
         return configs.fingerprint(self)
 
     @property
     def described(self) -> dict[str, Any]:
-        """What its fingerprint stands for, by the names of tasks and phases."""
+        """Data that the fingerprint is made from, by the names of tasks and phases."""
         tasks = [dataclasses.asdict(task) for task in self.tasks]
         names = [task.name for task in self.tasks]
         return {
@@ -147,27 +147,27 @@ class MixturePlan:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Row numbers at which phases start, and the end."""
+        """Row numbers at which phases start, then the total."""
         return np.cumsum([0] + [phase.rows for phase in self.phases])
 
     @cached_property
     def _ranks(self) -> np.ndarray:
-        """Rows that each task had before each phase: "phases tasks"."""
+        """Number of rows of each task before each phase: "phases tasks"."""
         counts = np.array([phase.counts for phase in self.phases], np.int64)
         return np.cumsum(counts, axis=0) - counts
 
     @cached_property
     def _keys(self) -> tuple[int, ...]:
-        # By name: another order of tasks, or another mixture, visits a task in the same order.
+        # By name: a task is visited in the same order in any mixture, in any order of tasks.
         return tuple(permutation.make_key(self.seed, task.name) for task in self.tasks)
 
     def row(self, number: int) -> PlanRow:
-        """Which row comes at `number`; IndexError outside the plan."""
+        """Returns the row at `number`; raises IndexError outside the plan."""
         rows = self.rows(np.array([number], np.int64))
         return PlanRow(int(rows.task[0]), int(rows.epoch[0]), int(rows.index[0]))
 
     def rows(self, numbers: Int[ndarray, " batch"]) -> PlanRows:
-        """`row` for many numbers; O(tasks) array operations."""
+        """Returns the rows at many numbers, as `row`; takes O(tasks) array operations."""
         numbers = np.asarray(numbers, np.int64)
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_rows:
             raise IndexError(f"row numbers outside 0..{self.num_rows - 1}")
@@ -188,7 +188,7 @@ class MixturePlan:
         return PlanRows(task, epoch, index)
 
     def progress(self, rows_seen: int) -> tuple[TaskProgress, ...]:
-        """What each task has contributed after `rows_seen` rows; counts are exact, in O(tasks)."""
+        """Returns each task's contribution after `rows_seen` rows: exact counts, in O(tasks)."""
         seen = [0] * len(self.tasks)
         for phase, start in zip(self.phases, self._starts, strict=False):
             here = min(max(rows_seen - int(start), 0), phase.rows)
@@ -206,25 +206,26 @@ class MixturePlan:
         )
 
     def phase_at(self, number: int) -> str:
-        """Name of the phase that row `number` belongs to."""
+        """Returns the name of the phase that row `number` belongs to."""
         return self.phases[int(np.searchsorted(self._starts, number, side="right")) - 1].name
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` reads it back."""
+        """Returns plain data that `from_json` reads back."""
         return configs.to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "MixturePlan":
-        """The inverse of `to_json`; UserError where a field is wrong."""
+        """Returns the plan that `to_json` wrote; raises UserError if a field is wrong."""
         return configs.from_json(cls, dict(data))
 
 
 def _deal(slots: Int[ndarray, " batch"], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of a phase -> task and rank within the task.
+    """Returns the task of each slot of a phase, and the slot's rank within the task.
 
-    Of R slots, the first task has those x at which floor((x + 1) c / R) steps up, and its rank
-    there is floor(x c / R): a straight line drawn in integers (Bresenham), so its slots are evenly
-    spread and exactly c. The other tasks share the remaining slots by the same rule.
+    Of R slots, the first task, with count c, has those x at which floor((x + 1) c / R) increases,
+    and its rank there is floor(x c / R): a straight line drawn in integers (Bresenham), so its
+    slots are evenly spread and exactly c. The other tasks share the remaining slots by the same
+    rule.
     """
     task, rank = np.zeros_like(slots), np.zeros_like(slots)
     left, places, total = slots, np.arange(len(slots)), sum(counts)
@@ -237,7 +238,7 @@ def _deal(slots: Int[ndarray, " batch"], counts: Sequence[int]) -> tuple[np.ndar
 
 
 def _counts_before(slots: int, counts: Sequence[int]) -> list[int]:
-    """How many of the first `slots` slots of a phase each task has, by the rule of `_deal`."""
+    """Returns how many of a phase's first `slots` slots each task has, by the rule of `_deal`."""
     found, total = [], sum(counts)
     for count in counts:
         found.append(slots * count // total if total else 0)

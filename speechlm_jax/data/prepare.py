@@ -1,7 +1,7 @@
-"""Tasks -> packed rows on disk, once per task: run its preprocessors, pack, write, manifest last.
+"""Prepares tasks once each: runs their preprocessors, packs rows, writes them, the manifest last.
 
-The rows of a shard are a function of (task, config, shard) alone, so that a split which was
-interrupted goes on with the shards that are not done (`speechlm_jax.jobs.shards`).
+The rows of a shard are a function of (task, config, shard) alone, so that an interrupted split
+continues with the shards that are not done (`speechlm_jax.jobs.shards`).
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.user_code import user_code
 from speechlm_jax.vocab import Vocab
 
-# Version of what is checked and handed to preprocessors: tasks with code of their own are prepared
-# anew when it changes. The documents of data/formats.py have a version of their own.
+# Version of the checks and of the arguments of preprocessors: when it changes, tasks with code of
+# their own are prepared again. The documents of data/formats.py have a version of their own.
 CONTRACT = 2
 _log = logging.getLogger("speechlm.data")
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How tasks are prepared.
+    """Settings for preparing tasks.
 
     Attributes:
-      length: ids in a row.
-      seed: of the order of documents before packing.
+      length: ids per row.
+      seed: seed of the order of documents before packing, and of preprocessors that draw.
       num_shards: files of each task and split, and independent pieces of work.
       shuffle_documents: documents are shuffled within runs of this many, so that a row is not
         filled from one corner of the data; 1 keeps the order.
-      open_rows: window of the packer.
+      open_rows: rows that the packer keeps open.
     """
 
     length: int = 2048
@@ -68,7 +68,7 @@ class PrepareConfig:
 class ShardJob:
     """One file of rows to make: a piece of work that depends on nothing else.
 
-    `folder` is that of the split's finished files.
+    `folder` is the folder of the split's finished files.
     """
 
     task: str
@@ -77,7 +77,7 @@ class ShardJob:
     folder: Path
 
     def file_name(self, config: PrepareConfig) -> str:
-        """The name of the file."""
+        """Returns the name of the file."""
         return f"rows-{self.shard:05d}-of-{config.num_shards:05d}.arrayrecord"
 
 
@@ -94,22 +94,22 @@ def prepare(
 ) -> Path:
     """Prepares a mixture (or one task) and returns its file, which training reads.
 
-    A task goes to `out/<task>-<fingerprint>/<split>/`. The fingerprint names its data, code,
-    vocabulary and config, so what has not changed is not prepared again.
+    A task goes to `out/<task>-<fingerprint>/<split>/`. The fingerprint covers its data, code,
+    vocabulary and config, so that unchanged tasks are not prepared again.
 
     Args:
       name: a registered mixture or task.
-      modules: what registers it, if it is not imported yet: dotted modules or .py files.
-      vocab: ids of the rows.
-      tokenizer: text to ids.
+      modules: modules that register it, if not imported yet: dotted names or .py files.
+      vocab: vocabulary of the rows' ids.
+      tokenizer: tokenizer of its text.
       out: folder of all prepared tasks.
       config: row length, seed, shards.
-      allow_unknown: whether a task may be of words that the text vocabulary lacks.
-      quiet: no progress bar.
+      allow_unknown: true to accept tasks with many words that the text vocabulary lacks.
+      quiet: true to show no progress bar.
 
     Raises:
-      UserError: an unknown name, a module that is not there, bad data, a task without rows, or one
-        whose words are unknown.
+      UserError: the name is unknown, a module is missing, data is bad, or a task has no rows or too
+        many unknown words.
     """
     data_tasks.use_vocab(vocab, tokenizer)
     for module in modules:
@@ -123,7 +123,7 @@ def prepare(
         task.name: task_folder(task, vocab, tokenizer, out=out, config=config) for task in its_tasks
     }
     splits_to_do = _splits_to_do(its_tasks, folders)
-    for first in splits_to_do:  # a preprocessor that cannot run is told before hours of work
+    for first in splits_to_do:  # reports a preprocessor that cannot run before hours of work
         make_dataset(first, config)
     shards = len(splits_to_do) * config.num_shards
     with tqdm(total=shards, desc=f"prepare {name}", unit="shard", disable=quiet or None) as bar:
@@ -131,7 +131,7 @@ def prepare(
             bar.set_postfix_str(f"{first.task} {first.split}")
             _prepare_split(first, vocab=vocab, config=config, progress=bar.update)
             _check_finished(first, allow_unknown=allow_unknown)
-    findings.check_unknown(folders, allow=allow_unknown)  # also of what was there before
+    findings.check_unknown(folders, allow=allow_unknown)  # also splits finished before
     findings.tell(folders)
     prepared = tuple(
         mixture.PreparedTask(task, rate, _split_folders(task, folders[task], Path(out), config))
@@ -142,7 +142,7 @@ def prepare(
 
 
 def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:
-    """Lets the tasks that read rows hold out the same documents."""
+    """Makes the tasks that read rows hold out the same documents."""
     sources = {t.name: t.source for t in tasks if isinstance(t.source, data_tasks.RowSource)}
     agreed = splits.agree({name: source.rows for name, source in sources.items()}, out=out)
     for name, source in sources.items():
@@ -150,7 +150,7 @@ def _agree_on_splits(tasks: Iterable[seqio.Task], out: str | Path) -> None:
 
 
 def _splits_to_do(tasks: Iterable[seqio.Task], folders: Mapping[str, Path]) -> list[ShardJob]:
-    """The first shard of every split that is not finished; finished ones are cleared.
+    """Returns the first shard of every unfinished split; clears what is left over in finished ones.
 
     Held-out documents come first: a few of each task show whether the vocabulary has its words.
     """
@@ -168,7 +168,7 @@ def _splits_to_do(tasks: Iterable[seqio.Task], folders: Mapping[str, Path]) -> l
 def _prepare_split(
     first: ShardJob, *, vocab: Vocab, config: PrepareConfig, progress: Callable[[], object]
 ) -> None:
-    """Makes the files of a split that are not done, then its manifest."""
+    """Makes the missing files of a split, then its manifest."""
 
     def make(number: int, folder: Path) -> dict[str, int]:
         job = dataclasses.replace(first, shard=number)
@@ -193,7 +193,7 @@ def _prepare_split(
 def prepare_shard(
     job: ShardJob, folder: Path, *, vocab: Vocab, config: PrepareConfig
 ) -> dict[str, int]:
-    """Shard task: the folder with one file of rows, their offsets, keys and counts; the counts."""
+    """Shard task: writes one file of rows, their offsets, keys and counts; returns the counts."""
     path = folder / job.file_name(config)
     passed_over = getattr(seqio.TaskRegistry.get(job.task).source, "passed_over", {})
     passed_over.clear()
@@ -220,11 +220,11 @@ def prepare_shard(
 
 
 def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iterator[Example]:
-    """The examples of a shard in the source's order.
+    """Yields the examples of a shard in the source's order.
 
     Raises:
-      UserError: a task's own code that fails, or an example that breaks the contract; the task is
-        named.
+      UserError: a task's own code fails, or an example breaks the contract; the message names the
+        task.
     """
     known, eos = known_ids(vocab), vocab["eos"]
     given: Any = make_dataset(job, config).as_numpy_iterator()
@@ -237,10 +237,10 @@ def read_examples(job: ShardJob, *, vocab: Vocab, config: PrepareConfig) -> Iter
 
 
 def make_dataset(job: ShardJob, config: PrepareConfig) -> tf.data.Dataset:
-    """A shard's examples as SeqIO gives them; UserError if a preprocessor cannot take its input.
+    """Returns a shard's examples from SeqIO; raises UserError if a preprocessor rejects its input.
 
-    Preprocessors are handed the row length, as SeqIO's trainers hand them a sequence length; but
-    nothing is trimmed behind them, because the packer keeps what is longer than a row.
+    Preprocessors get the row length, as they get a sequence length from SeqIO's trainers; but
+    nothing is trimmed after them, because the packer keeps what is longer than a row.
     """
     task = seqio.TaskRegistry.get(job.task)
     many = config.num_shards > 1
@@ -262,7 +262,7 @@ def task_folder(
     out: str | Path,
     config: PrepareConfig,
 ) -> Path:
-    """Where a task's rows go: its name, and what made them."""
+    """Returns the folder of a task's rows: its name, and a fingerprint of all that makes them."""
     made_from = [
         task_identity(task),
         vocab.fingerprint,
@@ -274,7 +274,7 @@ def task_folder(
 
 
 def task_identity(task: seqio.Task) -> str:
-    """Names what a task gives: its data, and the code that runs on it."""
+    """Returns the identity of a task's output: its data, and the code that runs on it."""
     with user_code(f"task {task.name}"):
         functions = [getattr(step, "func", None) for step in task.preprocessors]
         steps = [code_identity(step) for step in task.preprocessors]
@@ -306,7 +306,7 @@ def _tfds_info(source: seqio.TfdsDataSource) -> tfds.core.DatasetInfo:
 
 
 def _check_declared(task: seqio.Task) -> None:
-    """UserError if a task cannot be prepared, whatever its data is."""
+    """Raises UserError if a task cannot be prepared, whatever its data is."""
     with user_code(f"task {task.name}"):
         check_features(task.output_features)
         if isinstance(task.source, seqio.TfdsDataSource):
@@ -328,7 +328,7 @@ def _examples_to_rows(
 
 
 def _shuffle(examples: Iterable[Example], config: PrepareConfig, shard: int) -> Iterator[Example]:
-    """Shuffles within runs of `shuffle_documents`, by seed and shard alone."""
+    """Shuffles within runs of `shuffle_documents`; the order depends on seed and shard alone."""
     run: list[Example] = []
     number = 0
     for example in examples:
@@ -346,7 +346,7 @@ def _permuted(run: list[Example], seed: list[int]) -> Iterator[Example]:
 def _finish_split(
     first: ShardJob, shards: Sequence[Shard], *, vocab: Vocab, config: PrepareConfig
 ) -> None:
-    """Writes the manifest of a split whose shards are all there."""
+    """Writes the manifest of a split whose shards are all done."""
     files, totals = [], {}
     for shard in shards:
         counts = shard.result or {}
@@ -361,13 +361,13 @@ def _finish_split(
 
 
 def _check_finished(job: ShardJob, *, allow_unknown: bool) -> None:
-    """UserError if a task's words are unknown, as far as its finished splits tell."""
+    """Raises UserError if too many words in a task's finished splits are unknown."""
     least = 0 if job.split == "train" else findings.ENOUGH_TOKENS
     findings.check_unknown({job.task: job.folder.parent}, allow=allow_unknown, least=least)
 
 
 def _other_splits(task: str, counts: Mapping[str, int]) -> str:
-    """How many documents are of other splits, and of which, as far as that is remembered."""
+    """Says how many documents are of other splits, and of which ones this process has seen."""
     names = getattr(seqio.TaskRegistry.get(task).source, "passed_over", {})
     named = f": {', '.join(map(repr, sorted(names)[:3]))}" if names else ""
     number = counts.get("other_split_documents", 0)
@@ -375,7 +375,7 @@ def _other_splits(task: str, counts: Mapping[str, int]) -> str:
 
 
 def _split_folders(task: str, folder: Path, out: Path, config: PrepareConfig) -> dict[str, str]:
-    """The finished splits of a task that hold rows, relative to `out`; with their offsets.
+    """Returns the folders, relative to `out`, of finished splits with rows; adds missing offsets.
 
     Raises:
       UserError: there is no train split among them.

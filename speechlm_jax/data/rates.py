@@ -1,4 +1,4 @@
-"""The rates of a SeqIO mixture -> a number for each of its tasks, before any is prepared."""
+"""Turns the rates of a SeqIO mixture into a number for each task, before any task is prepared."""
 
 import collections
 import logging
@@ -13,15 +13,15 @@ from speechlm_jax.user_code import user_code
 
 _log = logging.getLogger("speechlm.data")
 
-# As SeqIO has it: a number, or a function of the task (or of the mixture inside the mixture).
+# As in SeqIO: a number, or a function of the task (or of the mixture inside the mixture).
 Rate = int | float | Callable[[Any], float]
 
 
 def to_rates(mixture: str, rates: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of a mixture's members as numbers.
+    """Returns the rates of a mixture's members as numbers.
 
     Raises:
-      UserError: one is below 0 or no finite number, or none is above 0.
+      UserError: a rate is below 0 or not a finite number, or none is above 0.
     """
     found = {name: _to_number(rate) for name, rate in rates.items()}
     for name, rate in found.items():
@@ -36,14 +36,12 @@ def to_rates(mixture: str, rates: Mapping[str, Any]) -> dict[str, float]:
 
 
 def task_rates(provider: seqio.Task | seqio.Mixture) -> dict[str, float]:
-    """The rates above 0 by task, in order of their names; a task alone has 1.
+    """Returns the rates above 0 by task, in order of their names; a task alone has rate 1.
 
-    The tasks of a mixture inside a mixture share its rate, as SeqIO deals it out. A function is
-    asked once.
+    The tasks of a mixture inside a mixture share its rate, as in SeqIO. A function is called once.
 
     Raises:
-      UserError: rates that `to_rates` refuses, a function that fails, or a task that is in no
-        registry.
+      UserError: `to_rates` refuses the rates, a function fails, or a task is in no registry.
     """
     if isinstance(provider, seqio.Task):
         return {provider.name: 1.0}
@@ -69,14 +67,14 @@ def _member(mixture: seqio.Mixture, name: str) -> seqio.Task | seqio.Mixture:
 
 
 def _ask(mixture: seqio.Mixture, member: seqio.Task | seqio.Mixture) -> Any:
-    """The rate as it is declared, or what its function says."""
+    """Returns the rate as it is declared, or as its function returns it."""
     rate = mixture.rate_per_task_name[member.name]
     if not callable(rate):
         return rate
     with user_code(f"mixture {mixture.name}: the rate of {member.name}"):
         try:
             return rate(member)
-        except TypeError as error:  # SeqIO's own functions reckon with None
+        except TypeError as error:  # SeqIO's own functions calculate with None
             if not isinstance(member, seqio.Task) or member.num_input_examples("train") is not None:
                 raise
             raise UserError(

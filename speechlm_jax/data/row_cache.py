@@ -1,7 +1,7 @@
-"""Rows of a bucket as they lie there (compressed), on local disk: a ring of files within a limit.
+"""Caches rows of a bucket, compressed as they are there, on local disk: a ring of files in a limit.
 
-A run goes forward, so what was written first is done with first: where the ring is full, the next
-file of it is written over. Each file has its blocks before anything is written to it.
+A run goes forward, so the oldest rows are needed least: when the ring is full, its next file is
+overwritten. The disk blocks of each file are allocated before anything is written to it.
 """
 
 import contextlib
@@ -17,30 +17,31 @@ from pathlib import Path
 
 from speechlm_jax.errors import UserError
 
-PARTS = 16  # of the limit: the ring's files, and room for what its owner writes beside them
+PARTS = 16  # of the limit: the ring's files, and room for what the cache's owner writes beside
 RING = 13
 _BLOCK = 4096
 _LENGTH_BITS = 32
 
 
 class RowCache:
-    """Bytes by key, the newest of them within a limit; safe to use from threads.
+    """A cache of bytes by key that keeps the newest within a limit; safe to use from threads.
 
     Attributes:
-      folder: of this process alone; it goes with the process, or with the next one's start.
-      limit: bytes on disk, as blocks are counted.
-      part: bytes of a file of the ring, and most of one value. What its owner writes in the folder
-        itself must stay below two parts.
+      folder: folder of this process alone; removed when the process ends, or when the next one
+        starts.
+      limit: bytes on disk, counted in blocks.
+      part: bytes of a file of the ring, and upper limit of one value. What the owner writes in the
+        folder itself must stay below two parts.
     """
 
     def __init__(self, *, limit: int, folder: str | Path = ""):
-        """Makes a folder inside `folder` (by default, inside the system's temporary one).
+        """Creates a folder inside `folder` (by default, inside the system's temporary folder).
 
-        Others may write there too: what is ours lies in a folder that nobody else may enter.
+        Other users may write there too: our files lie in a folder that no other user may enter.
 
         Raises:
-          UserError: the folder cannot be written, what has our folder's name is not ours, or the
-            limit is next to nothing.
+          UserError: the folder cannot be written, something that is not ours has our folder's name,
+            or the limit is below one block a part.
         """
         self.limit, self.part = limit, limit // PARTS // _BLOCK * _BLOCK
         if not self.part:
@@ -49,7 +50,7 @@ class RowCache:
         self._files: list[int] = []
         self._keys: list[list[Hashable]] = []
         self._places: dict[Hashable, int] = {}  # file and offset, then length, in one number
-        self._next, self._at = 0, self.part  # nothing fits: the first value makes the first file
+        self._next, self._at = 0, self.part  # nothing fits, so the first value makes the first file
         self._lock = threading.Lock()
         self._closed = weakref.finalize(
             self, _remove, self.folder, self._files, self._lock_file, os.getpid()
@@ -59,7 +60,7 @@ class RowCache:
         return key in self._places
 
     def get(self, key: Hashable) -> bytes | None:
-        """What was kept under a key, or None if it is not there (any more)."""
+        """Returns the value of a key, or None if it is not cached (any more)."""
         with self._lock:
             place = self._places.get(key)
             if place is None:
@@ -68,7 +69,7 @@ class RowCache:
             return os.pread(self._files[start // self.part], length, start % self.part)
 
     def put(self, key: Hashable, value: bytes) -> None:
-        """Keeps a value; the oldest make room. UserError: too large, or the disk is full."""
+        """Stores a value and evicts the oldest. UserError: it is too large, or the disk is full."""
         if len(value) > self.part:
             raise self.too_small(PARTS * (len(value) + _BLOCK))
         with self._lock:
@@ -81,32 +82,32 @@ class RowCache:
             self._at += len(value)
 
     def drop(self, key: Hashable) -> None:
-        """Forgets a value."""
+        """Removes a value."""
         with self._lock:
             self._places.pop(key, None)
 
     def too_small(self, needed: int) -> UserError:
-        """The error of a limit that must be so many bytes; asks for more, as sizes are means."""
+        """Returns the error of a limit below `needed` bytes; asks for more, as sizes are means."""
         least = needed * 1.25 / 1e9
         return UserError(
             f"--disk-gb {self.limit / 1e9:.4g}: too small for these rows; give at least {least:.3g}"
         )
 
     def close(self) -> None:
-        """Forgets everything and removes the folder."""
+        """Removes all values and the folder."""
         with self._lock:
             self._places.clear()
             self._closed()
 
     def _turn(self) -> None:
-        """Goes on to the next file of the ring, which is made, or forgotten."""
+        """Goes on to the next file of the ring: creates it, or evicts the values in it."""
         number = self._next % RING
         if number == len(self._files):
             self._files.append(self._new_file(number))
             self._keys.append([])
         first, last = number * self.part, (number + 1) * self.part
         for key in self._keys[number]:
-            # a key may have come anew, to another file
+            # a key may have been stored again, in another file
             if first <= self._places.get(key, -1) >> _LENGTH_BITS < last:
                 del self._places[key]
         self._keys[number] = []
@@ -129,12 +130,12 @@ class RowCache:
 
 
 def _own_folder(parent: Path) -> tuple[Path, int]:
-    """A folder of this process; those whose process is gone are removed."""
+    """Returns a new folder of this process and its lock; removes those of ended processes."""
     top = parent / f"speechlm_rows_{os.getuid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _opened_private(top) as private, _opened(".lock", private, os.O_CREAT) as alone:
-            fcntl.flock(alone, fcntl.LOCK_EX)  # nobody sees a folder that has no lock yet
+            fcntl.flock(alone, fcntl.LOCK_EX)  # no other process sees a folder that has no lock yet
             for left in os.listdir(private):
                 if left.startswith("rows-"):
                     _remove_if_left(left, private)
@@ -150,7 +151,7 @@ def _own_folder(parent: Path) -> tuple[Path, int]:
 
 @contextlib.contextmanager
 def _opened(name: str | Path, folder: int | None, flags: int) -> Iterator[int]:
-    """A file or folder, open for a while; no link is followed, and nothing is emptied."""
+    """Opens a file or folder in a context; follows no link and empties nothing."""
     safe = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     access = os.O_RDONLY if flags & os.O_DIRECTORY else os.O_RDWR
     descriptor = os.open(name, access | safe | flags, 0o600, dir_fd=folder)
@@ -162,7 +163,7 @@ def _opened(name: str | Path, folder: int | None, flags: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _opened_private(top: Path) -> Iterator[int]:
-    """A folder, made if need be, that is this user's and nobody else's."""
+    """Opens a folder of this user alone in a context; creates it if needed."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(top, 0o700)
     with _opened(top, None, os.O_DIRECTORY) as descriptor:
@@ -176,7 +177,7 @@ def _opened_private(top: Path) -> Iterator[int]:
 
 
 def _remove_if_left(name: str, private: int) -> None:
-    """Removes a folder that no living process holds; what is no folder of ours stays."""
+    """Removes a folder that no living process holds; leaves what is not a folder of ours."""
     with contextlib.suppress(OSError), _opened(name, private, os.O_DIRECTORY) as folder:
         with contextlib.suppress(FileNotFoundError), _opened(".lock", folder, 0) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,7 +185,7 @@ def _remove_if_left(name: str, private: int) -> None:
 
 
 def _remove(folder: Path, files: list[int], lock: int, pid: int) -> None:
-    if os.getpid() != pid:  # a fork ends; the folder is its parent's
+    if os.getpid() != pid:  # a forked child ends; the folder belongs to its parent
         return
     for descriptor in (*files, lock):
         os.close(descriptor)

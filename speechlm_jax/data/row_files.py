@@ -1,8 +1,9 @@
-"""Files of rows, and where in a file each row lies: `rows-00000.arrayrecord.offsets`.
+"""Files of rows, and the offset of each row in its file: `rows-00000.arrayrecord.offsets`.
 
-A row of a bucket is read as a byte range, so its offsets are written down when the file is. They
+A row of a bucket is read as a byte range, so its offsets are written together with the file. They
 follow from the headers of Riegeli's chunks (its specification, `riegeli_records_file_format.md`):
-40 bytes, then the data; 24 bytes stand at each multiple of 64 KiB, inside a chunk or before it.
+40 bytes, then the data. A header of 24 bytes stands at each multiple of 64 KiB, inside a chunk or
+before it.
 """
 
 import dataclasses
@@ -19,9 +20,9 @@ from speechlm_jax.arrays import UInt, ndarray
 from speechlm_jax.errors import UserError
 
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
-_CHUNK_HEADER = struct.Struct("<8xQ8xQ8x")  # bytes of data; type and, above it, number of records
-_RECORDS, _KINDS = ord("r"), b"smprt"  # of Riegeli's chunks
-_LEAST_BYTES = _CHUNK_HEADER.size  # of a row
+_CHUNK_HEADER = struct.Struct("<8xQ8xQ8x")  # bytes of data; type byte, number of records above it
+_RECORDS, _KINDS = ord("r"), b"smprt"  # types of Riegeli's chunks
+_LEAST_BYTES = _CHUNK_HEADER.size  # lower limit of a row's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RowFile:
     """One file of a shard folder: its name, rows, bytes, and the SHA-256 of its offsets.
 
     Raises:
-      UserError: no file can be so.
+      UserError: there can be no such file.
     """
 
     name: str
@@ -47,18 +48,18 @@ class RowFile:
 
     @property
     def offsets_name(self) -> str:
-        """The file of the offsets, in the same folder."""
+        """Name of the file of the offsets, in the same folder."""
         return f"{self.name}.offsets"
 
 
 def allow_open_files(files: int) -> None:
-    """Lets this process keep so many files of rows open; most systems start with 1,024.
+    """Allows this process to keep `files` files of rows open; most systems start with 1,024.
 
     Raises:
       UserError: the system does not allow it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * files + 512  # as many again for all else
+    wanted = 2 * files + 512  # as many again, and 512, for all other files
     if soft == resource.RLIM_INFINITY or wanted <= soft // 2:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
@@ -72,14 +73,14 @@ def allow_open_files(files: int) -> None:
 
 
 def write_offsets(path: Path, rows: int, *, beside: Path | None = None) -> None:
-    """Finds where each row of a file lies, and writes it beside the file (or beside another)."""
+    """Finds the offsets of a file's rows, and writes them beside the file (or beside another)."""
     offsets = find_offsets(path, rows)
     beside = beside or path
     artifacts.write_bytes(beside.with_name(f"{beside.name}.offsets"), offsets.tobytes())
 
 
 def with_offsets(folder: Path, file: RowFile) -> RowFile:
-    """The same file, naming its offsets, which are written if they are not there.
+    """Returns the same file with the hash of its offsets, which are written if missing.
 
     Raises:
       UserError: the file is damaged.
@@ -93,10 +94,10 @@ def with_offsets(folder: Path, file: RowFile) -> RowFile:
 
 
 def find_offsets(path: Path, rows: int) -> UInt[ndarray, " offsets"]:
-    """Where each row of a local file begins, and where the last one ends: little-endian.
+    """Returns where each row of a local file begins and the last one ends: bytes, little-endian.
 
     Raises:
-      ValueError: the file has not one chunk for each of so many rows.
+      ValueError: the file does not have one chunk for each of `rows` rows.
     """
     offsets, size = [], os.path.getsize(path)
     wrong = ValueError(f"{path}: has not one chunk for each of {rows} rows")
@@ -122,18 +123,18 @@ def find_offsets(path: Path, rows: int) -> UInt[ndarray, " offsets"]:
 
 
 def _skip(at: int, length: int) -> int:
-    """The place `length` bytes of a chunk after `at`; not before a block's header, but after it."""
+    """Returns the place `length` bytes of a chunk after `at`; skips block headers on the way."""
     if not length:
         return at
     if at % _BLOCK == 0:
         at += _BLOCK_HEADER
-    # headers on the way: one where each block begins that has a byte of these
+    # one header for each block that begins on the way and holds at least one of these bytes
     inside = at % _BLOCK - _BLOCK_HEADER
     return at + length + (inside + length - 1) // (_BLOCK - _BLOCK_HEADER) * _BLOCK_HEADER
 
 
 def _read(file: BinaryIO, at: int, length: int) -> tuple[bytes, int]:
-    """`length` bytes of a chunk from `at`, and the place after them."""
+    """Reads `length` bytes of a chunk from `at`; returns them and the place after them."""
     data = b""
     while len(data) < length:
         if at % _BLOCK == 0:

@@ -1,5 +1,5 @@
-"""Rows <-> bytes, and shards of rows: a folder of ArrayRecord files and its manifest, on disk or
-in a bucket.
+"""Encodes rows as bytes; writes and reads shards of rows: a folder of ArrayRecord files and its
+manifest, on disk or in a bucket.
 
 A shard folder belongs to no mixture and no run: any plan may read its rows by number.
 """
@@ -25,18 +25,18 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.vocab import Vocab
 
 KIND = "rows"
-COUNTED = ("rows", "text_tokens", "speech_tokens")  # what plans want to know
-# One record a group: any row is read on its own. Rows compress from 6.1 to about 2.5 bytes a token.
+COUNTED = ("rows", "text_tokens", "speech_tokens")  # counts that plans need
+# One record per group, so a row is read alone. Rows compress from 6.1 to about 2.5 bytes a token.
 WRITER_OPTIONS = "group_size:1,zstd:3"
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """How a row lies in its record: ids | segments | positions | loss mask bits, little-endian.
+    """Layout of a row in its record: ids | segments | positions | loss mask bits, little-endian.
 
     Attributes:
-      length: ids in a row.
-      id_bytes: 2 or 4 (`Vocab.id_dtype`).
+      length: ids per row.
+      id_bytes: bytes per id, 2 or 4 (`Vocab.id_dtype`).
     """
 
     length: int
@@ -44,12 +44,12 @@ class RowLayout:
 
     @classmethod
     def of(cls, vocab: Vocab, *, length: int) -> "RowLayout":
-        """The layout of rows of this vocabulary."""
+        """Returns the layout of rows of this vocabulary."""
         return cls(length=length, id_bytes=vocab.id_dtype.itemsize)
 
     @property
     def position_bytes(self) -> int:
-        """2 while positions fit 16 bits, else 4."""
+        """Bytes per position: 2 while positions fit 16 bits, else 4."""
         return 2 if self.length <= 65_536 else 4
 
     @property
@@ -58,7 +58,7 @@ class RowLayout:
         return self.length * (self.id_bytes + 2 + self.position_bytes) + -(-self.length // 8)
 
     def row_to_bytes(self, row: Row) -> bytes:
-        """Encodes a row; ValueError if it does not fit this layout."""
+        """Encodes a row; raises ValueError if it does not fit this layout."""
         if len(row.ids) != self.length:
             raise ValueError(f"a row of {len(row.ids)} ids, not {self.length}")
         return b"".join(
@@ -71,7 +71,7 @@ class RowLayout:
         )
 
     def bytes_to_row(self, data: bytes) -> Row:
-        """The inverse of `row_to_bytes`; ValueError if the record has another size."""
+        """Decodes what `row_to_bytes` gave; raises ValueError if the record has another size."""
         if len(data) != self.record_bytes:
             raise ValueError(f"a record of {len(data)} bytes, not {self.record_bytes}")
         parts, at = [], 0
@@ -91,7 +91,7 @@ def _narrow(values: Int[ndarray, " length"], width: int) -> bytes:
 
 @dataclasses.dataclass
 class RowCounts:
-    """What rows hold; specials count as text, `loss_tokens` are the ids that are predicted."""
+    """Counts of rows and ids; specials count as text, `loss_tokens` are the predicted ids."""
 
     rows: int = 0
     tokens: int = 0
@@ -100,7 +100,7 @@ class RowCounts:
     loss_tokens: int = 0
 
     def add(self, row: Row, vocab: Vocab) -> None:
-        """Counts one row."""
+        """Adds the counts of one row."""
         tokens = int((row.segments > 0).sum())
         speech = int((vocab.is_speech(row.ids) & (row.segments > 0)).sum())
         self.rows += 1
@@ -111,7 +111,7 @@ class RowCounts:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], *, vocab: Vocab, length: int) -> RowCounts:
-    """Writes one ArrayRecord file whole or not at all, its offsets first; counts what it holds."""
+    """Writes one ArrayRecord file whole or not at all, its offsets first; returns its counts."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     layout, counts = RowLayout.of(vocab, length=length), RowCounts()
@@ -146,7 +146,7 @@ def write_row_manifest(
     config: dict[str, Any],
     seed: int,
 ) -> artifacts.Manifest:
-    """Writes the manifest that finishes a folder of row files; rows are in file order."""
+    """Writes the manifest that finishes a folder of row files; rows are numbered in file order."""
     files = [with_offsets(Path(folder), file) for file in files]
     return artifacts.write_manifest(
         folder,
@@ -169,7 +169,7 @@ def write_row_manifest(
 
 @dataclasses.dataclass(frozen=True)
 class _Extra:
-    """What readers need of a manifest of rows."""
+    """Fields of a row manifest that readers need."""
 
     task: str
     length: int
@@ -182,7 +182,7 @@ class _Extra:
 
 
 def read_row_manifest(folder: str | Path) -> artifacts.Manifest:
-    """Reads what `write_row_manifest` wrote; UserError: there is none, or one of something else."""
+    """Reads a manifest of rows; raises UserError if there is none, or one of something else."""
     return _read_manifest(folder)[0]
 
 
@@ -205,9 +205,9 @@ def _read_manifest(folder: str | Path) -> tuple[artifacts.Manifest, _Extra]:
 
 
 def add_offsets(folder: str | Path) -> None:
-    """Adds to a finished local folder the offsets that it has not, for those who read a bucket.
+    """Adds the offsets that a finished local folder lacks, for reading it from a bucket.
 
-    What names the rows (`Manifest.fingerprint`) stays as it is.
+    The fingerprint of the rows (`Manifest.fingerprint`) does not change.
     """
     manifest, found = _read_manifest(folder)
     files = found.row_files
@@ -223,12 +223,12 @@ class RowShards:
     """The rows of one task and split, by number; safe to read from threads.
 
     Attributes:
-      folder: where they lie: a local folder, or an address in a bucket.
+      folder: local folder, or address in a bucket.
       task: name of the task.
-      length: ids in a row.
-      vocab: the vocabulary of the ids.
+      length: ids per row.
+      vocab: vocabulary of the ids.
       counts: rows and tokens by modality, from the manifest.
-      fingerprint: names what the files hold.
+      fingerprint: fingerprint of the files' contents.
     """
 
     def __init__(
@@ -238,15 +238,15 @@ class RowShards:
         vocab: Vocab | None = None,
         fetcher: RowFetcher | None = None,
     ):
-        """Opens a folder: sizes are checked here, contents by `verify`, or as rows are read.
+        """Opens a folder and checks sizes; contents are checked by `verify`, or as rows are read.
 
         Args:
           folder: a local folder, or an address in a bucket.
-          vocab: the vocabulary that the rows must have.
-          fetcher: what fetches rows of a bucket; one of its own by default.
+          vocab: vocabulary that the rows must have.
+          fetcher: fetcher of rows in a bucket; a new one by default.
 
         Raises:
-          UserError: the folder is unfinished or damaged, or made with another vocabulary.
+          UserError: the folder is unfinished or damaged, or has another vocabulary.
         """
         self.folder = folder if bucket.is_address(folder) else Path(folder)
         manifest, extra = _read_manifest(folder)
@@ -268,7 +268,7 @@ class RowShards:
         return self._size
 
     def __getitem__(self, number: SupportsIndex) -> dict[str, np.ndarray]:
-        """A row: ids, segments, positions (int32) and loss_mask (float32), each " length"."""
+        """Returns a row: ids, segments, positions (int32), loss_mask (float32); each " length"."""
         number = operator.index(number)
         if not 0 <= number < self._size:
             raise IndexError(f"row {number} of {self._size} in {self.folder}")
@@ -276,7 +276,7 @@ class RowShards:
             row = self._layout.bytes_to_row(self._records[number])
             if (most := int(row.ids.max())) >= self.vocab.size:
                 raise ValueError(f"id {most}; the vocabulary has ids 0..{self.vocab.size - 1}")
-        except (ValueError, RuntimeError) as error:  # of ours, of array_record
+        except (ValueError, RuntimeError) as error:  # ours, array_record's
             line = str(error).partition("\n")[0]
             raise UserError(f"{self.folder}: row {number} is damaged ({line}); {_MEND}") from None
         return {
@@ -287,16 +287,16 @@ class RowShards:
         }
 
     def expect(self, numbers: Iterable[int]) -> None:
-        """Says which rows are read next: those of a bucket are fetched meanwhile."""
+        """Announces the rows that are read next; those in a bucket are fetched meanwhile."""
         if isinstance(self._records, BucketRows):
             self._records.expect(numbers)
 
     def is_at_hand(self, number: int) -> bool:
-        """Whether reading a row asks no bucket for it: it is here, or on its way."""
+        """Returns whether reading a row sends no request: it is local, cached or requested."""
         return not isinstance(self._records, BucketRows) or self._records.is_at_hand(number)
 
     def batches_ahead(self, rows: int) -> int:
-        """How many batches of so many rows to `expect`: 0 where rows lie on disk.
+        """Returns how many batches of `rows` rows to `expect`: 0 if the rows lie on disk.
 
         Raises:
           UserError: the local cache is too small for two of them.
@@ -324,14 +324,14 @@ class RowShards:
 
 
 def _local_records(folder: Path, files: Iterable[RowFile]) -> Any:
-    """The records of local files, by number; nothing is opened before a row is asked for."""
+    """Returns the records of local files, by number; opens no file before a row is read."""
     instructions = [
         _FileInstruction(str(folder / file.name), 0, file.rows, file.rows)
         for file in files
         if file.rows
     ]
     allow_open_files(len(instructions))
-    # Any object with these four fields will do, which the annotation does not say.
+    # Any object with these four fields works, though the annotation does not say so.
     return (
         grain.sources.ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]
         if instructions
@@ -341,7 +341,7 @@ def _local_records(folder: Path, files: Iterable[RowFile]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _FileInstruction:
-    """What array_record wants to know of a file in order not to open it at once."""
+    """Description of a file with which array_record need not open the file at once."""
 
     filename: str
     skip: int

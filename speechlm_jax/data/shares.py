@@ -1,4 +1,4 @@
-"""How a mixture is declared: shares of a budget by phase -> a plan with exact counts."""
+"""Turns a declared mixture, shares of a budget by phase, into a plan with exact counts."""
 
 import dataclasses
 import difflib
@@ -17,7 +17,7 @@ class Share:
 
     Attributes:
       kind: "fraction" of the phase's budget, a number of "epochs", or a part of the "rest".
-      amount: the fraction, the epochs, or the weight among those who share the rest.
+      amount: the fraction, the epochs, or the weight among the tasks that share the rest.
     """
 
     kind: Literal["fraction", "epochs", "rest"]
@@ -37,10 +37,10 @@ class PhaseSpec:
     """A phase as declared, e.g. 1T tokens: 30% text, one epoch of speech, the rest interleaved.
 
     Give `tokens` or `rows`, or neither if every share is in epochs. Fractions are of that unit;
-    tokens are turned into rows by each task's mean row, padding excluded.
+    tokens are turned into rows by the mean tokens of each task's rows, padding excluded.
 
     Attributes:
-      name: of the phase, in logs.
+      name: name of the phase, in logs.
       shares: task -> its share of the phase (`fraction`, `epochs`, `rest`).
       tokens: budget of the phase in tokens.
       rows: budget of the phase in rows.
@@ -56,22 +56,22 @@ class PhaseSpec:
 
 
 def fraction(amount: float | int) -> Share:
-    """A fixed part of the phase's budget (the paper: 30% text)."""
+    """Takes a fixed part of the phase's budget (the paper: 30% text)."""
     return Share("fraction", float(amount))
 
 
 def epochs(amount: float | int = 1.0) -> Share:
-    """Every row `amount` times (the paper: unsupervised and supervised speech, once each)."""
+    """Takes every row `amount` times (the paper: unsupervised and supervised speech, once each)."""
     return Share("epochs", float(amount))
 
 
 def rest(weight: float | int = 1.0) -> Share:
-    """What the others leave, by weight (the paper: interleaved)."""
+    """Takes what the others leave, by weight (the paper: interleaved)."""
     return Share("rest", float(weight))
 
 
 def rates_to_shares(rates: Mapping[str, float | int]) -> dict[str, Share]:
-    """SeqIO's rates -> fractions of the budget; a rate of 0 leaves the task out.
+    """Turns SeqIO's rates into fractions of the budget; a rate of 0 leaves the task out.
 
     SeqIO draws examples by rate. Rows are full of tokens, so here a rate is a share of tokens.
     """
@@ -87,7 +87,7 @@ def make_plan(
     """Turns declared phases into a plan; section 4 of the GLM-4-Voice report is one such phase.
 
     Raises:
-      UserError: an unknown task, no rest to take, or shares that do not fill the budget.
+      UserError: a task is unknown, named twice or without rows, or shares do not fill the budget.
     """
     known = {task.name: task for task in tasks}
     if len(known) != len(tasks):
@@ -109,7 +109,7 @@ def make_plan(
 
 
 def _phase_counts(phase: PhaseSpec, tasks: Mapping[str, TaskRows]) -> dict[str, int]:
-    """Rows of each task of a phase: exactly `rows` in all, or as near to `tokens` as rows allow."""
+    """Returns each task's rows in a phase: `rows` in all, or as near to `tokens` as rows allow."""
     if phase.tokens is not None and phase.rows is not None:
         raise UserError(f"plan: phase {phase.name}: give tokens or rows, not both")
     in_epochs = {
@@ -162,7 +162,7 @@ def _check_budget(phase: PhaseSpec, left: float, budget: int) -> None:
 
 
 def _round_to(quotas: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers nearest to quotas that sum to `total` (largest remainders first)."""
+    """Returns whole numbers near quotas that sum to `total` (largest remainders first)."""
     floors = {name: int(quota) for name, quota in quotas.items()}
     by_remainder = sorted(quotas, key=lambda name: (floors[name] - quotas[name], name))
     for name in by_remainder[: max(total - sum(floors.values()), 0)]:

@@ -1,4 +1,4 @@
-"""Text files, codes folders, interleaved folders -> rows of a split, in plain Python."""
+"""Reads text files, codes folders and interleaved folders as rows of a split, in plain Python."""
 
 import dataclasses
 import glob
@@ -21,42 +21,42 @@ from speechlm_jax.text import is_unicode
 from speechlm_jax.vocab import Vocab
 
 SPLITS = ("train", "validation")
-SPLIT_VERSION = 2  # of the rule by which rows are held out
-# Files that hold neither rows nor, as any other file may, a document a line.
+SPLIT_VERSION = 2  # version of the rule by which rows are held out
+# Files that hold neither rows nor, as all other files may, one document per line.
 NO_LINES = (".json", ".ndjson", ".csv", ".tsv", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROW_FILES = {  # by the manifest's kind; or any number of *.parquet
     KIND: CODES,
     "interleaved": "documents.jsonl",
     "dialogues": "dialogues.jsonl",
 }
-NO_TEXT = (  # of a row of codes
+NO_TEXT = (  # advice for a row of codes
     "; for codes of recordings write it to manifest.jsonl or clip.txt beside them and tokenize "
     "again, or leave such rows out by `keep`"
 )
 ROLES = ("system", "user", "assistant")
 
-# A callable is asked when the data is read, so that registering needs no file.
+# A callable is called when the data is read, so that registering needs no file.
 Place = str | Path | Callable[[], str | Path | Sequence[str | Path]]
 Keep = Callable[[dict[str, Any]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of some places, and which of them belong to which split.
+    """Rows of some places, and the rule that assigns them to splits.
 
     A row belongs to the split that its "split" field names; without one, to "validation" if its key
-    lies below `validation_ratio` (of all that keys may be) or is in `held_out`, else to "train".
-    Its key names what it says (`content.said_key`), or its id where it says nothing.
+    lies below `validation_ratio` (of the range of keys) or is in `held_out`, else to "train". The
+    key is made from what the row says (`content.said_key`), or from its id if it says nothing.
 
     Attributes:
-      places: files or globs (.txt: a document a line; .jsonl: a row a line; .parquet; the first two
-        also .gz), or finished folders.
-      are_folders: which of the two.
+      places: files or globs (.txt: a document per line; .jsonl: a row per line; .parquet; the first
+        two also .gz), or finished folders.
+      are_folders: true if the places are folders, false if they are files or globs.
       fields: what an example holds ("text", "codes", "segments") -> the row's field it comes from.
-      validation_ratio: of the rows that name no split.
-      keep: which rows to take; None takes all.
+      validation_ratio: fraction held out of the rows that name no split.
+      keep: predicate of the rows to take; None takes all.
       held_out: keys that are held out though they lie above the ratio (`splits.agree`).
-      by_id: rows go by their id, whatever they say.
+      by_id: true if keys are made from the rows' ids, whatever the rows say.
     """
 
     places: tuple[Place, ...]
@@ -72,7 +72,7 @@ class Rows:
             raise UserError(f"validation_ratio {self.validation_ratio}: must be from 0 to 1")
 
     def files(self) -> list[Path]:
-        """The row files in order; UserError if a place has none."""
+        """Returns the row files in order; raises UserError if a place has none."""
         if not self.are_folders:
             return [file for place in self.paths() for file in _glob(place)]
         return [
@@ -80,17 +80,17 @@ class Rows:
         ]
 
     def paths(self) -> list[Path]:
-        """The places, now."""
+        """Returns the paths of the places; calls those that are callables."""
         now = [place() if callable(place) else place for place in self.places]
         return [
             Path(p) for found in now for p in ([found] if isinstance(found, (str, Path)) else found)
         ]
 
     def identity(self) -> Any:
-        """Names the rows: what the files hold, and what is taken of them.
+        """Returns the identity of the rows: the files' contents, and what is taken of them.
 
         Raises:
-          UserError: a place has no files, or a folder's are not those that its manifest names.
+          UserError: a place has no files, or a folder's files are not those in its manifest.
         """
         if self.are_folders:
             data: Any = [_unchanged(folder).fingerprint for folder in self.paths()]
@@ -101,7 +101,7 @@ class Rows:
         return [data, dict(self.fields), split, keep]
 
     def check(self, vocab: Vocab) -> None:
-        """UserError if codes come from another speech tokenizer than the vocabulary's."""
+        """Raises UserError if codes come from another speech tokenizer than the vocabulary's."""
         if self.are_folders and set(self.fields) & {"codes", "segments", "turns"}:
             for folder in self.paths():
                 _check_codes(folder, vocab)
@@ -114,16 +114,16 @@ class Rows:
         codebook_size: int | None = None,
         passed_over: Counter[str] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The examples of `files` that belong to a split, in order; segments and turns are JSON.
+        """Yields the examples of `files` in a split, in order; segments and turns are JSON.
 
         Args:
-          files: of `files`.
-          split: whose examples.
-          codebook_size: codes must lie below it.
-          passed_over: counts the rows that are in none of SPLITS, by their split.
+          files: some of `files()`.
+          split: split of the examples.
+          codebook_size: number below which codes must lie; None for no limit.
+          passed_over: counts, by split, the rows that are in none of SPLITS.
 
         Raises:
-          UserError: a row that cannot be read, lacks a field, or has codes outside the codebook.
+          UserError: a row cannot be read, lacks a field, or has codes outside the codebook.
         """
         for file in files:
             for row in read_rows(file):
@@ -134,7 +134,7 @@ class Rows:
                     yield row_to_example(file, row, self.fields, codebook_size=codebook_size)
 
     def split_of(self, row: Mapping[str, Any]) -> str:
-        """The split that a row belongs to."""
+        """Returns the split of a row."""
         if row.get("split") is not None:
             return str(row["split"])
         key = self.key(row)
@@ -142,26 +142,26 @@ class Rows:
 
     @property
     def first_trained(self) -> int:
-        """The first key above the ratio."""
+        """First key above the ratio."""
         return int(self.validation_ratio * 2**64)
 
     def key(self, row: Mapping[str, Any]) -> int:
-        """What decides on the split of a row that names none."""
+        """Returns the key that decides on the split of a row that names none."""
         said = "" if self.by_id else row_to_text(row, self.fields.get("text", "text"))
         return said_key(said, otherwise=str(row["id"]))
 
 
 class _BadRow(Exception):
-    """What is wrong with a row, to be told with its file and id."""
+    """A fault of a row, to be reported with its file and id."""
 
 
 def row_to_example(
     file: Path, row: Mapping[str, Any], fields: Mapping[str, str], *, codebook_size: int | None
 ) -> dict[str, Any]:
-    """What `fields` name of a row, as in `Rows`; segments and turns become JSON.
+    """Returns the `fields` of a row, as in `Rows`; segments and turns become JSON.
 
     Raises:
-      UserError: a field is missing or wrong; `file` and the row's id are named.
+      UserError: a field is missing or wrong; the message names `file` and the row's id.
     """
     try:
         return {name: _to_value(row, name, field, codebook_size) for name, field in fields.items()}
@@ -216,7 +216,7 @@ def _to_segments(value: Any, field: str, codebook_size: int | None) -> list[dict
 
 
 def _segments_to_text(segments: Any) -> str:
-    """What segments say; a segment of codes says its "text"."""
+    """Returns the text of segments; that of a segment of codes is its "text"."""
     if not all(
         isinstance(segment.get("text"), str) for segment in _to_segments(segments, "segments", None)
     ):
@@ -241,7 +241,7 @@ def _to_turns(value: Any, field: str, codebook_size: int | None) -> list[dict[st
 
 
 def _glob(place: Path) -> list[Path]:
-    """The files that a place names: itself, or what its marks (`*?[`, and `**`) match."""
+    """Returns the files that a place names: itself, or matches of wildcards (`*?[` and `**`)."""
     if place.is_dir():
         raise UserError(f"{place}: is a folder; name its files, e.g. {place / '*.txt'}")
     if place.is_file():
@@ -254,7 +254,7 @@ def _glob(place: Path) -> list[Path]:
 
 
 def row_files(folder: Path, kind: str) -> list[Path]:
-    """The files that hold a folder's rows, in order of their names.
+    """Returns the files that hold a folder's rows, in order of their names.
 
     Raises:
       UserError: the folder holds no such rows, or holds both JSON lines and Parquet.
@@ -281,7 +281,7 @@ def _manifest(folder: Path) -> artifacts.Manifest:
 
 
 def _unchanged(folder: Path) -> artifacts.Manifest:
-    """A folder's manifest; UserError unless its row files are those that the manifest names."""
+    """Returns a folder's manifest; raises UserError if the row files differ from it."""
     manifest = _manifest(folder)
     files = row_files(folder, manifest.kind)
     found = {(file.name, artifacts.sha256_file(file)) for file in files}
@@ -307,12 +307,12 @@ def _check_codes(folder: Path, vocab: Vocab) -> None:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of .jsonl or .parquet, or lines of any other file as {"id", "text"}; each has an id.
+    """Yields rows of .jsonl or .parquet, else lines as {"id", "text"}; each has an id.
 
-    Lines may lie in a .gz.
+    Files of lines may be compressed (.gz).
 
     Raises:
-      UserError: a row or the file cannot be read, or it is of a kind that holds neither.
+      UserError: a row or the file cannot be read, or the kind of file holds neither rows nor lines.
     """
     for number, row in numbered_rows(file):
         if isinstance(row, UserError):
@@ -321,9 +321,9 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def numbered_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    """Line (in Parquet: place) and row, as of `read_rows` without its ids.
+    """Yields the number of a line (in Parquet: of a row) and the row, as `read_rows` without ids.
 
-    The error of a line that is broken stands in its place; what spoils a whole file is raised.
+    For a broken line it yields the error in place of the row; faults of a whole file are raised.
     """
     name = file.name.lower()
     if name.removesuffix(".gz").endswith(NO_LINES) or name.endswith(".parquet.gz"):

@@ -1,12 +1,12 @@
-"""What is held out of a mixture: one split by content, for all that is made of a document.
+"""Holds out documents of a mixture: one split by content, for all that is made of a document.
 
 A row without a "split" field is held out if its key (`content.said_key`: what it says) lies below
-the task's ratio. Tasks of few documents hold out more: if fewer than FEW different keys lie there,
-the lowest keys, so that there are FEW, but at most one in FEW of them and, of two or more, at least
-one. What such a task holds out in addition, all tasks of the mixture hold out.
+the task's ratio. Small tasks hold out more: if fewer than FEW different keys lie below the ratio,
+they hold out the FEW lowest keys, but at most one in FEW of their keys and, of two or more, at
+least one. The keys that such a task holds out in addition are held out by all tasks of the mixture.
 
-A task that says fewer than CLOSED different things, FEW times or more each (words, commands),
-cannot hold out what is said: its rows go by their ids.
+A task that says fewer than CLOSED different things, FEW times or more on average (words, commands),
+cannot hold out what is said: its rows are held out by their ids.
 """
 
 import bisect
@@ -26,13 +26,13 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.user_code import user_code
 
 FEW, CLOSED = 8, 64
-MOST_ROWS = 100_000  # of a task are looked at; one that has more is not small
-KEYS = ".keys"  # beside a file of rows: the keys of its documents, 8 bytes each
+MOST_ROWS = 100_000  # rows of a task that are read; a task with more is not small
+KEYS = ".keys"  # suffix, beside a file of rows: the keys of its documents, 8 bytes each
 _CHUNK = 1 << 20  # keys read at a time
 
 
 class _Lowest:
-    """The lowest of the different keys that were added, `most` of them."""
+    """The `most` lowest of the different keys that were added."""
 
     def __init__(self, most: int):
         self.keys: list[int] = []
@@ -48,14 +48,14 @@ class _Lowest:
 
 
 def agree(tasks: Mapping[str, Rows], *, out: str | Path) -> dict[str, Rows]:
-    """The tasks of a mixture, each knowing what it holds out because another one does.
+    """Returns the tasks of a mixture, each set to hold out what another one holds out.
 
     Args:
-      tasks: their rows, by name.
-      out: folder that remembers which tasks hold what others hold out.
+      tasks: rows of each task, by name.
+      out: folder that keeps, for each task, which of the others' held-out keys it has.
 
     Raises:
-      UserError: rows that cannot be read, or a task without any.
+      UserError: rows cannot be read, or a task has none.
     """
     alone, agreed = {}, {}
     for name, rows in tasks.items():
@@ -69,9 +69,10 @@ def agree(tasks: Mapping[str, Rows], *, out: str | Path) -> dict[str, Rows]:
 
 
 def hold_out(rows: Rows) -> Rows:
-    """The rows of a task, and what it holds out in addition because they are few.
+    """Returns the rows of a task with the keys that it holds out in addition because it is small.
 
-    At most MOST_ROWS are read, and no more once FEW different keys lie below the ratio.
+    Reads at most MOST_ROWS rows; stops once FEW are held out, if the task then has CLOSED different
+    keys or names the split of every row.
     """
     rows = dataclasses.replace(rows, held_out=frozenset(), by_id=False)
     if not rows.validation_ratio:
@@ -99,10 +100,10 @@ def hold_out(rows: Rows) -> Rows:
 
 
 def _why_none(rows: Rows) -> str:
-    """Why no document can be made of any of the rows that are looked at.
+    """Returns the reason why none of the rows that are read makes a document.
 
     Raises:
-      UserError: it is for a field that is not there, or not what it should be.
+      UserError: the reason is a field that is missing or wrong.
     """
     number = kept = 0
     for file in rows.files():
@@ -119,13 +120,13 @@ def _why_none(rows: Rows) -> str:
 
 
 def _few(keys: list[int], number: int, named: int) -> frozenset[int]:
-    """The lowest keys of `number`, as many as a small task holds out beside `named` rows."""
+    """Returns the lowest of `number` keys that a small task holds out beside `named` rows."""
     wanted = min(FEW, max(number // FEW, 1)) - named if number > 1 else 0
     return frozenset(keys[: max(wanted, 0)])
 
 
 def _rows(rows: Rows) -> Iterator[dict[str, Any]]:
-    """The rows that are taken, but for those that hold nothing."""
+    """Yields the rows that are taken, except those that hold nothing."""
     for file in rows.files():
         for row in read_rows(file):
             if (rows.keep is None or rows.keep(row)) and _holds_something(rows, row):
@@ -133,7 +134,7 @@ def _rows(rows: Rows) -> Iterator[dict[str, Any]]:
 
 
 def _holds_something(rows: Rows, row: Mapping[str, Any]) -> bool:
-    """Whether a document will be made of a row's text and codes, as `content` has it."""
+    """Returns whether a row's text and codes make a document, by the rules of `content`."""
     text = row_to_text(row, rows.fields.get("text", "text"))
     if "codes" in rows.fields:
         is_pair = "text" in rows.fields
@@ -142,9 +143,10 @@ def _holds_something(rows: Rows, row: Mapping[str, Any]) -> bool:
 
 
 def _with_theirs(rows: Rows, shared: frozenset[int], out: Path) -> Rows:
-    """The rows, holding out those of the shared keys that they have; found once, then remembered.
+    """Returns the rows, set to hold out the shared keys that they have; finds these once per `out`.
 
-    Other keys do not touch a task, so that it is not prepared anew for every small task beside it.
+    Other keys do not affect a task, so that it is not prepared again for every small task beside
+    it.
     """
     foreign = shared - rows.held_out
     if not foreign:
@@ -157,10 +159,10 @@ def _with_theirs(rows: Rows, shared: frozenset[int], out: Path) -> Rows:
 
 
 def count_trained(folders: Mapping[str, Path]) -> dict[str, int]:
-    """How many of the things that each task's validation rows say, some task's train rows say too.
+    """Counts, by task, the things that its validation rows and some task's train rows both say.
 
     Args:
-      folders: of the prepared tasks, by name; each holds its splits.
+      folders: folders of the prepared tasks, by name; each holds its splits.
     """
     held = {task: np.unique(_read_keys(folder / SPLITS[1])) for task, folder in folders.items()}
     every = np.unique(np.concatenate([np.zeros(0, np.uint64), *held.values()]))

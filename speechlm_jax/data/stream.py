@@ -1,8 +1,8 @@
-"""Rows -> batches: Grain reads what a plan asks for, by row number.
+"""Turns rows into batches: Grain reads the rows of a plan by number.
 
-No state: a stream starts at any row, for any batch size and number of hosts, and gives the same
-rows. So it knows which come next, and says so where rows are fetched from a bucket. Nothing here
-imports TensorFlow or SeqIO.
+A stream has no state: it starts at any row, for any batch size and number of hosts, and gives the
+same rows. So it knows the rows to come, and announces them where rows are fetched from a bucket.
+Nothing here imports TensorFlow or SeqIO.
 """
 
 import operator
@@ -18,7 +18,7 @@ from speechlm_jax.data.rows import RowShards
 from speechlm_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-Place = tuple[RowShards, int]  # where a row is read
+Place = tuple[RowShards, int]  # shards of a row, and its number in them
 FIELDS = ("ids", "segments", "positions", "loss_mask")
 
 
@@ -31,25 +31,26 @@ def make_batches(
     process_count: int = 1,
     prefetch: int = 2,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Makes the function from rows already seen to this host's batches from there on.
+    """Returns the function from rows already seen to this host's batches from there on.
 
     A global batch is the next `batch_size` rows of the plan; host p takes the p-th of
     `process_count` equal parts of it. Rows at the end that fill no batch are left out.
 
     Args:
-      plan: which rows, in which order.
+      plan: plan of the rows and their order.
       shards: rows by task name; every task of the plan that has rows in it.
       batch_size: rows of the global batch.
-      process_index: this host.
-      process_count: all hosts.
-      prefetch: batches read ahead by a thread; 0 reads in the caller's.
+      process_index: index of this host.
+      process_count: number of hosts.
+      prefetch: batches read ahead by a thread; 0 reads in the caller's thread.
 
     Returns:
       rows_seen -> iterator of batches: `ids`, `segments`, `positions` (int32) and `loss_mask`
       (float32), each "batch length", and `task` (int32, " batch"): numbers of `plan.tasks`.
 
     Raises:
-      UserError: shards that are missing or are not those the plan was made for.
+      UserError: shards are missing or not those the plan was made for, or the batch does not divide
+        by the hosts.
     """
     _check(plan, shards)
     if batch_size % process_count:
@@ -79,7 +80,7 @@ def read_batches(
     process_count: int = 1,
     prefetch: int = 0,
 ) -> Iterator[Batch]:
-    """The rows of one task once, in order: held-out data. The last batch is filled with padding.
+    """Yields the rows of one task once, in order: held-out data. Padding fills the last batch.
 
     Of a batch, host p takes the p-th of `process_count` equal parts, so that all hosts get the same
     number of batches; a part of the last one may be padding alone.
@@ -87,11 +88,11 @@ def read_batches(
     Args:
       shards: the task's rows.
       batch_size: rows of a batch, over all hosts.
-      task: number that `task` has in the batches.
-      most_rows: so many of them, evenly spread over all; all by default.
-      process_index: this host.
-      process_count: all hosts.
-      prefetch: batches read ahead by a thread; 0 reads in the caller's.
+      task: number of the task in the batches' `task`.
+      most_rows: number of rows to read, evenly spread over all; None reads all.
+      process_index: index of this host.
+      process_count: number of hosts.
+      prefetch: batches read ahead by a thread; 0 reads in the caller's thread.
 
     Raises:
       UserError: the batch does not divide by the hosts.
@@ -109,7 +110,7 @@ def read_batches(
 
 
 def empty_row(length: int) -> dict[str, np.ndarray]:
-    """A row of padding: weight 0 in any loss."""
+    """Returns a row of padding: weight 0 in any loss."""
     row: dict[str, np.ndarray] = {name: np.zeros(length, np.int32) for name in FIELDS[:3]}
     return row | {"loss_mask": np.zeros(length, np.float32)}
 
@@ -155,7 +156,7 @@ class _PlanBatches:
 
 
 class _RowBatches:
-    """A Grain source of batches of one task's rows, by their numbers, filled up to `rows`."""
+    """A Grain source of batches of one task's rows, by number, padded to `rows` rows."""
 
     def __init__(
         self, shards: RowShards, numbers: Sequence[Int[ndarray, " rows"]], *, task: int, rows: int
@@ -178,7 +179,7 @@ class _RowBatches:
 
 
 class _LookAhead:
-    """Says which rows the next batches have, each once unless lost, to shards that fetch them."""
+    """Prefetches rows of upcoming batches; requests a row again only if it was evicted."""
 
     def __init__(
         self,
@@ -188,20 +189,20 @@ class _LookAhead:
         rows: int,
         size: int,
     ):
-        """`places` gives the rows of a batch, of which there are `size`, of so many rows each."""
+        """`places` returns the rows of a batch; there are `size` batches of `rows` rows each."""
         ahead = [batches for each in shards if (batches := each.batches_ahead(rows))]
         self._ahead = min(ahead, default=0)
         self._places, self._size = places, size
         self._told = self._told_again = 0  # batches
 
     def __call__(self, number: int, places: Sequence[Place]) -> None:
-        """Called before batch `number` is read, whose rows are at `places`."""
+        """Requests rows ahead; called before batch `number`, with rows at `places`, is read."""
         if not self._ahead:
             return
         end = min(number + self._ahead, self._size)
         if number < self._told and not all(at.is_at_hand(index) for at, index in places):
-            # Lost: other rows (held-out ones) were written over these, and over those behind them.
-            # All are asked for again; not for each batch anew, as the cache may be too small.
+            # Evicted: other rows (held-out ones) overwrote these, and those after them. All are
+            # requested again, but not for each batch, as the cache may be too small.
             if number < self._told_again:
                 _expect(places)
             else:
@@ -223,7 +224,7 @@ def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
 def _iterate(source: _PlanBatches | _RowBatches, prefetch: int) -> Iterator[Batch]:
     if not len(source):
         return iter(())
-    # One thread at most: more of them fight over the interpreter and cost four times the time.
+    # One thread at most: more compete for the interpreter and take four times as long.
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     rows = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]  # len and [] do
     return iter(rows.to_iter_dataset(options))

@@ -1,7 +1,7 @@
-"""SeqIO tasks in one line each: files, codes folders, TFDS -> examples {"inputs", "targets"}.
+"""Registers SeqIO tasks in a line each: files, codes folders, TFDS -> {"inputs", "targets"}.
 
 The contract is in tasks/README.md. Registering reads no file and needs no vocabulary; both are
-looked up when examples are read. TensorFlow is imported here: training never imports this file.
+needed when examples are read. TensorFlow is imported here: training never imports this file.
 """
 
 import difflib
@@ -26,7 +26,7 @@ from speechlm_jax.text import TextTokenizer
 from speechlm_jax.vocab import Vocab
 
 Format = Literal["text", "speech", "asr", "tts", "voiced_tts", "interleaved", "dialogue"]
-FIELDS: dict[Format, tuple[str, ...]] = {  # what each format is written from
+FIELDS: dict[Format, tuple[str, ...]] = {  # fields that a format is written from
     "text": ("text",),
     "speech": ("codes",),
     "asr": ("codes", "text"),
@@ -47,13 +47,13 @@ _writer: Writer | None = None
 
 
 def use_vocab(vocab: Vocab, tokenizer: TextTokenizer) -> None:
-    """Sets the vocabulary in which every task writes its examples from now on."""
+    """Sets the vocabulary in which all tasks write their examples from now on."""
     global _writer
     _writer = Writer(vocab, tokenizer)
 
 
 def current_writer() -> Writer:
-    """The vocabulary in use; UserError if there is none."""
+    """Returns the writer in the vocabulary in use; raises UserError if there is none."""
     if _writer is None:
         raise UserError(
             "tasks: no vocabulary is in use; call data.tasks.use_vocab first (prepare does)"
@@ -61,7 +61,7 @@ def current_writer() -> Writer:
     return _writer
 
 
-# --- What a file in tasks/ calls. ---
+# --- Functions for the files in tasks/. ---
 
 
 def text(
@@ -73,14 +73,14 @@ def text(
     keep: Keep | None = None,
     metric_fns: Sequence[Callable] = (),
 ) -> seqio.Task:
-    """Registers text files: .txt (a document a line), .jsonl (a row a line) or .parquet; or globs.
+    """Registers text files: .txt (a document a line), .jsonl (a row a line), .parquet; or globs.
 
     Args:
-      name: of the task.
-      files: read in this order; a callable is asked when they are read.
-      field: of a row that holds the text.
-      validation_ratio: of the rows without a "split" field.
-      keep: which rows to take.
+      name: name of the task.
+      files: files in reading order; a callable is called when they are read.
+      field: field of a row that holds the text.
+      validation_ratio: fraction held out of the rows without a "split" field.
+      keep: predicate of the rows to take.
       metric_fns: SeqIO metric functions.
     """
     rows = Rows(_places(files), False, {"text": field}, validation_ratio, keep)
@@ -94,7 +94,7 @@ def text_function(
     splits: Sequence[str] = SPLITS,
     metric_fns: Sequence[Callable] = (),
 ) -> seqio.Task:
-    """Registers a function split -> documents; it must give the same documents each time."""
+    """Registers a function split -> documents; it must return the same documents each time."""
 
     def dataset(
         split: str, shuffle_files: bool = False, seed: int | None = None
@@ -120,12 +120,12 @@ def text_tfds(
     """Registers the text of a TFDS data set that is on disk (nothing is downloaded).
 
     Args:
-      name: of the task.
+      name: name of the task.
       dataset: TFDS name with version, e.g. "my_stories:1.0.0" or "c4/en:3.1.0".
       data_dir: TFDS's folder; None is its default.
       field: feature that holds the text.
-      splits: ours -> theirs, e.g. {"train": "train[1%:]", "validation": "train[:1%]"}; None takes
-        the data set's own.
+      splits: our split -> TFDS's, e.g. {"train": "train[1%:]", "validation": "train[:1%]"}; None
+        takes the data set's own.
       metric_fns: SeqIO metric functions.
 
     Raises:
@@ -148,32 +148,32 @@ def speech(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio
 
 
 def asr(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers codes folders as speech -> its text; options as of `speech`."""
+    """Registers codes folders as speech -> its text; options as in `speech`."""
     return _register_folders(name, folders, "asr", **options)
 
 
 def tts(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers codes folders as text -> its speech; options as of `speech`."""
+    """Registers codes folders as text -> its speech; options as in `speech`."""
     return _register_folders(name, folders, "tts", **options)
 
 
 def voiced_tts(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers codes folders as voice and text -> speech: what a text-to-token model learns."""
+    """Registers codes folders as voice and text -> speech: the data of a text-to-token model."""
     return _register_folders(name, folders, "voiced_tts", **options)
 
 
 def dialogue(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers folders of dialogues, for fine-tuning; options as of `speech`."""
+    """Registers folders of dialogues, for fine-tuning; options as in `speech`."""
     return _register_folders(name, folders, "dialogue", **options)
 
 
 def interleaved(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers interleaved folders; options as of `speech`."""
+    """Registers interleaved folders; options as in `speech`."""
     return _register_folders(name, folders, "interleaved", **options)
 
 
 def folder_text(name: str, folders: Place | Sequence[Place], **options: Any) -> seqio.Task:
-    """Registers what codes or interleaved folders say, as plain text; options as of `speech`."""
+    """Registers the text of codes or interleaved folders as plain text; options as in `speech`."""
     return _register_folders(name, folders, "text", **options)
 
 
@@ -181,23 +181,23 @@ def mixture(name: str, rates: Mapping[str, Rate]) -> seqio.Mixture:
     """Registers a mixture of tasks by SeqIO rates; a plan reads them as shares of tokens.
 
     Args:
-      name: of the mixture.
-      rates: of each task, or mixture, inside it: a number, or a function of the task such as
-        `seqio.mixing_rate_num_examples`, which is asked when the mixture is prepared.
+      name: name of the mixture.
+      rates: rate of each task, or mixture, inside it: a number, or a function of the task such as
+        `seqio.mixing_rate_num_examples`, which is called when the mixture is prepared.
 
     Raises:
-      UserError: a name that is taken or unknown, or rates that `rates.to_rates` refuses.
+      UserError: a name is taken or unknown, or `rates.to_rates` refuses the rates.
     """
     check_new("mixture", name)
     for task in rates:
         find(task)
-    # What a function will say is not known yet: it counts as a rate above 0.
+    # The result of a function is not known yet: it counts as a rate above 0.
     to_rates(name, {task: 1 if callable(rate) else rate for task, rate in rates.items()})
     return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
 def check_new(kind: str, name: str) -> None:
-    """UserError if a new task or mixture cannot have this name: files and folders are called so."""
+    """Raises UserError if a name is taken, or unfit for a task or mixture and its folder."""
     if not re.fullmatch(r"\w[\w.:#]*", name):
         raise UserError(f"{kind} {name!r}: a name holds letters, digits, _ . : # and no blanks")
     if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
@@ -205,7 +205,7 @@ def check_new(kind: str, name: str) -> None:
 
 
 def find(name: str) -> seqio.Task | seqio.Mixture:
-    """A registered task or mixture; UserError names the nearest."""
+    """Returns a registered task or mixture; UserError names the nearest."""
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
@@ -218,7 +218,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(name)
 
 
-# --- What the helpers are made of, for tasks of your own. ---
+# --- Parts of the helpers, for tasks of your own. ---
 
 
 def register(
@@ -245,9 +245,9 @@ def register(
 
 
 def output_features() -> dict[str, seqio.Feature]:
-    """The features of every task: `targets`, and `inputs` where there is a side without loss.
+    """Returns the features of every task: `targets`, and `inputs` where a side has no loss.
 
-    SeqIO's `append_eos` and its like end `targets` in eos, and leave `inputs`.
+    SeqIO's `append_eos` and the like end `targets` in eos, and leave `inputs` as they are.
     """
     make = functools.partial(seqio.Feature, SpeechTextVocabulary(), dtype=tf.int32)
     return {"inputs": make(add_eos=False, required=False), "targets": make(add_eos=True)}
@@ -256,7 +256,7 @@ def output_features() -> dict[str, seqio.Feature]:
 def write_examples(
     dataset: tf.data.Dataset, *, format: Format, field: str = "text"
 ) -> tf.data.Dataset:
-    """A preprocessor: examples with a format's `FIELDS` -> `targets` and (maybe empty) `inputs`."""
+    """Preprocessor: turns a format's `FIELDS` into `targets` and (possibly empty) `inputs`."""
     names = [field if name == "text" else name for name in FIELDS[format]]
 
     def write(*values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -283,7 +283,7 @@ class RowSource(seqio.DataSource):
         super().__init__(SPLITS)
         self.rows = rows
         self.passed_over: Counter[str] = Counter()  # rows of other splits
-        self._counts: dict[str, tuple[Any, int]] = {}  # by split: of what, and how many
+        self._counts: dict[str, tuple[Any, int]] = {}  # by split: rows and file stats, count
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -293,7 +293,7 @@ class RowSource(seqio.DataSource):
         return [str(file) for file in self.rows.files()]
 
     def num_input_examples(self, split: str) -> int:
-        """The rows that belong to a split. They are read for it, once while the files stay."""
+        """Counts the rows of a split by reading them, once while the files stay the same."""
         files = self.rows.files()
         stats = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         if split not in self._counts or self._counts[split][0] != (self.rows, stats):
@@ -324,11 +324,11 @@ class RowSource(seqio.DataSource):
 
 
 class FunctionSource(seqio.FunctionDataSource):
-    """A SeqIO source of a function, which knows how many examples that gives."""
+    """A SeqIO source of a function that can count the function's examples."""
 
     @functools.cache  # noqa: B019  # sources stay registered as long as the process lives
     def num_input_examples(self, split: str) -> int:
-        """The examples of a split. They are made for it, once."""
+        """Counts the examples of a split by making them, once."""
         return sum(1 for _ in self.get_dataset(split, shuffle=False))
 
 
@@ -394,7 +394,7 @@ def _spec(fields: Iterable[str]) -> dict[str, tf.TensorSpec]:
 
 
 def _to_plain(name: str, value: Any) -> Any:
-    """What numpy_function hands over -> what a Writer takes."""
+    """Converts a value from numpy_function to what a Writer takes."""
     if name in ("segments", "turns"):
         return json.loads(value)
     return value.decode() if isinstance(value, bytes) else value

@@ -1,8 +1,8 @@
-"""Text -> the words that are said: the one normaliser of training texts, WERs and answers.
+"""Normalises text to the words that are said: for training texts, WERs and answers alike.
 
 Lower case, NFKC, no punctuation; an apostrophe inside a word stays ("don't"). Whisper's English
-normaliser was weighed and left out: it drops fillers, rewrites numbers and spellings of English
-alone, and brings four packages. Figures from it are not comparable with these on numbers or
+normaliser was considered and rejected: it drops fillers, rewrites numbers and spellings of English
+alone, and needs four packages. Its figures are not comparable with these on numbers or
 contractions.
 """
 
@@ -12,16 +12,16 @@ import unicodedata
 _OUTSIDE_WORDS = re.compile(r"[^\w\s']|_")
 _LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 
-# What parts a word without being read: an apostrophe, dashes and the like, dots of an omission.
+# Marks that split a word and are not read: an apostrophe, dashes and the like, an ellipsis.
 _JOINTS = re.compile("['\N{RIGHT SINGLE QUOTATION MARK}]|[-\u2010-\u2015\u2026,;:!?]+|\\.{2,}")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # "U.S", "e.g"
-_READ_ALOUD = frozenset("%\N{PER MILLE SIGN}&@#/\\\N{SECTION SIGN}")  # punctuation to Unicode
+_READ_ALOUD = frozenset("%\N{PER MILLE SIGN}&@#/\\\N{SECTION SIGN}")  # punctuation in Unicode
 _OPENING = re.compile("[\\[({'\"\N{LEFT SINGLE QUOTATION MARK}\N{LEFT DOUBLE QUOTATION MARK}]*")
-_LONGEST = 50  # letters; what is longer is no word, or a sentence that no blanks part
+_LONGEST = 50  # letters; anything longer is no word, or a sentence without blanks
 
 
 def normalize(text: str) -> str:
-    """Words in lower case, parted by single blanks; "" where nothing is said."""
+    """Returns the words in lower case, separated by single blanks; "" if nothing is said."""
     text = (
         unicodedata.normalize("NFKC", text)
         .casefold()
@@ -32,15 +32,15 @@ def normalize(text: str) -> str:
 
 
 def to_words(text: str) -> list[str]:
-    """The normalised words of a text."""
+    """Returns the normalised words of a text."""
     return normalize(text).split()
 
 
 def word_to_said(word: str) -> str | None:
-    """What is said for a word of a text (a run without white space): its normal form.
+    """Returns what is said for a word of a text (a run without white space): its normal form.
 
-    "" for punctuation alone; None for what would be read as something else than its normal form:
-    signs ("&", "50%"), numbers with a mark ("$5.50", "1,000", "-3"), addresses, "km/h".
+    Returns "" for punctuation alone, and None for a word that is read differently from its normal
+    form: signs ("&", "50%"), numbers with a mark ("$5.50", "1,000", "-3"), addresses, "km/h".
     """
     first, last = 0, len(word)
     while first < last and _is_silent(word[first]):
@@ -72,5 +72,5 @@ def _is_plain(letter: str) -> bool:
 
 
 def _mark_or_blank(found: re.Match[str]) -> str:
-    """A mark (as vowels of many scripts are) stays in its word; all else parts words."""
+    """Keeps a combining mark (vowels in many scripts) in its word; replaces all else by a blank."""
     return found[0] if unicodedata.category(found[0])[0] == "M" else " "

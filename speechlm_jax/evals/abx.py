@@ -1,8 +1,8 @@
 """Codes of words -> ABX error across voices: do codes tell words apart whoever speaks?
 
-A and B are different words of one voice, X is A's word in another voice; an error is X nearer to B
-than to A, half an error a tie; chance is 50% (Schatz et al. 2013, across talkers). On words that
-the tokenizer never heard it shows whether codes are more than labels of known words.
+A and B are different words of one voice, X is A's word in another voice. X nearer to B than to A is
+an error, a tie half an error; chance is 50% (Schatz et al. 2013, across talkers). On words that the
+tokenizer never heard, it shows if codes are more than labels of known words.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class SpokenWord:
 
 @dataclasses.dataclass(frozen=True)
 class Triple:
-    """Numbers of A, B and X in the list of spoken words."""
+    """Indices of A, B and X in the list of spoken words."""
 
     a: int
     b: int
@@ -39,7 +39,7 @@ class Triple:
 
 
 def triples(words: Sequence[SpokenWord], *, limit: int = 20_000, seed: int = 0) -> list[Triple]:
-    """All triples, or `limit` of them drawn without replacement; ValueError if there is none."""
+    """Returns all triples, or `limit` drawn without replacement; ValueError if there is none."""
     numbers = range(len(words))
     by_voice, by_word = defaultdict(list), defaultdict(list)
     for i in numbers:
@@ -62,7 +62,7 @@ def triples(words: Sequence[SpokenWord], *, limit: int = 20_000, seed: int = 0) 
 
 
 def edit_distance(first: Integer[ndarray, " first"], second: Integer[ndarray, " second"]) -> float:
-    """Least edits between two sequences of codes over the longer's length: 0 to 1."""
+    """Returns the least edits between two sequences of codes over the longer's length: 0 to 1."""
     longest = max(len(first), len(second))
     if not longest:
         return 0.0
@@ -73,21 +73,21 @@ def edit_distance(first: Integer[ndarray, " first"], second: Integer[ndarray, " 
 def angular_distances(
     codebook: Float[ndarray, "codebook embed"],
 ) -> Float[ndarray, "codebook codebook"]:
-    """Angle between every two entries, in half turns: 0 to 1."""
+    """Returns the angle between every two entries, in half turns: 0 to 1."""
     codebook = np.asarray(codebook, np.float64)
     unit = codebook / np.maximum(np.linalg.norm(codebook, axis=1, keepdims=True), 1e-12)
     return np.arccos(np.clip(unit @ unit.T, -1.0, 1.0)) / np.pi
 
 
 def dtw_distance(costs: Float[ndarray, "first second"]) -> float:
-    """Mean cost along the cheapest path between two sequences, in steps of one in either or both.
+    """Returns the mean cost along the cheapest path, in steps of one in either sequence or both.
 
-    0 to 1 for costs of 0 to 1; an empty sequence is at 1 from any other.
+    It is 0 to 1 for costs of 0 to 1; an empty sequence has distance 1 from any other.
     """
     if 0 in costs.shape:
         return float(costs.shape[0] != costs.shape[1])
     rows, columns = costs.shape
-    # Pairs (cost so far, steps so far), so that of equally dear paths the shortest is taken.
+    # Pairs (cost so far, steps so far), so that the shortest of equally cheap paths is taken.
     best = np.empty((rows, columns, 2))
     for i in range(rows):
         for j in range(columns):
@@ -104,7 +104,7 @@ def dtw_distance(costs: Float[ndarray, "first second"]) -> float:
 def make_distance(
     name: DistanceName, codebook: Float[ndarray, "codebook embed"] | None = None
 ) -> Distance:
-    """`edit`, or `dtw` over the angles between the codebook's entries (which it then needs)."""
+    """Returns `edit_distance`, or for `dtw` one over angles between entries of `codebook`."""
     if name == "edit":
         return edit_distance
     if codebook is None:
@@ -121,11 +121,11 @@ def abx_items(
     limit: int = 20_000,
     seed: int = 0,
 ) -> list[Item]:
-    """One item a triple: numerator 1 for an error, a half for a tie.
+    """Returns one item per triple: numerator 1 for an error, a half for a tie.
 
     Its `fact` is A's word, by which the interval is drawn: triples of one word are far from
-    independent. On noise (8 words in 6 voices) the interval by word held 50% in 82% of 60 trials,
-    by pair of words in 70%, by triple in 62%: it is still somewhat too narrow.
+    independent. On noise (8 words in 6 voices) the interval by word contained 50% in 82% of 60
+    trials, by pair of words in 70%, by triple in 62%: it is still somewhat too narrow.
     """
     known: dict[tuple[int, int], float] = {}
 

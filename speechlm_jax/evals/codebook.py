@@ -1,4 +1,4 @@
-"""Codes -> how much of the codebook they use."""
+"""Codes -> usage and perplexity of the codebook."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,19 @@ Codes = Integer[ndarray, " frames"] | Sequence[int]
 
 @dataclasses.dataclass(frozen=True)
 class CodebookUse:
-    """`codebook_usage`: fraction of entries met; `codebook_perplexity`: in entries."""
+    """Usage of a codebook.
+
+    Attributes:
+      codebook_usage: fraction of entries that occur.
+      codebook_perplexity: perplexity in entries.
+    """
 
     codebook_usage: float
     codebook_perplexity: float
 
 
 def code_counts(codes: Iterable[Codes], *, codebook_size: int) -> Integer[ndarray, " codebook"]:
-    """How often each entry occurs; ValueError for a code outside the codebook."""
+    """Counts how often each entry occurs; ValueError for a code outside the codebook."""
     rows = [np.asarray(row, np.int64) for row in codes]
     joined = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     if joined.size and not 0 <= joined.min() <= joined.max() < codebook_size:
@@ -29,7 +34,7 @@ def code_counts(codes: Iterable[Codes], *, codebook_size: int) -> Integer[ndarra
 
 
 def codebook_use(counts: Integer[ndarray, " codebook"]) -> CodebookUse:
-    """Usage, and the perplexity exp(-sum p ln p) of the entries' frequencies (0 without codes)."""
+    """Returns usage, and perplexity exp(-sum p ln p) of entry frequencies p (0 without codes)."""
     return CodebookUse(
         codebook_usage=float(np.mean(counts > 0)),
         codebook_perplexity=float(_perplexity(counts[None].astype(float))[0]),
@@ -37,7 +42,7 @@ def codebook_use(counts: Integer[ndarray, " codebook"]) -> CodebookUse:
 
 
 def usage_items(figure: str, counts: Integer[ndarray, " codebook"]) -> list[Item]:
-    """One item an entry of the codebook: 1 if any code names it."""
+    """Returns one item per entry of the codebook: numerator 1 if it occurs."""
     return [
         Item(
             figure=figure,
@@ -56,10 +61,10 @@ def usage_items(figure: str, counts: Integer[ndarray, " codebook"]) -> list[Item
 def perplexity_figure(
     codes: Sequence[Codes], *, codebook_size: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> Figure:
-    """Perplexity over all clips; it is no ratio of sums, so it has no items.
+    """Returns the perplexity over all clips; it is no ratio of sums, so it has no items.
 
     The interval is the value +- 1.96 standard deviations of its draws: a draw of clips holds fewer
-    different codes than all of them, so the draws' own quantiles would lie below the value.
+    different codes than all clips, so the quantiles of the draws would lie below the value.
     """
     if not len(codes):
         raise ValueError("no clips to count")
@@ -72,7 +77,7 @@ def perplexity_figure(
 
 
 def _perplexity(counts: np.ndarray) -> np.ndarray:
-    """Perplexity of each row of counts, 0 where a row is empty."""
+    """Returns the perplexity of each row of counts, 0 for an empty row."""
     total = counts.sum(-1, keepdims=True)
     share = counts / np.maximum(total, 1)
     entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)

@@ -1,4 +1,4 @@
-"""Controls: each item gets another item's codes, so that what does not come from them shows."""
+"""Controls: each item gets another item's codes; a score that remains does not come from codes."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def derangement(keys: Sequence[Hashable], *, seed: int) -> Int[ndarray, " items"]:
-    """A random permutation `p` with `keys[p[i]] != keys[i]` for every i.
+    """Returns a random permutation `p` with `keys[p[i]] != keys[i]` for every i.
 
     Items are put in a random order that keeps equal keys together, and rotated by the size of the
-    largest group: no item can land in its own.
+    largest group, so no item can land in its own group.
 
     Raises:
-      ValueError: more than half of the items share a key, so there is none.
+      ValueError: more than half of the items share a key, so there is no such permutation.
     """
     largest = max(Counter(keys).values(), default=1)
     if 2 * largest > len(keys):

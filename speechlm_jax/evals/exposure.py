@@ -1,4 +1,4 @@
-"""Training documents -> how often each class of facts was met, as text and as speech."""
+"""Training documents -> how often each class of facts occurs, as text and as speech."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +22,13 @@ FindFacts = Callable[[list[str]], Iterable[Mention]]
 
 @dataclasses.dataclass
 class Exposure:
-    """How often the facts of a class were met.
+    """Occurrences of the facts of a class.
 
     Attributes:
-      facts: number of facts in the class; `facts_as_text`: those met wholly in text at least once.
-      as_text, as_speech: statements wholly in one modality; `across`: those over a change of it.
+      facts: number of facts in the class.
+      facts_as_text: number of facts stated wholly in text at least once.
+      as_text, as_speech: number of statements wholly in one modality.
+      across: number of statements that span a change of modality.
     """
 
     facts: int = 0
@@ -37,10 +39,10 @@ class Exposure:
 
 
 def statement_finder(statements: Mapping[str, str]) -> FindFacts:
-    """Finds statements (words -> the fact that they state) in a document's words.
+    """Returns a function that finds statements in a document's words; keys are words, values facts.
 
-    From left to right, the longest first, without overlap; in time linear in the words, however
-    many statements there are.
+    It finds them from left to right, the longest first, without overlap, in time linear in the
+    words, however many statements there are.
     """
     known = {tuple(to_words(statement)): fact for statement, fact in statements.items()}
     lengths = sorted({len(words) for words in known}, reverse=True)
@@ -63,10 +65,10 @@ def count_exposure(
     """Counts the statements of every class of facts.
 
     Args:
-      documents: rows with `segments` ({"text"} or {"codes", "text"}: an interleaved folder's), or
-        with `text` alone.
-      find: the statements in a document's normalised words.
-      classes: class of each fact. A mention of a fact without one is a KeyError.
+      documents: rows of an interleaved folder with `segments` ({"text"} or {"codes", "text"}), or
+        rows with `text` alone.
+      find: returns the statements in a document's normalised words.
+      classes: class of each fact; a mention of a fact without a class is a KeyError.
     """
     counts = {kind: Exposure() for kind in sorted(set(classes.values()))}
     for kind in classes.values():
@@ -74,7 +76,7 @@ def count_exposure(
     met: set[str] = set()
     for document in documents:
         spoken, words = _spoken_words(document)
-        # How many words before each place are spoken: a mention's words are counted in O(1).
+        # Number of spoken words before each position, to count those of a mention in O(1).
         before = [0, *accumulate(spoken)]
         for mention in find(words):
             exposure = counts[classes[mention.fact]]
@@ -91,7 +93,7 @@ def count_exposure(
 
 
 def _spoken_words(document: Mapping[str, Any]) -> tuple[list[int], list[str]]:
-    """For each word of a document, 1 if it is spoken; and the words."""
+    """Returns, for each word of a document, 1 if it is spoken and else 0; and the words."""
     spoken, words = [], []
     for segment in document.get("segments") or [document]:
         added = to_words(segment["text"])

@@ -19,13 +19,13 @@ By = Literal["item", "fact", "voice"]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One scored thing.
+    """One scored answer, clip, row or codebook entry.
 
     Attributes:
       figure: name of the figure that it counts for, e.g. "qa/s2t/interleaved".
-      voice, fact, wording: what was asked, by whom; empty where it does not apply.
-      reference, hypothesis: what was right, and what the model gave.
-      numerator, denominator: its part of the figure's two sums.
+      voice, fact, wording: voice of the question, the fact asked for, the wording; empty if none.
+      reference, hypothesis: the right answer, and the model's.
+      numerator, denominator: terms of the figure's two sums.
     """
 
     figure: str
@@ -49,7 +49,7 @@ class Figure:
 
 
 def items_file(folder: str | Path, figure: str) -> Path:
-    """Where a figure's items lie: `qa/s2t/baseline` -> `folder/qa.s2t.baseline.jsonl`."""
+    """Returns the file of a figure's items: `qa/s2t/baseline` -> `folder/qa.s2t.baseline.jsonl`."""
     return Path(folder) / f"{figure.replace('/', '.')}.jsonl"
 
 
@@ -62,7 +62,7 @@ def write_items(folder: str | Path, items: Iterable[Item]) -> list[Path]:
 
 
 def read_items(folder: str | Path) -> list[Item]:
-    """Reads every `*.jsonl` of a folder; UserError names the file whose rows are not items."""
+    """Reads every `*.jsonl` of a folder; UserError, with file and row, if a row is not an item."""
     items = []
     for path in sorted(Path(folder).glob("*.jsonl")):
         for number, row in enumerate(artifacts.read_jsonl(path), 1):
@@ -81,17 +81,17 @@ def by_figure(items: Iterable[Item]) -> dict[str, list[Item]]:
 def figure_from_items(
     items: Sequence[Item], *, by: By | None = None, seed: int = 0, resamples: int = RESAMPLES
 ) -> Figure:
-    """Sum of numerators / sum of denominators, with its 95% interval.
+    """Returns the sum of numerators / sum of denominators, with its 95% interval.
 
-    The interval is a percentile bootstrap. Where all groups agree (0% or 100%, say) a bootstrap
-    has no width, however few they are; then it is the exact one of Clopper and Pearson (1934):
-    groups unlike these may be as frequent as it allows, and are taken to be all 0 or all 1.
+    The interval is a percentile bootstrap. If all groups agree (0% or 100%, say) a bootstrap has no
+    width, however few they are; then it is the exact one of Clopper and Pearson (1934): groups
+    unlike these may be as frequent as it allows, and are taken to be all 0 or all 1.
 
     Args:
-      items: of one figure; ValueError if there are none or the denominators sum to 0.
-      by: what is drawn with replacement. Answers about one fact are not independent, so by default
-        it is the fact where every item names one, else the item.
-      seed: of the draws.
+      items: items of one figure; ValueError if there are none or the denominators sum to 0.
+      by: unit that is drawn with replacement. Answers about one fact are not independent, so by
+        default it is the fact if every item names one, else the item.
+      seed: seed of the draws.
     """
     sums = _group_sums(items, by or default_by(items))
     draws = _resampled_sums(sums, seed=seed, resamples=resamples)
@@ -107,10 +107,10 @@ def margin_from_items(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Figure:
-    """Figure of `first` minus figure of `second`, by a paired bootstrap over facts.
+    """Returns the figure of `first` minus that of `second`, by a paired bootstrap over groups.
 
-    Both arms answer the same facts, so each draw takes the same facts from both. Where the
-    difference is the same for all, the interval is exact, as in `figure_from_items`.
+    Both arms answer the same groups (facts, by default), so each draw takes the same groups from
+    both. If the difference is the same for all, the interval is exact, as in `figure_from_items`.
 
     Raises:
       ValueError: an arm has no items, or the arms were not asked the same groups.
@@ -135,10 +135,10 @@ def figures_from_items(
     """Returns the figure of each name in the items.
 
     Args:
-      items: of any number of figures.
-      arms: two models that were compared. Where `STEM/FIRST` and `STEM/SECOND` both have items,
-        `STEM/margin` is the first one's figure minus the second one's.
-      seed: of the draws.
+      items: items of any number of figures.
+      arms: names of two models that were compared. If `STEM/FIRST` and `STEM/SECOND` both have
+        items, `STEM/margin` is the first one's figure minus the second one's.
+      seed: seed of the draws.
     """
     groups = by_figure(items)
     figures = {name: figure_from_items(group, seed=seed) for name, group in groups.items()}
@@ -155,7 +155,7 @@ def figures_from_items(
 
 
 def default_by(items: Sequence[Item]) -> By:
-    """The fact where every item names one, else the item itself."""
+    """Returns "fact" if every item names one, else "item"."""
     return "fact" if items and all(item.fact for item in items) else "item"
 
 
@@ -177,7 +177,7 @@ def _group_sums(items: Sequence[Item], by: By) -> Float[ndarray, "groups 2"]:
 def _resampled_sums(
     sums: Float[ndarray, "groups columns"], *, seed: int, resamples: int
 ) -> Float[ndarray, "resamples columns"]:
-    """Column sums of `resamples` draws of all groups with replacement, in bounded memory."""
+    """Returns column sums of `resamples` draws of groups with replacement, in bounded memory."""
     rng = np.random.default_rng(seed)
     size = len(sums)
     block = max(1, 2**20 // size)
@@ -189,7 +189,7 @@ def _resampled_sums(
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
-    """Numerator / denominator (the last axis), NaN where a draw holds no denominator."""
+    """Returns numerator / denominator (the last axis), NaN where the denominator is 0."""
     numerator, denominator = sums[..., 0], sums[..., 1]
     empty = denominator == 0
     return np.where(empty, np.nan, numerator / np.where(empty, 1.0, denominator))
@@ -203,7 +203,7 @@ def _figure(value: Any, draws: Float[ndarray, " draws"], *, count: int) -> Figur
 
 
 def _exact_if_alike(figure: Figure, ratios: Float[ndarray, " groups"], *, lowest: float) -> Figure:
-    """The figure with an exact interval if the ratios of all groups are one number."""
+    """Returns the figure, with an exact interval if the ratios of all groups are one number."""
     told = ratios[np.isfinite(ratios)]
     if not lowest <= figure.value <= 1 or np.ptp(told) > 1e-12:
         return figure

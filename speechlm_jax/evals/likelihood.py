@@ -1,4 +1,4 @@
-"""Prompts and continuations -> which continuation the model finds most likely."""
+"""Prompts and continuations -> the continuation that the model finds most likely."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ LengthRule = Literal["total", "mean"]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is asked: which of `continuations` (ids) follows `prompt` (ids)?"""
+    """A question to the model: which of `continuations` (ids) follows `prompt` (ids)?"""
 
     prompt: Sequence[int]
     continuations: tuple[Sequence[int], ...]
@@ -23,17 +23,17 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chosen:
-    """The scores (nats, or nats an id) of the continuations, in their order."""
+    """Scores (nats, or nats per id) of the continuations, in their order."""
 
     scores: Float[ndarray, " choices"]
 
     @property
     def best(self) -> int:
-        """Number of the likeliest continuation, the first of equals."""
+        """Index of the likeliest continuation, the first of equals."""
         return int(np.argmax(self.scores))
 
     def credit(self, right: int) -> float:
-        """1 if `right` alone is the likeliest; 1/n if it shares that with n - 1 others; else 0."""
+        """Returns 1 if `right` alone is the likeliest, 1/n if it ties with n - 1 others, else 0."""
         top = self.scores == self.scores.max()
         return float(top[right] / top.sum())
 
@@ -42,10 +42,11 @@ def choose(choices: Sequence[Choice], score: Score, *, length_rule: LengthRule) 
     """Scores every continuation of every choice, all in one call of `score`.
 
     Args:
-      choices: with at least one continuation each, none empty (ValueError).
-      score: total log-probability (nats) of each continuation after its prompt.
-      length_rule: `total` compares log-probabilities; `mean` divides by the number of ids, so that
-        speech that merely lasts longer does not lose. The paper does not say which it uses.
+      choices: choices with at least one continuation each, none empty (else ValueError).
+      score: returns the total log-probability (nats) of each continuation after its prompt.
+      length_rule: "total" compares log-probabilities; "mean" divides them by the number of ids, so
+        that speech does not lose only because it lasts longer. The paper does not say which it
+        uses.
     """
     requests = [
         ScoreRequest(prompt=choice.prompt, continuation=continuation)

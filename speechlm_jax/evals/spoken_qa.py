@@ -2,8 +2,8 @@
 
 S->T, S->S and T->T of Zeng et al. (arXiv 2411.17607, section 4): the question is spoken or
 written, the answer is written, or spoken and read back. The paper states no prompt and no matching
-rule; ours: the model goes on after the question; it is right iff the first words after the lead
-("it is") are the value.
+rule. In ours the model continues after the question, and is right iff the first words after the
+lead ("it is") are the value.
 """
 
 import dataclasses
@@ -27,10 +27,12 @@ class Question:
     """A question about one fact.
 
     Attributes:
-      fact, wording, voice: whom and what it asks, in the words of the items.
-      text: the question in words; `codes`: the same as spoken by `voice`.
+      fact, wording, voice: the fact it asks for, its wording and its voice, as in `Item`.
+      text: the question in words.
       lead: words between question and value, e.g. "it is".
-      answer: the right value, one of `values` (all values of the attribute).
+      answer: the right value, one of `values`.
+      values: all values of the attribute.
+      codes: the question as spoken by `voice`.
       spoken_answers: codes of lead and value for each of `values`, for choices in speech.
     """
 
@@ -46,7 +48,7 @@ class Question:
 
 
 def answer_after_lead(reply: str, *, lead: str, num_words: int = 1) -> str:
-    """The first `num_words` words of a reply, after the lead where the reply begins with it."""
+    """Returns the first `num_words` words of a reply, after the lead if it begins with the lead."""
     words, lead_words = to_words(reply), to_words(lead)
     if words[: len(lead_words)] == lead_words:
         words = words[len(lead_words) :]
@@ -54,14 +56,14 @@ def answer_after_lead(reply: str, *, lead: str, num_words: int = 1) -> str:
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether a reply, in words, begins with the right value (after the lead, if it has it)."""
+    """Returns True if a reply begins with the right value, or with the lead and the right value."""
     value = to_words(question.answer)
     given = answer_after_lead(reply, lead=question.lead, num_words=len(value))
     return given == " ".join(value)
 
 
 def chance(questions: Sequence[Question]) -> float:
-    """What a guess within the attribute gets right."""
+    """Returns the fraction that a guess among the attribute's values gets right."""
     return sum(1 / len(question.values) for question in questions) / len(questions)
 
 
@@ -74,7 +76,7 @@ def answer_in_text(
     writer: Writer,
     max_new: int = 8,
 ) -> list[Item]:
-    """S->T (`asked_in="speech"`) or T->T: the lead is given in text, the model goes on in text.
+    """Scores S->T (`asked_in="speech"`) or T->T: text that continues the question and the lead.
 
     `generate` is greedy; `max_new` ids must hold the longest value.
     """
@@ -105,7 +107,7 @@ def answer_in_speech(
     writer: Writer,
     max_new: int,
 ) -> list[Item]:
-    """S->S: the model goes on in speech after the spoken question; what it says is read back.
+    """Scores S->S: speech that continues the spoken question, read back to words.
 
     `max_new` codes must hold lead and value at the slowest rate of speech.
     """
@@ -139,7 +141,7 @@ def choose_in_text(
     writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
-    """The likeliest of all values after the question and the lead, in text."""
+    """Scores the likeliest of all values after the question and the lead, in text."""
     choices = [
         Choice(
             prompt=_text_prompt(question, asked_in, writer),
@@ -158,7 +160,7 @@ def choose_in_speech(
     writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
-    """The likeliest of `spoken_answers` after the spoken question."""
+    """Scores the likeliest of `spoken_answers` after the spoken question."""
     choices = [
         Choice(
             prompt=writer.prompt(question.codes, then="speech"),
@@ -172,7 +174,7 @@ def choose_in_speech(
 def reply_items(figure: str, questions: Sequence[Question], replies: Sequence[str]) -> list[Item]:
     """Scores replies of a chat, read back to words.
 
-    Right iff the first of the attribute's values that the reply names is the right one: naming
+    A reply is right iff the first of the attribute's values that it names is the right one: naming
     several does not help.
     """
     return [
@@ -184,7 +186,7 @@ def reply_items(figure: str, questions: Sequence[Question], replies: Sequence[st
 
 
 def named_value(question: Question, reply: str) -> str | None:
-    """The first of the attribute's values that a reply names, the longest of those at one place."""
+    """Returns the first of the attribute's values that a reply names, the longest at one place."""
     padded = f" {' '.join(to_words(reply))} "
     places = {value: padded.find(f" {' '.join(to_words(value))} ") for value in question.values}
     named = [value for value, place in places.items() if place >= 0]

@@ -1,9 +1,9 @@
-"""Stories with a right and a wrong ending -> which ending the model finds likelier.
+"""Stories with a right and a wrong ending -> the ending that the model finds likelier.
 
-The likelihood choice of the paper's table on speech language modelling (arXiv 2411.17607, section
-4), in four directions: S->S, S->T, T->S, T->T. Only the ending is scored, over the whole
-vocabulary; the marks around it are not. The paper does not say whether it divides by length:
-`mean` here, unless told otherwise.
+This is the likelihood choice of the paper's table on speech language modelling (arXiv 2411.17607,
+section 4), in four directions: S->S, S->T, T->S, T->T. Only the ending is scored, over the whole
+vocabulary; the special ids around it are not. The paper does not say if it divides by length; the
+default here is `mean`.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Story:
     """A story's beginning and two endings.
 
     Attributes:
-      story: its name in the items (the interval is drawn by it).
-      voice: who says all three parts.
-      wording: how the endings are worded.
+      story: name in the items, by which the interval is drawn.
+      voice: voice of all three parts.
+      wording: wording of the endings.
     """
 
     story: str
@@ -54,7 +54,7 @@ def story_items(
     writer: Writer,
     length_rule: LengthRule = "mean",
 ) -> list[Item]:
-    """One item a story: 1 if the right ending is likelier, half for a tie; chance is 50%."""
+    """Returns one item per story: 1 if the right ending is likelier, 0.5 for a tie; chance: 50%."""
     choices = [_choice(story, direction, writer) for story in stories]
     return [
         _item(figure, story, best=chosen.best, credit=chosen.credit(0))

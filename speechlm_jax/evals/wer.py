@@ -11,7 +11,7 @@ from speechlm_jax.evals.items import Item
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What was said and what was read back; the names are those of `Item`."""
+    """Words that were said and words that were read back; the fields are those of `Item`."""
 
     reference: str
     hypothesis: str
@@ -22,14 +22,14 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Errors, and the reference words that could have been wrong."""
+    """Number of errors, and of reference words that could have been wrong."""
 
     errors: int
     words: int
 
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
-    """Substitutions + deletions + insertions over the reference's words, after normalisation."""
+    """Counts substitutions, deletions and insertions, and reference words, after normalisation."""
     output = _align(reference, hypothesis)
     return Errors(
         errors=output.substitutions + output.deletions + output.insertions,
@@ -38,9 +38,9 @@ def word_errors(reference: str, hypothesis: str) -> Errors:
 
 
 def entity_errors(reference: str, hypothesis: str, entities: Collection[str]) -> Errors:
-    """Errors on the words of `entities` (already normalised) alone.
+    """Counts errors on the words of `entities` (already normalised) alone.
 
-    Of the least-error alignment over all words: an entity of the reference that is substituted or
+    In the least-error alignment over all words, an entity of the reference that is substituted or
     deleted is an error, and so is an entity that is inserted. Another word that is misheard as an
     entity is not: it is an error on that word.
     """
@@ -56,7 +56,7 @@ def entity_errors(reference: str, hypothesis: str, entities: Collection[str]) ->
 
 
 def wer_items(figure: str, readings: Iterable[Reading]) -> list[Item]:
-    """One item a reading: word errors over reference words."""
+    """Returns one item per reading: word errors over reference words."""
     return [
         _item(figure, reading, word_errors(reading.reference, reading.hypothesis))
         for reading in readings
@@ -66,7 +66,7 @@ def wer_items(figure: str, readings: Iterable[Reading]) -> list[Item]:
 def entity_wer_items(
     figure: str, readings: Iterable[Reading], entities: Collection[str]
 ) -> list[Item]:
-    """One item a reading that holds entities or inserts one: see `entity_errors`."""
+    """Returns one item per reading that holds or inserts an entity; see `entity_errors`."""
     words = {normalize(entity) for entity in entities}
     scored = (
         (reading, entity_errors(reading.reference, reading.hypothesis, words))

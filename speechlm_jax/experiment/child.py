@@ -1,4 +1,4 @@
-"""One training run in a process of its own, which ends when the process that started it does.
+"""One training run in its own process, which ends when the process that started it ends.
 
 Usage: python -m speechlm_jax.experiment.child CONFIG.json WORKDIR
 
@@ -15,7 +15,7 @@ from speechlm_jax.experiment import training
 
 
 def main(config: str, workdir: str) -> int:
-    """Trains; exit codes as of every command."""
+    """Trains an experiment and returns an exit code, with the meaning it has for every command."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -29,7 +29,7 @@ def main(config: str, workdir: str) -> int:
 
 
 def _end_with_parent() -> None:
-    # The pipe closes when the parent is gone, however it died; two writers would harm a workdir.
+    # The pipe closes when the parent ends, however it ended; two writers would damage a workdir.
     while os.read(0, 4096):
         pass
     os._exit(EXIT_STOPPED)

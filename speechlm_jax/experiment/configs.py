@@ -1,4 +1,4 @@
-"""What a run is: its data, model and training as one frozen dataclass, and files of such."""
+"""Experiments: data, model and training of a run as one frozen dataclass, and files of these."""
 
 import dataclasses
 from pathlib import Path
@@ -19,14 +19,14 @@ from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.run_identity import OPERATIONAL, decisive
 
 ModelKind: TypeAlias = Literal["lm", "text_to_token"]
-# Where data lies says nothing about what it is: stages carry the fingerprints of what they read.
+# Fields that say where data lies, not what it is: stages carry the fingerprints of their data.
 PLACES = {
     "ClipsData": frozenset({"features", "text_vocab", "codes"}),
     "RowsData": frozenset({"mixture", "disk_gb", "cache"}),
 }
-# What the fingerprint of the data stands for too; older runs do not name it.
+# Fields that the fingerprint of the data covers too; older runs do not name them.
 OF_DATA = {"SpeechTokenizerConfig": frozenset({"mel"})}
-# What is measured on the way, and how a stack is computed, changes rounding at most.
+# Evaluation settings, and how a stack is computed: they change rounding at most.
 EXECUTION = {
     "LanguageModelExperiment": frozenset({"eval_every_steps", "eval_rows"}),
     "TransformerConfig": frozenset({"execution"}),
@@ -43,9 +43,9 @@ class ClipsData:
       codes: codes folder of the same clips, where codes are needed.
       split: clips whose manifest row has this `split` (rows without one belong to "train").
       kinds: if given, only clips of these `kind`s.
-      not_speakers: speakers left out.
-      buckets: lengths of batches, and clips in each.
-      augment: how a speech tokenizer's clips are varied; None takes them as they are.
+      not_speakers: speakers to leave out.
+      buckets: lengths of the buckets, and clips per batch.
+      augment: random changes to a speech tokenizer's clips; None makes none.
     """
 
     features: str
@@ -65,12 +65,12 @@ class RowsData:
     Attributes:
       mixture: the .mixture.json that `prepare` wrote: a path, or an address (gs://...).
       shares: share of the budget by task; empty takes the mixture's SeqIO rates.
-      phases: instead of `shares`, phases with budgets of their own; `train.total_steps` 0 then
-        trains on all their rows.
+      phases: phases with their own budgets, instead of `shares`; `train.total_steps` 0 then trains
+        on all their rows.
       batch_size: rows a step, over all hosts.
-      seed: of the order of rows.
-      disk_gb: of an address: what this host may keep of it on its disk, in 10^9 bytes.
-      cache: of an address: the local folder for that; empty takes the system's temporary one.
+      seed: seed of the order of rows.
+      disk_gb: space on this host's disk for rows from an address, in 10^9 bytes.
+      cache: local folder for rows from an address; empty takes the system's temporary one.
     """
 
     mixture: str
@@ -89,13 +89,13 @@ class RowsData:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerExperiment:
-    """Trains a speech tokenizer.
+    """Training of a speech tokenizer.
 
     Attributes:
       data: the clips.
-      model: its shape; `text_size` 0 is read from the text vocabulary.
-      train: how it is trained.
-      loss: what is minimised.
+      model: shape of the model; `text_size` 0 is read from the text vocabulary.
+      train: settings of the training.
+      loss: weights of the losses.
     """
 
     data: ClipsData
@@ -106,16 +106,16 @@ class SpeechTokenizerExperiment:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelExperiment:
-    """Trains a language model, or a text-to-token model, on rows.
+    """Training of a language model, or of a text-to-token model, on rows.
 
     Attributes:
       data: the rows.
-      model: its shape; `vocab_size` 0 is read from the rows' vocabulary.
-      train: how it is trained.
-      kind: which of the two it is.
+      model: shape of the model; `vocab_size` 0 is read from the rows' vocabulary.
+      train: settings of the training.
+      kind: which of the two models it is.
       eval_every_steps: updates between held-out losses.
-      eval_rows: rows of each task at most that a held-out loss is taken on, spread over all that
-        are held out; 0: all of them.
+      eval_rows: largest number of rows of each task in a held-out loss, spread over all that are
+        held out; 0: all of them.
       z_loss: weight of the squared log-partition.
     """
 
@@ -134,13 +134,13 @@ class LanguageModelExperiment:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechDecoderExperiment:
-    """Trains a flow from codes to mel frames.
+    """Training of a flow from codes to mel frames.
 
     Attributes:
-      data: the clips, as they are (no `augment`), and their codes.
-      model: its shape; `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` are those of the
-        data.
-      train: how it is trained.
+      data: the clips, without `augment`, and their codes.
+      model: shape of the model; `codebook_size`, `num_voices` (0), `mel_mean` and `mel_std` are
+        replaced by those of the data.
+      train: settings of the training.
     """
 
     data: ClipsData
@@ -170,7 +170,7 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def experiment_from_json(data: Any, where: str) -> Experiment:
-    """An experiment from its JSON data."""
+    """Returns the experiment of JSON data; `where` names the data in errors."""
     cls = EXPERIMENTS.get(str(data.get("class"))) if isinstance(data, dict) else None
     if cls is None:
         raise UserError(f"{where}: is not the config of an experiment")
@@ -178,10 +178,10 @@ def experiment_from_json(data: Any, where: str) -> Experiment:
 
 
 def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
-    """Class -> fields of an experiment that may change when its run goes on.
+    """Returns the fields of an experiment, by class name, that may change when its run resumes.
 
-    Microbatches change the order of sums, and of draws; but a speech tokenizer's codebook moves on
-    with each of them.
+    The number of microbatches is one of them, because it changes only the order of sums and of
+    draws; but not for a speech tokenizer, whose codebook is updated by each microbatch.
     """
     found = OPERATIONAL | PLACES | EXECUTION | OF_DATA
     if not isinstance(experiment, SpeechTokenizerExperiment):
@@ -190,12 +190,12 @@ def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
 
 
 def essence(experiment: Experiment) -> dict[str, Any]:
-    """What of an experiment decides its result, as JSON data without folders (`init_from` too)."""
+    """Returns what decides an experiment's result: JSON data without folders or `init_from`."""
     return _essence(configs.to_json(experiment), experiment)
 
 
 def essences(stored: Any, experiment: Experiment) -> tuple[Any, Any]:
-    """The essence of stored JSON data, of this version or an older one, and this experiment's.
+    """Returns the essences of stored JSON data, of this version or an older, and of an experiment.
 
     They are equal if the data is of this experiment.
     """

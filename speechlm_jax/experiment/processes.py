@@ -1,4 +1,4 @@
-"""Training runs side by side, one process each, with a progress bar each."""
+"""Training runs side by side, each in its own process and with its own progress bar."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.5
 class Run:
     """An experiment, the folder it is trained in, and fingerprints of the data it reads.
 
-    Folders may move: what a run is lies in its `inputs` and in the rest of its experiment.
+    Folders may move: `inputs` and the rest of the experiment identify a run.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether this very experiment was trained here, on this data, to its end."""
+        """True if this very experiment was trained here, on this data, to its end."""
         if not (self.workdir / artifacts.MANIFEST).is_file():
             return False
         found = artifacts.read_manifest(self.workdir)
@@ -45,14 +45,14 @@ class Run:
         return found.kind == KIND and theirs == mine
 
     def start(self) -> Path:
-        """Makes the folder ready and returns its config file; another run's leavings go."""
+        """Prepares the folder and returns its config file; deletes another run's files."""
         path = self.workdir / "experiment.json"
         old = self.workdir.with_name(f"{self.workdir.name}.old")
         if path.is_file():
             theirs, mine = self._compared(artifacts.read_json(path))
             if theirs != mine:
                 artifacts.say_stale(self.workdir, theirs, mine)
-                # Renamed first: a kill amid the deletion must not leave half of it in its place.
+                # Renamed first: a kill during the deletion must not leave half of it in place.
                 self.workdir.rename(old)
         shutil.rmtree(old, ignore_errors=True)
         artifacts.write_json(path, {"inputs": self.inputs, **essence(self.experiment)})
@@ -67,20 +67,20 @@ class Run:
         )
 
     def _compared(self, stored: dict[str, Any]) -> tuple[Any, Any]:
-        """Stored inputs and essence, of whatever version, and this run's, to be compared."""
+        """Returns stored inputs and essence, of any version, and this run's, to be compared."""
         config = {key: value for key, value in stored.items() if key != "inputs"}
         theirs, mine = essences(config, self.experiment)
         return {"inputs": stored.get("inputs"), **theirs}, {"inputs": self.inputs, **mine}
 
 
 def train_all(runs: Sequence[Run], *, threads: int) -> None:
-    """Trains runs that are not done yet, all at once, each on `threads` cores.
+    """Trains the runs that are not done yet, all at once, each on `threads` cores.
 
-    Small models leave cores idle when one run has them all: two runs of one core each finish in
-    little more than half the time of one after the other.
+    Small models leave cores idle when one run has them all: two runs on one core each finish in
+    little more than half the time that they take one after the other.
 
     Raises:
-      UserError: a run failed; its last line and its log are named.
+      UserError: a run failed; the message quotes its last line and names its log.
       Stopped: SIGINT or SIGTERM came, and the runs saved.
     """
     waiting = [run for run in runs if not run.is_done]
@@ -121,7 +121,7 @@ def _start(run: Run, cores: list[int]) -> subprocess.Popen[bytes]:
 
 
 class _forwarded_signals:
-    """While open, SIGINT and SIGTERM go to the children, who save; a second one ends them."""
+    """Context that passes SIGINT and SIGTERM to children, which save; a second SIGINT ends them."""
 
     def __enter__(self) -> list[subprocess.Popen[bytes]]:
         self.children: list[subprocess.Popen[bytes]] = []
@@ -157,7 +157,7 @@ def _watch(runs: Sequence[Run], children: Sequence[subprocess.Popen[bytes]]) -> 
             time.sleep(POLL_SECONDS)
             for run, bar in zip(runs, bars, strict=True):
                 _advance(bar, run.workdir / "metrics.jsonl")
-            # If one fails the others save and stop: their step could not be finished without it.
+            # If one fails, the others save and stop: the caller cannot go on without it.
             if not stopping and any(child.poll() not in (None, 0) for child in children):
                 stopping = True
                 for child in children:

@@ -1,4 +1,4 @@
-"""A run's folder -> the trained thing that a verb needs, and weights from elsewhere as a run."""
+"""Loads the trained model of a run's folder, and saves weights from elsewhere as a run."""
 
 from itertools import islice
 from pathlib import Path
@@ -32,13 +32,13 @@ from speechlm_jax.train.loop import TrainConfig
 from speechlm_jax.train.state import TrainState
 from speechlm_jax.vocab import Vocab
 
-ROWS_PER_CALL = 8  # of held-out rows
+ROWS_PER_CALL = 8  # held-out rows in a batch
 
 
 def trained_model(run: str | Path) -> LanguageModelConfig:
-    """The language model that a run (or a converted model) holds, to go on from in a config.
+    """Returns the config of a run's (or a converted) language model, to start training from it.
 
-    `dataclasses.replace` changes what may differ there: execution, dtype, adapters.
+    `dataclasses.replace` changes what may differ in it: execution, dtype, adapters.
     """
     return as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
 
@@ -46,10 +46,10 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 def load_reader(
     run: str | Path, *, fingerprint: str = "", batch_size: int = 64
 ) -> tuple[Transcriber, CodesIdentity]:
-    """A trained speech tokenizer, and the identity of its codes.
+    """Loads a trained speech tokenizer; returns it with the identity of its codes.
 
     Args:
-      fingerprint: what the weights must have; "" takes any.
+      fingerprint: fingerprint that the weights must have; "" accepts any.
     """
     weights, experiment = _load(run, SpeechTokenizerExperiment)
     _check(weights, run, fingerprint)
@@ -58,7 +58,7 @@ def load_reader(
 
 
 def trained_codes(run: str | Path) -> CodesIdentity:
-    """The identity of the codes of a trained speech tokenizer, whose weights are not loaded."""
+    """Returns the identity of a trained speech tokenizer's codes without loading its weights."""
     meta = checkpoint_folder.told_meta(run)
     return _codes_of(meta, as_trained(run, meta, SpeechTokenizerExperiment))
 
@@ -69,7 +69,7 @@ def _codes_of(meta: checkpoint_folder.Meta, experiment: SpeechTokenizerExperimen
 
 
 def trained_mel(run: str | Path) -> MelConfig:
-    """How the mel frames were made that a speech tokenizer or a speech decoder was trained on."""
+    """Returns the mel settings of the frames that a speech tokenizer or decoder was trained on."""
     meta = checkpoint_folder.told_meta(run)
     experiment = experiment_from_json(meta.config, str(run))
     model, mel = experiment.model, WHISPER
@@ -97,14 +97,14 @@ def load_inference(
     batch_size: int = 64,
     sayable: IdSet | None = None,
 ) -> tuple[Inference, LanguageModelExperiment]:
-    """A trained language or text-to-token model, from its run or one of its checkpoints.
+    """Loads a trained language or text-to-token model from its run or one of its checkpoints.
 
     Args:
       sayable: the only ids that it will be asked to say; None: any.
 
     Raises:
       UserError: it is not of this `kind`, was trained with another vocabulary than `vocab`, or has
-        another `fingerprint` ("" takes any).
+        another `fingerprint` ("" accepts any).
     """
     weights, experiment = _load(run, LanguageModelExperiment)
     if kind is not None and experiment.kind != kind:
@@ -123,10 +123,11 @@ def load_inference(
 def load_speech_decoder(
     run: str | Path, *, tokenizer: str | None = None, fingerprint: str = "", batch_size: int = 32
 ) -> tuple[SpeechDecoder, SpeechDecoderExperiment]:
-    """A trained speech decoder.
+    """Loads a trained speech decoder.
 
     Raises:
-      UserError: it speaks codes of another `tokenizer`, or has another `fingerprint` ("": any).
+      UserError: it was trained on codes of another `tokenizer`, or has another `fingerprint` (""
+        accepts any).
     """
     weights, experiment = _load(run, SpeechDecoderExperiment)
     if tokenizer is not None:
@@ -138,12 +139,12 @@ def load_speech_decoder(
 def held_out_losses(
     run: str | Path, *, mixture: str | Path | None = None, most_rows: int = 64
 ) -> dict[str, list[RowLoss]]:
-    """What a language model loses on held-out rows, by task.
+    """Returns a language model's losses on held-out rows, by task.
 
     Args:
       run: a run's folder, or one of its checkpoints.
       mixture: prepared rows; by default those that the model was trained on.
-      most_rows: of a task.
+      most_rows: largest number of rows of each task.
     """
     weights, experiment = _load(run, LanguageModelExperiment)
     data, losses = experiment.data, {}
@@ -162,7 +163,7 @@ def held_out_losses(
 def load_language_model(
     run: str | Path,
 ) -> tuple[checkpoints.Weights, LanguageModelExperiment]:
-    """A trained language or text-to-token model's weights, and what it was trained as."""
+    """Loads the weights and the experiment of a trained language or text-to-token model."""
     return _load(run, LanguageModelExperiment)
 
 
@@ -194,17 +195,17 @@ def save_language_model(
 
 
 def run_fingerprint(run: str | Path) -> str:
-    """Identity of the newest weights of a run, or of one of its checkpoints."""
+    """Returns the identity of the newest weights of a run, or of one of its checkpoints."""
     return meta_fingerprint(checkpoint_folder.told_meta(run))
 
 
 def meta_fingerprint(meta: checkpoint_folder.Meta) -> str:
-    """Identity of trained weights: what they were trained as and for how long."""
+    """Returns the identity of trained weights: of their config, data and number of steps."""
     return configs.fingerprint({"config": meta.fingerprint, "step": meta.step, **meta.identity})
 
 
 def as_trained(run: str | Path, meta: checkpoint_folder.Meta, cls: type) -> Any:
-    """The experiment, of this class, that a checkpoint was trained as; UserError if another."""
+    """Returns the experiment of a checkpoint; UserError if it is not of class `cls`."""
     experiment = experiment_from_json(meta.config, str(run))
     if not isinstance(experiment, cls):
         raise UserError(f"{run}: holds a {type(experiment).__name__}, not a {cls.__name__}")
@@ -217,7 +218,7 @@ def _load(run: str | Path, cls: type) -> tuple[checkpoints.Weights, Any]:
 
 
 def _check(weights: checkpoints.Weights, run: str | Path, fingerprint: str) -> None:
-    """UserError where weights are other ones than those that a bundle was made of."""
+    """Raises UserError if the weights are not those that a bundle was made of."""
     found = meta_fingerprint(weights.meta)
     if fingerprint not in ("", found):
         raise UserError(
@@ -227,7 +228,7 @@ def _check(weights: checkpoints.Weights, run: str | Path, fingerprint: str) -> N
 
 
 def require(meta: checkpoint_folder.Meta, run: str | Path, wanted: dict[str, str]) -> None:
-    """UserError that names both sides where weights were trained with something else."""
+    """Raises UserError, naming both sides, if weights were trained with other than `wanted`."""
     for name, value in wanted.items():
         found = meta.identity.get(name)
         if found != value:

@@ -1,4 +1,4 @@
-"""Experiment -> (the experiment with every field resolved, the stage that the loop trains)."""
+"""Makes stages: experiment -> (experiment with every field resolved, stage for the loop)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -40,13 +40,13 @@ VOICES = "voices.json"  # beside a speech decoder's checkpoints: names of its vo
 
 
 def _hosts(given: Experiment) -> dict[str, int]:
-    """The part of each batch that this host reads."""
+    """Returns the part of each batch that this host reads, as keyword arguments of a reader."""
     part = row_part(make_mesh(given.train.mesh))
     return {"process_index": part.index, "process_count": part.count}
 
 
 def _chosen(data: ClipsData, features: Features) -> list[int]:
-    """Numbers of the clips that an experiment trains on."""
+    """Returns the indices of the clips that an experiment trains on."""
     return [
         i
         for i, row in enumerate(features.rows)
@@ -57,7 +57,7 @@ def _chosen(data: ClipsData, features: Features) -> list[int]:
 
 
 def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerExperiment, Stage]:
-    """A speech tokenizer on clips and their transcripts."""
+    """Makes the stage of a speech tokenizer on clips and their transcripts."""
     data = given.data
     features = Features(data.features)
     text = TextTokenizer.load(data.text_vocab)
@@ -84,7 +84,7 @@ def speech_tokenizer(given: SpeechTokenizerExperiment) -> tuple[SpeechTokenizerE
 
 
 def language_model(given: LanguageModelExperiment) -> tuple[LanguageModelExperiment, Stage]:
-    """A language or text-to-token model on packed rows."""
+    """Makes the stage of a language or text-to-token model on packed rows."""
     data = given.data
     fetcher = RowFetcher(disk_gb=data.disk_gb, folder=data.cache)
     shards = open_shards(data.mixture, fetcher=fetcher)
@@ -126,7 +126,7 @@ def _held_out(
     shards: Mapping[str, RowShards],
     names: Sequence[str],
 ) -> Evaluation:
-    """Held-out loss by task; `names` are the tasks by their number in a batch.
+    """Makes the evaluation of held-out loss by task; `names` are tasks by their number in a batch.
 
     Raises:
       UserError: the cache of rows in a bucket is too small.
@@ -134,7 +134,7 @@ def _held_out(
     batch_size, hosts, tasks = given.data.batch_size, _hosts(given), {}
     part = batch_size // hosts["process_count"]
     for name, rows in shards.items():
-        rows.batches_ahead(part)  # a cache that is too small is said at the start
+        rows.batches_ahead(part)  # raises at the start if the cache is too small
         most = min(given.eval_rows or len(rows), len(rows))
         read = partial(
             read_batches, rows, batch_size=batch_size, task=names.index(name), most_rows=most,
@@ -148,7 +148,7 @@ def _held_out(
 
 
 def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[MixturePlan, int]:
-    """The rows of a run in order, and its number of steps."""
+    """Returns the order of a run's rows, and its number of steps."""
     data, steps = given.data, given.train.total_steps
     if not data.phases:
         at_least(given.train, 1, "total_steps")
@@ -168,7 +168,7 @@ def _plan(given: LanguageModelExperiment, tasks: Sequence[TaskRows]) -> tuple[Mi
 
 
 def _progress(plan: MixturePlan, rows_seen: int) -> dict[str, float]:
-    """Tokens of each task and modality, and epochs, as figures of a log line."""
+    """Returns the tokens of each task and modality, and its epochs, as figures of a log line."""
     figures: dict[str, float] = {}
     for task in plan.progress(rows_seen):
         figures[f"mixture/{task.name}/text_tokens"] = task.text_tokens
@@ -178,7 +178,7 @@ def _progress(plan: MixturePlan, rows_seen: int) -> dict[str, float]:
 
 
 def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperiment, Stage]:
-    """A flow from the codes of clips to their mel frames."""
+    """Makes the stage of a flow from the codes of clips to their mel frames."""
     data = given.data
     features = Features(data.features)
     identity = read_identity(data.codes)
@@ -208,6 +208,6 @@ def speech_decoder(given: SpeechDecoderExperiment) -> tuple[SpeechDecoderExperim
 
 
 def _described(features: Features) -> dict[str, Any]:
-    """What a fingerprint of features stands for, but for the frames themselves."""
+    """Returns the data behind a fingerprint of features, except the frames themselves."""
     made = features.manifest
     return {"inputs": made.inputs, "config": made.config, "counts": made.counts}

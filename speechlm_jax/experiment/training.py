@@ -1,4 +1,4 @@
-"""Trains an experiment, or goes on where its run stopped."""
+"""Trains an experiment, or resumes its run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ from speechlm_jax.train.loop import CONFIG, fit
 
 
 def train(config: str | Path, *, overrides: Sequence[str] = (), workdir: str | Path) -> None:
-    """Trains what a config file says; see `train_experiment`."""
+    """Trains the experiment of a config file; see `train_experiment`."""
     train_experiment(configs.override(load_experiment(config), overrides), workdir)
 
 
 def train_experiment(experiment: Experiment, workdir: str | Path) -> None:
-    """Trains an experiment in `workdir`, or goes on where it stopped.
+    """Trains an experiment in `workdir`, or resumes its run there.
 
-    A run that an older version started keeps what defaults were then.
+    A run that an older version started keeps the defaults of that version.
     """
     written = Path(workdir) / CONFIG
     if written.is_file():

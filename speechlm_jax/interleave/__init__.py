@@ -1,1 +1,1 @@
-"""Plain text to interleaved speech-text documents."""
+"""Turns plain text into interleaved speech-text documents."""

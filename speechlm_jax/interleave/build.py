@@ -1,7 +1,7 @@
-"""Plain text -> interleaved speech-text documents, without a word being spoken aloud.
+"""Turns plain text into interleaved speech-text documents, without any audio.
 
 Text stays as it is written, to the last blank: joining the "text" of a document's segments gives
-the document back. Only what is spoken is normalised, in "said" beside it.
+the document back. Only spoken words are normalised, in "said" beside the text.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ from speechlm_jax.jobs.shards import iter_shards, join_files, total
 
 KIND = "interleaved"
 DOCUMENTS = "documents.jsonl"
-VERSION = "2"  # of this room's rules: what another version has made, whole or in parts, is not kept
-_CHUNK_CHARACTERS = 1 << 18  # whose words are held at a time, or those of one longer document
-_OLD_PARTS = f"parts-{'[0-9a-f]' * 16}"  # of builds that an earlier version did not finish
+VERSION = "2"  # of this room's rules: what another version made, finished or not, is made again
+_CHUNK_CHARACTERS = 1 << 18  # of which words are in memory at a time; more for a longer document
+_OLD_PARTS = f"parts-{'[0-9a-f]' * 16}"  # folders of unfinished builds by an earlier version
 _log = logging.getLogger("speechlm.interleave")
 
 
 @dataclasses.dataclass(frozen=True)
 class InterleaveConfig:
-    """How documents are interleaved (Zeng et al., section 2.2).
+    """Settings for interleaving documents (Zeng et al., section 2.2).
 
     Attributes:
-      span_corruption_ratio: fraction of the words that become speech, of those that can be said.
-      mean_span_length: Poisson mean in words.
-      seed: with a document's id and text, it decides the document's spans and their seeds.
-      batch_documents: documents whose spans are turned into codes by one call; each batch is a
-        shard, at which an interrupted build goes on.
+      span_corruption_ratio: fraction of the sayable words that become speech.
+      mean_span_length: mean of the Poisson distribution, in words.
+      seed: seed that decides, with a document's id and text, the document's spans and their seeds.
+      batch_documents: documents whose spans one call turns into codes; each batch is a shard, at
+        which an interrupted build continues.
     """
 
     span_corruption_ratio: float = 0.3
@@ -57,12 +57,12 @@ class InterleaveConfig:
 
 
 class SpanRequest(NamedTuple):
-    """A span to be turned into codes.
+    """A span to turn into codes.
 
     Attributes:
-      text: what is to be said.
+      text: text to say.
       speaker: the document's "speaker", so that one voice speaks a document; "" if it has none.
-      seed: of the span's sampling, 0 to 2^32-1; it follows from the document and the config's seed.
+      seed: seed of the span's sampling, 0 to 2^32-1, from the document and the config's seed.
     """
 
     text: str
@@ -85,18 +85,18 @@ def document_to_interleaved(
     bad: Sequence[dict[str, Any]] = (),
     progress: Callable[[int], object] = lambda documents: None,
 ) -> artifacts.Manifest:
-    """Writes the interleaved folder of some documents; a finished one of the same inputs is kept.
+    """Writes the interleaved folder of documents; a finished one of the same inputs is kept.
 
-    A span for which `text_to_codes` gives no codes stays text, and so do words that cannot be said.
+    A span stays text if `text_to_codes` gives no codes for it, and so do words that cannot be said.
 
     Args:
       documents: rows {"id", "text", ...}; all other fields are carried over.
-      text_to_codes: requests -> codes of each, in order. What it gives for a request should
-        depend on that request alone, or a restart changes the result.
-      say: a word of a text -> its spoken form; "" where nothing is said, None where it cannot be.
+      text_to_codes: requests -> codes of each, in order. The codes of a request should depend on
+        that request alone, or a restart changes the result.
+      say: word of a text -> its spoken form; "" if nothing is said, None if it cannot be said.
       out: the folder: `documents.jsonl`, `bad.jsonl`, `stage.json`.
       config: ratio, span lengths, seed.
-      inputs: fingerprints of the documents and of what `text_to_codes` and `say` come from.
+      inputs: fingerprints of the documents, and of the sources of `text_to_codes` and `say`.
       codes: identity of the codes.
       bad: rows that were set aside, each with a "reason" (`documents.good_documents`).
       progress: called with the number of documents of each finished batch.
@@ -106,7 +106,7 @@ def document_to_interleaved(
       `counts["sayable_ratio"]` that of the words that can be said.
 
     Raises:
-      UserError: a document without id or text, or two of the same id.
+      UserError: a document has no id or text, or the id of an earlier one.
     """
     out = Path(out)
     inputs = {**inputs, "rules": VERSION}
@@ -124,7 +124,7 @@ def document_to_interleaved(
         made.append(shard)
         progress(total([shard], "documents"))
     counts = InterleaveCounts.of(made, bad=len(bad))
-    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
+    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of older contents
     join_files([shard.path for shard in made], out / DOCUMENTS)
     artifacts.write_jsonl(out / BAD, bad)
     manifest = artifacts.write_manifest(
@@ -136,7 +136,7 @@ def document_to_interleaved(
 
 
 def _drop_old_parts(out: Path) -> None:
-    """Removes what an earlier version left of a build that it did not finish."""
+    """Removes unfinished builds by an earlier version."""
     for folder in out.glob(_OLD_PARTS):
         _log.info("%s: is of an unfinished build by an earlier version; made anew", folder)
         shutil.rmtree(folder)
@@ -144,7 +144,7 @@ def _drop_old_parts(out: Path) -> None:
 
 @dataclasses.dataclass
 class InterleaveCounts:
-    """What became of the words; those for which nothing is said count as none."""
+    """Counts of words by what became of them; words for which nothing is said are not counted."""
 
     documents: int = 0
     words: int = 0
@@ -157,12 +157,12 @@ class InterleaveCounts:
 
     @classmethod
     def of(cls, shards: Sequence[Shard], *, bad: int) -> "InterleaveCounts":
-        """Of all shards together, and of rows that were set aside."""
+        """Returns the counts of all shards together, and of rows that were set aside."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "bad"]
         return cls(**{name: total(shards, name) for name in names}, bad=bad)
 
     def counting(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Passes finished documents on and counts them."""
+        """Yields finished documents and counts them."""
         for row in rows:
             self.documents += 1
             for name, count in row["counts"].items():
@@ -171,7 +171,7 @@ class InterleaveCounts:
             yield row
 
     def to_json(self) -> dict[str, Any]:
-        """The counts with the ratios that came out."""
+        """Returns the counts with the ratios that came out."""
         sayable = self.words - self.unsayable_words
         return dataclasses.asdict(self) | {
             "ratio": self.speech_words / max(self.words, 1),
@@ -199,7 +199,7 @@ def interleave_batch(
     lexicon: Lexicon,
     config: InterleaveConfig,
 ) -> list[dict[str, Any]]:
-    """The rows of a batch with "segments" in place of "text", and "counts" of their words."""
+    """Returns the rows of a batch, with "segments" for "text", and "counts" of their words."""
     digests = [document_digest(row, seed=config.seed) for row in batch]
     plans = [plan for some in _chunks(batch, digests) for plan in _plan(*some, lexicon, config)]
     requests = [
@@ -234,7 +234,7 @@ def _batches(documents: Iterable[dict[str, Any]], size: int) -> Iterator[list[di
 def _chunks(
     batch: Sequence[dict[str, Any]], digests: Sequence[bytes]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Texts of a batch and their keys, a few at a time: arrays as long as the longest document."""
+    """Yields texts of a batch with their keys, a few at a time, which keeps arrays small."""
     texts: list[str] = []
     length = 0
     for number, row in enumerate(batch, 1):
@@ -261,11 +261,11 @@ def _plan(
 
 
 def _assemble(row: dict[str, Any], plan: Plan, answers: Iterator[Sequence[int]]) -> dict[str, Any]:
-    """A finished row; the next of `answers` are the codes of its spans."""
+    """Returns a finished row; takes the codes of its spans from `answers`."""
     text = row["text"]
     segments: list[dict[str, Any]] = []
     at = spoken = speech_words = 0
-    # `answers` last: the others end first, and it is left where the next document begins.
+    # `answers` comes last: the others end first, so it stops where the next document begins.
     spans = zip(plan.start, plan.stop, plan.said, plan.num_words, answers, strict=False)
     for start, stop, said, num_words, codes in spans:
         if len(codes):

@@ -1,4 +1,4 @@
-"""Rows of a file -> documents that can be interleaved, and rows that are set aside."""
+"""Checks the rows of a file: yields documents that can be interleaved, sets others aside."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ BAD = "bad.jsonl"
 def good_documents(
     rows: Iterable[tuple[str, Any]], bad: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The rows that can be interleaved, each with an "id" and a "text", both strings.
+    """Yields the rows that can be interleaved, each with an "id" and a "text", both strings.
 
-    A row without an id gets one from its text, so that it is the same document in every file. What
-    cannot be used goes to `bad` as {"place", "reason"}: a row without words, with a field that JSON
-    in UTF-8 cannot hold, or with the id of an earlier one; so does a text without an id that stands
-    in an earlier row.
+    A row without an id gets one from its text, so that it is the same document in every file. A row
+    that cannot be used goes to `bad` as {"place", "reason"}: a row without words, with a field that
+    JSON in UTF-8 cannot hold, or with the id of an earlier row; also a row without an id whose text
+    an earlier one has.
 
     Args:
-      rows: where each row stands ("my.jsonl:3"), and the row.
-      bad: is added to as the rows are read.
+      rows: place of each row ("my.jsonl:3"), and the row.
+      bad: list of the rows set aside; grows as the rows are read.
     """
     seen: dict[str, str] = {}
     for place, row in rows:
@@ -39,12 +39,12 @@ def good_documents(
 
 
 def text_id(text: str) -> str:
-    """An id that follows from the text."""
+    """Returns an id that follows from the text."""
     return f"text-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def document_digest(row: dict[str, Any], *, seed: int) -> bytes:
-    """64 random bytes that follow from a document's id and text, and from the seed."""
+    """Returns 64 random bytes that follow from a document's id and text, and from the seed."""
     id_, text = row["id"].encode(), row["text"].encode()
     return hashlib.blake2b(b"%d %d %s %s" % (seed, len(id_), id_, text)).digest()
 

@@ -1,4 +1,4 @@
-"""Which words of documents become speech: numbers of words -> spans, for many documents at once.
+"""Draws the words of documents that become speech: from numbers of words to spans, many at once.
 
 Every number that is drawn is a function of its document's keys and of its place in the draw alone,
 so that neither the other documents nor their order change a document's spans.
@@ -12,13 +12,13 @@ import numpy as np
 
 from speechlm_jax.arrays import Float, Int, UInt, ndarray
 
-NUM_KEYS = 4  # of a document: for lengths, the last one, their order, places
+NUM_KEYS = 4  # of a document: for lengths, the last length, their order, places
 LONGEST_MEAN = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spans:
-    """Words start .. stop-1 of documents, by document and place."""
+    """Words start .. stop-1 of documents, in order of document and place."""
 
     document: Int[ndarray, " spans"]
     start: Int[ndarray, " spans"]
@@ -32,14 +32,14 @@ def sample_spans(
     mean_span_length: float = 10.0,
     keys: UInt[ndarray, "documents keys"],
 ) -> Spans:
-    """Draws spans of words that are to be spoken, in order, without overlap.
+    """Draws spans of words to speak, in order, without overlap.
 
     Lengths are Poisson, drawn until their sum reaches the ratio of the document (Zeng et al.,
     section 2.2: mean 10, ratio 0.3); places are uniform among all those that keep at least one
     word between two spans (with too few words for that, spans may touch). The paper does not say
-    what becomes of the length that overshoots. Here it is kept with the probability that makes
+    what happens to the length that overshoots. Here it is kept with the probability that makes
     the expected sum exact: always keeping it would give 0.35 at 100 words, and cutting it would
-    make spans shorter than asked for.
+    make spans shorter than requested.
 
     Args:
       num_words: words of each document.
@@ -60,7 +60,7 @@ def sample_spans(
 
 
 def ragged(counts: Int[ndarray, " groups"]) -> tuple[Int[ndarray, " all"], Int[ndarray, " all"]]:
-    """Group, and number in the group, of each member of groups of these sizes."""
+    """Returns the group, and the number in the group, of each member of groups of these sizes."""
     group = np.repeat(np.arange(len(counts)), counts)
     return group, np.arange(len(group)) - _before(counts)[group]
 
@@ -68,7 +68,7 @@ def ragged(counts: Int[ndarray, " groups"]) -> tuple[Int[ndarray, " all"], Int[n
 def _draw_lengths(
     num_words: np.ndarray, targets: np.ndarray, mean: float, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Document and length of each span."""
+    """Returns the document and the length of each span."""
     counts = np.where(targets > 0, 8 + np.ceil(1.5 * targets / max(mean, 1.0)), 0).astype(np.int64)
     while True:
         document, number = ragged(counts)
@@ -92,7 +92,7 @@ def _draw_lengths(
 def _place(
     document: np.ndarray, lengths: np.ndarray, num_words: np.ndarray, keys: np.ndarray
 ) -> Spans:
-    """Stars and bars: every way to spread the free words over the gaps is equally likely."""
+    """Places spans (stars and bars): all spreads of free words over the gaps are equally likely."""
     counts = np.bincount(document, minlength=len(num_words))
     number = ragged(counts)[1]
     lengths = lengths[np.lexsort((_bits(keys[document, 2], number), document))]  # shuffled
@@ -108,12 +108,11 @@ def _place(
 
 
 def _distinct(drawn: list[int], last: list[int], counts: list[int]) -> list[int]:
-    """Sorted bars of each document, every set of them equally likely (Floyd's algorithm).
+    """Returns sorted bars of each document, every set of them equally likely (Floyd's algorithm).
 
     Args:
       drawn: a number from 0 to `last` for each bar.
-      last: the highest place of a document's bars, the first `counts - 1` of them left out, then
-        one place more for each bar.
+      last: highest place of each bar: that of a document's first bar, then one more for each bar.
       counts: bars of each document.
     """
     bars: list[int] = []
@@ -127,13 +126,13 @@ def _distinct(drawn: list[int], last: list[int], counts: list[int]) -> list[int]
 
 
 def _before(counts: np.ndarray) -> np.ndarray:
-    """The sum of all earlier counts."""
+    """Returns the sum of all earlier counts."""
     return np.cumsum(counts) - counts
 
 
 @lru_cache(maxsize=8)
 def _nonzero_poisson(mean: float) -> Float[ndarray, " lengths"]:
-    """Probability of a length of at most 1, 2, ... of a Poisson variable that is not zero."""
+    """Returns the probability of a length of at most 1, 2, ... of a nonzero Poisson variable."""
     lengths = np.arange(1, 32 + int(mean + 12 * mean**0.5))
     log_likely = lengths * np.log(mean) - np.cumsum(np.log(lengths))
     cumulative = np.cumsum(np.exp(log_likely - log_likely.max()))
@@ -141,12 +140,12 @@ def _nonzero_poisson(mean: float) -> Float[ndarray, " lengths"]:
 
 
 def _uniform(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Random numbers in [0, 1): the `numbers`-th of each key."""
+    """Returns random numbers in [0, 1): the `numbers`-th of each key."""
     return (_bits(keys, numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def _bits(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """64 random bits: the `numbers`-th output of SplitMix64 from each key (Steele et al., 2014)."""
+    """Returns 64 random bits: output `numbers` of SplitMix64 by key (Steele et al., 2014)."""
     state = keys + (numbers + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Verbatim texts -> their words as ranges of characters, and spans of words that can be said."""
+"""Splits verbatim texts into words (ranges of characters), and draws spans of words to say."""
 
 import dataclasses
 import itertools
@@ -9,21 +9,21 @@ import numpy as np
 from speechlm_jax.arrays import Int, UInt, ndarray
 from speechlm_jax.interleave.spans import ragged, sample_spans
 
-# A word of a text -> what is said for it; "" where nothing is, None where it cannot be said.
+# A word of a text -> what is said for it; "" if nothing is said, None if it cannot be said.
 Say = Callable[[str], str | None]
-_IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])  # none is beyond
+_IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])  # no later character is blank
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be spoken of a document. Columns, not objects: there are many spans.
+    """The spans of a document that are to be spoken, in columns, because there are many.
 
     Attributes:
       start, stop: characters start .. stop-1 of each span, in order.
-      said: what is said for each.
-      num_words: in how many words.
-      words: of the document; those for which nothing is said count as none.
-      unsayable_words: how many of them cannot be said.
+      said: words said for each span.
+      num_words: number of words said for each span.
+      words: words of the document; those for which nothing is said are not counted.
+      unsayable_words: those of them that cannot be said.
     """
 
     start: list[int]
@@ -35,11 +35,11 @@ class Plan:
 
 
 class Lexicon(dict[str, int]):
-    """Words met so far: numbers of what is said for them, `UNSAYABLE` or `SILENT`."""
+    """Words met so far, with the number of what is said for each, `UNSAYABLE` or `SILENT`."""
 
     UNSAYABLE, SILENT = -1, -2
     LARGEST = 1 << 18  # words; a few tens of megabytes
-    LONGEST = 64  # letters of a word that is kept; longer ones hardly come again
+    LONGEST = 64  # letters of a word that is kept; longer ones rarely recur
 
     def __init__(self, say: Say):
         super().__init__()
@@ -56,7 +56,7 @@ class Lexicon(dict[str, int]):
         return number
 
     def number(self, words: Sequence[str]) -> Int[ndarray, " words"]:
-        """The number of each word; earlier numbers are void."""
+        """Returns the number of each word; numbers of earlier calls may become invalid."""
         if len(self) > self.LARGEST:
             self.clear()
             self.said.clear()
@@ -71,18 +71,18 @@ def choose_spans(
     mean_span_length: float,
     keys: UInt[ndarray, "documents keys"],
 ) -> list[Plan]:
-    """Draws spans of each text, of the words that can be said alone (`spans.sample_spans`).
+    """Draws spans of each text from the words that can be said (`spans.sample_spans`).
 
-    A span that would hold a word which cannot be said becomes two, on both sides of it: so the
-    ratio is that of the words that can be said. A word for which nothing is said counts as none; it
+    A span that would hold a word which cannot be said becomes two, on both sides of it, so that the
+    ratio is that of the words that can be said. A word for which nothing is said is not counted; it
     is part of a span only between two that are said. Time is linear in the texts' characters.
 
     Args:
       texts: documents without lone surrogates.
-      lexicon: the words' spoken form.
+      lexicon: spoken forms of the words.
       span_corruption_ratio: fraction of the words that can be said.
-      mean_span_length: in words that can be said.
-      keys: of each text, as of `sample_spans`.
+      mean_span_length: mean length in words that can be said.
+      keys: keys of each text, as in `sample_spans`.
     """
     words = _read_words(texts)
     numbers = lexicon.number(words.words)
@@ -99,7 +99,7 @@ def choose_spans(
     owner, number = ragged(spans.stop - spans.start)
     before = np.cumsum(counts) - counts
     spoken = sayable[(before[spans.document] + spans.start)[owner] + number]
-    walls = np.cumsum(is_unsayable)[spoken]  # what stands between two words of a span parts them
+    walls = np.cumsum(is_unsayable)[spoken]  # unsayable words part a span
     begins = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(walls, prepend=-1) != 0))
     lengths = np.diff(begins, append=len(spoken))
     first, last = spoken[begins], spoken[begins + lengths - 1]
@@ -118,12 +118,12 @@ def choose_spans(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Words:
-    """The words of several texts: runs of characters that are no white space.
+    """The words of several texts: runs of characters other than white space.
 
     Attributes:
-      words: themselves.
-      document: number of the text that each stands in.
-      start, stop: its characters there.
+      words: the words themselves.
+      document: number of each word's text.
+      start, stop: characters start .. stop-1 of each word in its text.
     """
 
     words: list[str]

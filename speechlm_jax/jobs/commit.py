@@ -1,7 +1,7 @@
-"""Shards on disk: written under a temporary name, hashed, renamed, and then recorded.
+"""Commits shards to disk: writes each under a temporary name, hashes, renames, then records it.
 
-A shard with a record is whole as long as its bytes have the recorded hash. A job whose output is
-joined from its shards keeps them in `SHARDS` inside the output folder, and calls `clear` when its
+A shard with a record is whole as long as its bytes have the recorded hash. A job that joins its
+output from shards keeps them in `SHARDS` inside the output folder, and calls `clear` once its
 manifest is written.
 """
 
@@ -17,14 +17,14 @@ from typing import Any
 from speechlm_jax import artifacts
 
 SHARDS = ".shards"  # in a folder that is not finished
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)  # of this file and of `artifacts`
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)  # names made here and in `artifacts`
 
 Result = dict[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished shard: a file or folder, its hash, and what the task returned."""
+    """A finished shard: a file or folder, its hash, and the result of its task."""
 
     number: int
     path: Path
@@ -34,12 +34,12 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ShardFolder:
-    """Where the shards of one job lie.
+    """The folder of the shards of one job.
 
     Attributes:
-      folder: of shards and records.
-      fingerprint: of the job.
-      into: where the files of each shard lie instead, if not in a folder of the shard.
+      folder: folder of shards and records.
+      fingerprint: fingerprint of the job.
+      into: folder of the files of all shards, if a shard has no folder of its own.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class ShardFolder:
     into: Path | None = None
 
     def open(self) -> None:
-        """Makes the folders; removes shards of other jobs, and what killed runs left half made."""
+        """Creates the folders; removes shards of other jobs and leftovers of killed runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.into is not None:
             self.into.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ class ShardFolder:
     def close(self, num_shards: int, made: Shard | None) -> None:
         """Removes shards of an earlier call that had more; has the disk keep those that were made.
 
-        `made` is any of these. Those that are files were flushed one by one.
+        `made` is any of those that were made. Shards that are files were flushed one by one.
         """
         for number in self._numbers():
             if number >= num_shards:
@@ -69,7 +69,7 @@ class ShardFolder:
             os.sync()
 
     def make(self, number: int, write: Callable[[Path], Result]) -> Shard:
-        """Makes one shard: write, flush, hash, rename, record."""
+        """Makes one shard: writes, hashes, flushes, renames and records it."""
         path, record = self._paths(number)
         temporary = self.folder / f".{number:05d}.{os.getpid()}.tmp"
         _remove(temporary)
@@ -88,17 +88,17 @@ class ShardFolder:
         return self._shard(number, data)
 
     def finished(self, number: int) -> Shard | None:
-        """A shard that has a record and is as that says; None if there is none."""
+        """Returns a shard that matches its record; None if there is none."""
         path, record = self._paths(number)
         data = artifacts.read_json(record) if record.is_file() else {}
         return self._shard(number, data) if data and self._is_whole(path, data) else None
 
     def recorded(self, number: int) -> Shard:
-        """A shard as its record says, unchecked."""
+        """Returns a shard from its record, unchecked."""
         return self._shard(number, artifacts.read_json(self._paths(number)[1]))
 
     def _is_whole(self, path: Path, data: dict[str, Any]) -> bool:
-        """Whether what lies there for a shard is what its record says."""
+        """Returns whether the files of a shard match its record."""
         if self.into is None:
             return path.exists() and _hash(path) == data["sha256"]
         files = [self.into / name for name in data["files"]]
@@ -110,7 +110,7 @@ class ShardFolder:
         return Shard(number, path, data["sha256"], data["result"])
 
     def _numbers(self) -> list[int]:
-        """Of the shards that are there, whole or not."""
+        """Returns the numbers of the shards that are there, whole or not."""
         names = {path.name.removesuffix(".json") for path in self.folder.iterdir()}
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -128,16 +128,16 @@ class ShardFolder:
 
 
 def clear(folder: str | Path) -> None:
-    """Removes from a finished folder its shards, and half-written files of runs that were killed.
+    """Removes the shards of a finished folder, and temporary files of killed runs.
 
-    A run may be killed in here, so that whoever finds the folder finished calls this as well.
+    A run may be killed in here, so a caller that finds the folder finished calls this as well.
     """
     _remove(Path(folder) / SHARDS)
     _remove_temporary(Path(folder))
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Renames to `path`, where a worker of a killed run may just have put the same bytes."""
+    """Renames to `path`; a worker of a killed run may just have put the same bytes there."""
     try:
         os.replace(temporary, path)
     except OSError:
@@ -166,7 +166,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hash(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's file names and files."""
+    """Returns the SHA-256 of a file, or of a folder's file names and files."""
     return artifacts.sha256_file(path) if path.is_file() else _hash_files(path, _files(path))
 
 
@@ -178,8 +178,11 @@ def _hash_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Asks the disk to keep a file. Hundreds of small ones in a folder wait for the one flush at
-    the job's end: until then a shard that a power cut spoilt is found by its hash."""
+    """Flushes a file to disk.
+
+    Hundreds of small files in a folder wait for the one flush at the job's end: until then, the
+    hash reveals a shard that a power cut damaged.
+    """
     if path.is_file():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Worker processes for shard tasks: spoken to in JSON lines, and replaced when they die.
+"""Runs shard tasks in worker processes, which speak JSON lines and are replaced when they die.
 
 Not `multiprocessing`: its children import the parent's main module again (and with it JAX), or are
-forked from a process that has JAX's threads. These import what their task needs, nothing else.
+forked from a process that has JAX's threads. These workers import only what their task needs.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from typing import Any
 
 from speechlm_jax.errors import UserError
 
-ATTEMPTS = 3  # a worker that dies (out of memory, a signal) is replaced, and its shard tried again
+ATTEMPTS = 3  # a worker that dies (out of memory, a signal) is replaced, and its shard retried
 
 
 class WorkerDied(Exception):
-    """The process ended without an answer."""
+    """Raised if the process ended without an answer."""
 
 
 class Worker:
     """A process that runs the shards of one job (`speechlm_jax.jobs.worker`)."""
 
     def __init__(self, job: dict[str, Any]):
-        # Two workers on two cores: a BLAS of many threads in each would only get in the way.
+        # Two workers on two cores: many BLAS threads in each would only compete.
         single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
@@ -42,7 +42,7 @@ class Worker:
         """Runs one shard.
 
         Raises:
-          UserError, RuntimeError: what the task raised.
+          UserError, RuntimeError: the task raised an error.
           WorkerDied: no answer came.
         """
         self._send(number)
@@ -57,7 +57,7 @@ class Worker:
             raise RuntimeError(f"shard {number} failed in a worker:\n{answer['error']}")
 
     def kill(self) -> None:
-        """Ends the process; the shard that it was at is left undone."""
+        """Ends the process; leaves its current shard undone."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -67,7 +67,7 @@ class Worker:
 
     def _send(self, data: Any) -> None:
         assert self._process.stdin is not None
-        # A worker that died is noticed when it does not answer.
+        # `run` notices a dead worker by the missing answer.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(data).encode() + b"\n")
             self._process.stdin.flush()
@@ -76,7 +76,7 @@ class Worker:
 def run(job: dict[str, Any], numbers: Sequence[int], *, workers: int) -> Iterator[int]:
     """Runs these shards in `workers` processes; yields each number when it is done, in any order.
 
-    The first fault ends all workers and is raised here.
+    The first error ends all workers and is raised here.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in numbers:

@@ -1,11 +1,11 @@
-"""The embedded engine: a corpus job as deterministic shard tasks, in this process or in workers.
+"""Runs a corpus job as deterministic shard tasks, in this process or in workers.
 
-A shard is committed whole (`speechlm_jax.jobs.commit`), and one that is done is skipped. So a job
-may be killed at any moment: the same call goes on, and leaves the same bytes. Decision 9 of
+A shard is committed whole (`speechlm_jax.jobs.commit`), and a finished one is skipped. So a job may
+be killed at any moment: the same call continues, and leaves the same bytes. Decision 9 of
 docs/architecture.md.
 
-`run_shards` makes a known number of shards, by worker processes if asked; `iter_shards` takes their
-inputs one by one, and runs in this process, where a warm model is.
+`run_shards` makes a known number of shards, in worker processes if asked; `iter_shards` takes their
+inputs one by one, and runs in this process, where a model may be loaded.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Task = Callable[[int, Path], Result]
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """A task that another process can run: a function by name, and JSON arguments.
+    """A task that another process can run: the name of a function, and JSON arguments.
 
     `target` is "module:function"; the function is called as `function(shard, path, **arguments)`,
     writes the file or folder `path`, and returns JSON data to record, or None.
@@ -51,18 +51,19 @@ def run_shards(
     workers: int = 0,
     progress: str = "",
 ) -> list[Shard]:
-    """Runs `task` for every shard that is not done; returns all, in order.
+    """Runs `task` for every shard that is not finished; returns all, in order.
 
     Args:
-      task: deterministic; with `workers` it must be a `ShardTask`, whose module imports no JAX
-        unless it means to.
+      task: deterministic; with `workers` it must be a `ShardTask`, whose module imports JAX only on
+        purpose.
+      num_shards: number of shards.
       folder: shard n is `<folder>/<n, five digits>`, its record the same with `.json`.
-      fingerprint: names task, arguments and inputs; shards of another fingerprint are made anew.
-      workers: 0 runs in this process (a warm model); else that many processes.
-      progress: the progress bar's words; none if empty.
+      fingerprint: names task, arguments and inputs; shards of another fingerprint are made again.
+      workers: number of worker processes; 0 runs in this process (a loaded model).
+      progress: label of the progress bar; no bar if empty.
 
     Raises:
-      UserError: whatever the task raised as such; finished shards are kept.
+      UserError: the task raised it; finished shards are kept.
       RuntimeError: the task failed, or its worker died `pool.ATTEMPTS` times.
     """
     numbers = range(num_shards)
@@ -85,18 +86,18 @@ def iter_shards(
     fingerprint: str,
     into: str | Path | None = None,
 ) -> Iterator[Shard]:
-    """Runs `task(input, path)` in this process for every shard that is not done; yields all.
+    """Runs `task(input, path)` in this process for every shard that is not finished; yields all.
 
     Args:
       task: deterministic; writes the file or folder `path`, and returns JSON data to record.
-      inputs: of each shard, in order. They are taken one by one, those of finished shards too, so
-        nobody needs to know how many there are.
-      folder, fingerprint: as of `run_shards`; the fingerprint names the inputs too.
-      into: a folder that the files of each shard, a folder without others, are moved to under their
-        own names. `folder` then holds the records alone.
+      inputs: inputs of the shards, in order. They are taken one by one, also those of finished
+        shards, so that their number need not be known.
+      folder, fingerprint: as in `run_shards`; the fingerprint names the inputs too.
+      into: folder to which the files of each shard, a folder without others, are moved under their
+        own names. `folder` then holds only the records.
 
     Raises:
-      Whatever the task or the inputs raised; finished shards are kept.
+      Whatever the task or the inputs raise; finished shards are kept.
     """
     place = ShardFolder(Path(folder), fingerprint, None if into is None else Path(into))
     place.open()
@@ -110,7 +111,7 @@ def iter_shards(
 
 
 def _in_workers(task: Task, numbers: range, place: ShardFolder, workers: int) -> Iterator[Shard]:
-    """Yields the shards that are done, then the others as worker processes finish them."""
+    """Yields the finished shards, then the others as worker processes finish them."""
     place.open()
     missing, made = [], None
     for number in numbers:
@@ -133,7 +134,7 @@ def _in_workers(task: Task, numbers: range, place: ShardFolder, workers: int) ->
 
 
 def join_files(parts: Iterable[Path], path: Path) -> None:
-    """Writes one file that holds the files `parts`, one after the other, whole or not at all."""
+    """Writes one file that joins the files `parts` in order, whole or not at all."""
     with artifacts.atomic_file(path) as file:
         for part in parts:
             with open(part, "rb") as opened:
@@ -141,5 +142,5 @@ def join_files(parts: Iterable[Path], path: Path) -> None:
 
 
 def total(shards: Iterable[Shard], name: str) -> Any:
-    """The sum of a number that the task returned for each shard."""
+    """Returns the sum of a number that the task returned for each shard."""
     return sum(shard.result[name] for shard in shards if shard.result)

@@ -1,4 +1,4 @@
-"""The process behind `speechlm_jax.jobs.pool`: a job in, then shard numbers, until stdin ends."""
+"""The process behind `speechlm_jax.jobs.pool`: reads a job, then shard numbers until stdin ends."""
 
 import functools
 import json
@@ -15,9 +15,9 @@ from speechlm_jax.jobs.shards import ShardTask
 
 
 def main() -> None:
-    """Runs shards as they are named; answers each with one JSON line."""
+    """Runs the shards whose numbers it reads; answers each with one JSON line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    # The answers have a channel of their own: a library that prints must not break the protocol.
+    # Answers have their own descriptor, so that a library that prints does not break the protocol.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())

@@ -1,4 +1,4 @@
-"""How fast a training step is, on rows that nobody had to prepare: jax, flax, optax and numpy."""
+"""Speed of a training step on synthetic rows; needs no data libraries (grain, seqio)."""
 
 import dataclasses
 import time
@@ -21,19 +21,19 @@ from speechlm_jax.train.state import StateConfig
 from speechlm_jax.train.work import rates
 from speechlm_jax.vocab import Vocab
 
-MEAN_DOCUMENT = 600  # ids; lengths are log-normal, as those of web pages are
-SPREAD = 1.0  # of the logarithm of lengths
+MEAN_DOCUMENT = 600  # ids; lengths are log-normal, like those of web pages
+SPREAD = 1.0  # standard deviation of the logarithm of lengths
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """What is measured.
+    """Settings of a benchmark.
 
     Attributes:
-      rows, length: of a batch over all devices.
-      steps: that are timed, after `warmup` others.
+      rows, length: rows of a batch over all devices, and ids of a row.
+      steps: number of timed steps, after `warmup` steps that are not timed.
       num_microbatches: parts of a batch.
-      z_loss: as in training.
+      z_loss: weight of the squared log-partition in the loss, as in training.
     """
 
     rows: int = 8
@@ -54,10 +54,10 @@ class BenchConfig:
 
 
 def from_experiment(data: Any, where: str) -> tuple[LanguageModelConfig, BenchConfig]:
-    """Model, and what of its training concerns the step, of a language model's JSON config.
+    """Returns the model of a language model's JSON config, and the settings that change its step.
 
     Raises:
-      UserError: it is no such config; `where` names it.
+      UserError: it is no such config; the message begins with `where`.
     """
     if not isinstance(data, dict) or data.get("class") != "LanguageModelExperiment":
         raise UserError(f"{where}: is not the config of a language model")
@@ -80,7 +80,7 @@ def from_experiment(data: Any, where: str) -> tuple[LanguageModelConfig, BenchCo
 
 
 def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, Any]:
-    """Times the step that training runs; seconds are medians over `config.steps` steps."""
+    """Times the training step and returns the measurements; rates follow from the median step."""
     stage = synthetic_stage(model, z_loss=config.z_loss)
     mesh = make_mesh(config.mesh)
     program = make_program(
@@ -134,13 +134,13 @@ def bench_train(model: LanguageModelConfig, config: BenchConfig) -> dict[str, An
 def synthetic_stage(
     model: LanguageModelConfig, tasks: Sequence[str] = ("synthetic",), *, z_loss: float = 0.0
 ) -> Stage:
-    """Training of a model without data: half of its ids are text, a quarter codes."""
+    """Returns the stage of a model, without data; half of its ids are text, a quarter are codes."""
     vocab = Vocab(model.vocab_size // 2, model.vocab_size // 4, 12.5, "none", "none", num_spare=0)
     return make_stage(model, vocab, tasks, lambda rows: iter(()), z_loss=z_loss)
 
 
 def synthetic_rows(config: BenchConfig, vocab_size: int) -> dict[str, ndarray]:
-    """A batch of full rows of documents of random ids."""
+    """Returns a batch of full rows of documents with random ids."""
     random = np.random.default_rng(config.seed)
     segments = np.stack([_documents(config.length, random) for _ in range(config.rows)])
     starts = np.diff(segments, axis=1, prepend=0) != 0
@@ -156,7 +156,7 @@ def synthetic_rows(config: BenchConfig, vocab_size: int) -> dict[str, ndarray]:
 
 
 def _documents(length: int, random: np.random.Generator) -> Int[ndarray, " length"]:
-    """Segments 1, 2, ... of a full row."""
+    """Returns the segments 1, 2, ... of a full row."""
     mean = np.log(MEAN_DOCUMENT) - SPREAD**2 / 2
     lengths = np.maximum(8, random.lognormal(mean, SPREAD, size=length // 8)).astype(int)
     ends = np.cumsum(lengths)

@@ -14,14 +14,14 @@ def ids_to_logits(
     params: PyTree,
     layout: Layout | None = None,
 ) -> Float[Array, "batch length vocab"]:
-    """Turns ids into logits of the id that follows each of them, float32.
+    """Turns ids into logits of the next id at each position, in float32.
 
-    Text and speech ids are read alike (paper, section 2.3: one decoder-only model over the joint
+    Text and speech ids are treated alike (paper, section 2.3: one decoder-only model over the joint
     vocabulary).
 
     Args:
       model: `nn.language_model.functional(config)`; `params`: its parameters.
-      layout: where ids stand in packed rows; None reads each row as one whole document.
+      layout: segments and positions of packed rows; None takes each row as one whole document.
     """
     if layout is None:
         layout = whole(jnp.full(ids.shape[0], ids.shape[1], jnp.int32), ids.shape[1])

@@ -1,4 +1,4 @@
-"""Shapes of language models by size; shapes of published models where there is one.
+"""Shapes of language models by size; most are those of published models.
 
 | name | parameters without embeddings | shape of |
 |---|---|---|
@@ -49,10 +49,10 @@ def preset(
     dtype: Dtype = "bfloat16",
     remat: Literal["none", "full", "dots"] = "full",
 ) -> LanguageModelConfig:
-    """A model of this size.
+    """Returns the config of a model of this size.
 
     Args:
-      vocab_size: 0 takes as many ids as the rows' vocabulary has.
+      vocab_size: number of ids; 0 takes that of the rows' vocabulary.
     """
     stack = dataclasses.replace(_STACKS[size], execution=ExecutionConfig(remat=remat))
     return LanguageModelConfig(

@@ -1,4 +1,4 @@
-"""Packed rows -> what a language model loses on each of them."""
+"""Packed rows -> a language model's loss on each row."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
 @dataclasses.dataclass(frozen=True)
 class RowLoss:
-    """Summed loss (nats) of a row's counted ids, and how many they are (0 in a row of padding)."""
+    """Summed loss (nats) of a row's counted ids, and their number (0 in a row of padding)."""
 
     loss_sum: float
     num_ids: float
@@ -22,7 +22,7 @@ class RowLoss:
 def rows_to_losses(
     config: LanguageModelConfig, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[RowLoss]:
-    """The loss of each row of some batches, in order (see `data/rows.py` for their fields)."""
+    """Yields the loss of each row of the batches, in order; `data/rows.py` lists their fields."""
     model = functional(config)
 
     @jax.jit

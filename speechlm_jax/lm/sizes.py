@@ -1,4 +1,4 @@
-"""Names of the sizes of `lm.presets`, as the command line shows them before JAX is imported."""
+"""Names of the sizes of `lm.presets`, which the command line shows before JAX is imported."""
 
 from typing import Literal, TypeAlias, get_args
 

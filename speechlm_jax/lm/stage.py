@@ -13,7 +13,7 @@ from speechlm_jax.vocab import Vocab
 
 
 def language_model_work(config: LanguageModelConfig) -> Measure:
-    """What packed rows cost a language model of this config."""
+    """Returns the measure of FLOPs that packed rows take in a language model of this config."""
     stack = config.transformer
     matrices = [
         leaf for leaf in jax.tree.leaves(functional(config).shapes["transformer"]) if leaf.ndim == 3
@@ -33,11 +33,11 @@ def make_stage(
     name: str = "lm",
     z_loss: float = 0.0,
 ) -> Stage:
-    """What the loop needs to train a language model.
+    """Returns the stage that trains a language model.
 
     Batches hold `ids`, `segments`, `positions`, `loss_mask` [batch, length] and `task` [batch], the
-    index of each row's task in `tasks`. The loss is the mean over counted ids, whatever their
-    modality (GLM-4-Voice report, section 4.1: no weights are mentioned).
+    index of each row's task in `tasks`. The loss is the mean over counted ids of either modality,
+    all with equal weight (GLM-4-Voice report, section 4.1, mentions no weights).
 
     Args:
       z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.

@@ -1,1 +1,1 @@
-"""Whether a training step fits: it is compiled for TPUs that are not there, and read."""
+"""Plans a training step: compiles it for absent TPUs, and reads what it needs and sends."""

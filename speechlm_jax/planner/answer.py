@@ -1,4 +1,4 @@
-"""What every plan answers: does it fit, what does it send, what bounds it."""
+"""Figures that every plan gives: does it fit, what does it send, what bounds it."""
 
 import dataclasses
 import math
@@ -15,10 +15,10 @@ from speechlm_jax.planner.slices import Slices
 def answer(
     slices: Slices, compiled: Compiled, parts: dict[str, int], bounds: Bounds
 ) -> dict[str, Any]:
-    """The part of a plan's JSON object that all plans share.
+    """Returns the part of a plan's JSON object that all plans share.
 
     Args:
-      parts: bytes on each chip, by what they hold.
+      parts: bytes on each chip, by content.
     """
     capacity = slices.chip.hbm_bytes
     return {
@@ -38,7 +38,7 @@ def answer(
 
 
 def held_bytes(tree: PyTree) -> int:
-    """What a device holds of arrays, or of their shapes with shardings."""
+    """Returns the bytes that a device holds of arrays, or of their shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

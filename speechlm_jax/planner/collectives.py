@@ -1,4 +1,4 @@
-"""A compiled program's text -> its collectives: how often each kind runs, the bytes it moves."""
+"""A compiled program's text -> its collectives: how often each kind runs, and bytes it moves."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from speechlm_jax.planner.program import Instruction, Scope, read_program
 
 Kind = Literal["all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"]
 Network = Literal["ici", "dcn"]
-Groups = list[list[int]]  # numbers of devices that speak with each other
+Groups = list[list[int]]  # numbers of devices, by group that communicates
 
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _LISTED = re.compile(r"\breplica_groups=(\{(?:\{[\d,]*\},?)*\})")
@@ -23,7 +23,7 @@ _MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-# what a chip hands to its host, for another slice
+# a chip's transfer to its host, for another slice
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
 
@@ -33,13 +33,13 @@ class Collective:
     """The collectives of one kind over one network, in one run of a program.
 
     Attributes:
-      network: "dcn" where a group holds devices of several slices, else "ici".
-      count: executions, trips of loops included; several arrays sent as one are one.
-      bytes: what a device holds of the larger side, the gathered result or the reduced operand,
+      network: "dcn" if a group holds devices of several slices, else "ici".
+      count: number of executions, trips of loops included; several arrays sent as one count once.
+      bytes: bytes on a device of the larger side, the gathered result or the reduced operand,
         summed over executions.
-      wire_bytes: what a device sends, with ring algorithms: of `bytes` and groups of g devices,
-        (g - 1) / g for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, all
-        for collective-permute. Of a group over slices, all of it counts as the DCN's.
+      wire_bytes: bytes that a device sends, with ring algorithms: of `bytes` and groups of g
+        devices, (g - 1) / g for all-gather, reduce-scatter and all-to-all, twice that for
+        all-reduce, all for collective-permute. If a group spans slices, all of them count as DCN's.
     """
 
     kind: Kind
@@ -49,7 +49,7 @@ class Collective:
     wire_bytes: int
 
     def times(self, number: int) -> "Collective":
-        """So many of it."""
+        """Returns this collective executed `number` times."""
         figures = (number * figure for figure in (self.count, self.bytes, self.wire_bytes))
         return Collective(self.kind, self.network, *figures)
 
@@ -57,28 +57,28 @@ class Collective:
 def collectives(
     program: str, *, num_devices: int, devices_per_slice: int | None = None
 ) -> list[Collective]:
-    """What a compiled program sends: one entry for each kind and network, in the order of both.
+    """Returns the collectives of a program: one entry per kind and network, in the order of both.
 
-    A collective in a loop counts once a trip; of a conditional, the branch that sends most counts.
-    A group of one device sends nothing and is left out. Between slices a TPU's program sends by its
-    host: a `send` that names the collective that it is a part of. Not seen: other sends, and
-    collectives of a kind that `Kind` does not name.
+    A collective in a loop counts once per trip; of a conditional, the branch that sends most
+    counts. A group of one device sends nothing and is left out. Between slices a TPU program sends
+    through its host, with a `send` that names the collective that it is a part of. Not found: other
+    sends, and collectives of a kind that `Kind` does not name.
 
     Args:
       program: text of optimised HLO, `compiled.as_text()`, with one replica.
-      num_devices: that run it.
-      devices_per_slice: so many devices that follow each other in the program's order make a
-        slice, joined by ICI; None: all do.
+      num_devices: number of devices that run it.
+      devices_per_slice: number of consecutive devices, in the program's order, that form a slice,
+        joined by ICI; None: all devices.
 
     Raises:
-      ValueError: no program, unreadable groups, or a loop around a collective whose trips cannot
-        be read; names the loop or the collective.
+      ValueError: the text is no program, groups cannot be read, or the trips of a loop around a
+        collective cannot be read; the message names the loop or the collective.
     """
     return _sums(_within(read_program(program), num_devices, devices_per_slice or num_devices))
 
 
 def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
-    """Every collective of one run of a computation."""
+    """Returns every collective of one run of a computation."""
 
     def inside(of: Scope) -> list[Collective]:
         return _sums(_within(of, devices, per_slice))
@@ -87,7 +87,7 @@ def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
     for instruction in scope.instructions:
         code = instruction.opcode
         if code == "while":
-            # trips are read only where they matter: other loops may end when they like
+            # trips are read only where they matter: those of other loops may be unreadable
             if once := inside(scope.body(instruction)):
                 trips = scope.trips(instruction)
                 found += [one.times(trips) for one in once]
@@ -102,7 +102,7 @@ def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
 
 
 def _runs(instruction: Instruction, scope: Scope) -> bool:
-    """Whether it runs the computation that it names; the end of an asynchronous call does not."""
+    """Returns True if it runs the computation that it names; the end of an async call does not."""
     if not instruction.called or instruction.opcode.endswith(("-done", "-update")):
         return False
     if instruction.opcode != "fusion":
@@ -114,7 +114,7 @@ def _runs(instruction: Instruction, scope: Scope) -> bool:
 
 
 def _kind(instruction: Instruction, scope: Scope) -> Kind | None:
-    """The kind of an instruction in a computation; None if it is no collective, or ends one."""
+    """Returns an instruction's kind of collective; None if it is no collective, or ends one."""
     opcode = instruction.opcode
     if opcode == "send":
         found = _MEGASCALE.search(instruction.rest)
@@ -126,7 +126,7 @@ def _kind(instruction: Instruction, scope: Scope) -> Kind | None:
 
 
 def _sent(kind: Kind, instruction: Instruction, devices: int, per_slice: int) -> list[Collective]:
-    """One collective, run once; nothing where nobody speaks with another."""
+    """Returns one collective, run once, in a list, which is empty if no devices communicate."""
     if instruction.opcode == "send":
         groups = [list(range(0, devices, per_slice))]
     else:
@@ -144,7 +144,7 @@ def _sent(kind: Kind, instruction: Instruction, devices: int, per_slice: int) ->
 
 
 def _result(instruction: Instruction) -> str:
-    """Shape of what it gives; those that start something give operands, results and more."""
+    """Returns the shape of an instruction's result; a start gives operands, results and more."""
     code, shape = instruction.opcode, instruction.shape.strip()
     if code == "send":
         return shape.partition("]")[0] + "]"
@@ -159,7 +159,7 @@ def _result(instruction: Instruction) -> str:
 
 
 def _num_bytes(shape: str) -> int:
-    """Bytes of an array or of all arrays of a tuple, a chip's tiles not filled up."""
+    """Returns the bytes of an array or of all arrays of a tuple, without padding to tiles."""
     return sum(
         math.ceil(math.prod(_integers(sizes)) * int(bits or 8) / 8)
         for _, bits, sizes in _ARRAY.findall(shape)
@@ -167,7 +167,7 @@ def _num_bytes(shape: str) -> int:
 
 
 def _groups(instruction: Instruction, devices: int) -> Groups:
-    """Who speaks with whom, in the four ways in which XLA writes it."""
+    """Returns the groups of devices that communicate, from any of XLA's four notations."""
     rest = instruction.rest
     if found := _PAIRS.search(rest):
         pairs = [_integers(pair) for pair in re.findall(r"\{([\d,]+)\}", found[1])]
@@ -183,7 +183,7 @@ def _groups(instruction: Instruction, devices: int) -> Groups:
 
 
 def _counted(text: str) -> np.ndarray:
-    """Of `[4,8]T(1,0)`: the numbers from 0 in this shape, transposed, in a row."""
+    """Parses a device order as `[4,8]T(1,0)`: numbers from 0 in a shape, transposed, flattened."""
     found = re.match(_IOTA, text)
     if not found:
         raise ValueError(f"the order of devices {text} cannot be read")
@@ -195,7 +195,7 @@ def _counted(text: str) -> np.ndarray:
 def _along(
     axes: list[tuple[str, str]], order: str | None, parts: list[tuple[str, str, str]]
 ) -> Groups:
-    """Groups along axes of a mesh, or along parts of axes: `'b':(2)4` is 4 of `'b'`, inside 2."""
+    """Returns groups along axes of a mesh, or parts of axes: `'b':(2)4` is 4 of `'b'`, inside 2."""
     sizes, grouped = [], []
     for name, size in axes:
         # an axis is cut where a part begins or ends, the outermost first
@@ -222,7 +222,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _sums(found: Iterable[Collective]) -> list[Collective]:
-    """One for each kind and network that is there."""
+    """Sums the collectives of each kind and network that occurs."""
     figures: dict[tuple[Kind, Network], list[int]] = defaultdict(lambda: [0, 0, 0])
     for one in found:
         now = (one.count, one.bytes, one.wire_bytes)

@@ -1,6 +1,6 @@
-"""The TPU compiler on a machine without a TPU: a lowered step -> what it takes and what it sends.
+"""The TPU compiler on a machine without a TPU: a lowered step -> its memory and its collectives.
 
-What was compiled once is kept in a folder, by the text of the program: compiling takes minutes.
+Results are kept in a folder, by the text of the program: compiling takes minutes.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from speechlm_jax.planner.slices import GIB, Slices
 
 _log = logging.getLogger("speechlm.planner")
 
-# The compiler would ask Cloud's metadata server what machine this is, and say that it cannot know;
-# and it would lock out others, although it holds no TPU.
+# Without these, the compiler asks Cloud's metadata server what machine this is, and reports that it
+# cannot know; and it locks out other processes, although it holds no TPU.
 ALONE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -37,23 +37,24 @@ ALONE = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-VERSION = 1  # of what `Compiled` says
+VERSION = 1  # of the fields of `Compiled` and their meaning
 WHOLE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program.
+    """The compiler's figures for a program.
 
     Attributes:
-      fits: whether the compiler found room, and asks for no more than a chip has.
-      hbm_bytes: that it needs on each chip at its fullest moment, whether or not they are there.
-      temporary_bytes: of these, neither arguments nor results.
-      program_bytes: of these, the program itself; 0 where it does not fit.
-      flops: by the compiler's own count, each loop's body once; None where it does not fit.
-      collectives: of one run; none where it does not fit.
-      seconds: that compiling took.
+      fits: true if the compiler found room, and needs no more than a chip has.
+      hbm_bytes: bytes that it needs on each chip at its peak, whether or not the chip has them.
+      temporary_bytes: of these, bytes of neither the arguments nor the program (if it does not fit:
+        all but the arguments).
+      program_bytes: of these, bytes of the program itself; 0 if it does not fit.
+      flops: FLOPs by the compiler's own count, each loop's body once; None if it does not fit.
+      collectives: collectives of one run; none if it does not fit.
+      seconds: seconds that compiling took.
     """
 
     fits: bool
@@ -66,7 +67,7 @@ class Compiled:
 
 
 def devices(slices: Slices) -> list[Any]:
-    """The devices of slices that are not there, for a mesh.
+    """Returns the devices of absent slices, for a mesh.
 
     Raises:
       UserError: the TPU compiler is not installed, or knows no such slice.
@@ -97,23 +98,24 @@ def devices(slices: Slices) -> list[Any]:
 def compile_program(
     lowered: Any, slices: Slices, *, argument_bytes: int, keep: Path | None = None
 ) -> Compiled:
-    """Compiles; a program that is too large is an answer, not an error.
+    """Compiles a lowered program; one that is too large gives a result, not an error.
 
     Args:
-      argument_bytes: of its arguments on each chip; a program that does not fit no longer says.
-      keep: folder of what was compiled before; None: there is none.
+      argument_bytes: bytes of its arguments on each chip, which the compiler does not report for a
+        program that does not fit.
+      keep: folder of earlier results; None: there is none.
     """
     if keep is None:
         found = _compile(lowered, slices, argument_bytes)
     else:
         found = _compile_once(lowered, slices, argument_bytes, keep)
-    # what the compiler says may still add up to more than there is
+    # the compiler's figures may still add up to more than a chip has
     fits = found.fits and found.hbm_bytes <= slices.chip.hbm_bytes
     return dataclasses.replace(found, fits=fits)
 
 
 def _compile_once(lowered: Any, slices: Slices, argument_bytes: int, keep: Path) -> Compiled:
-    """What was found the last time, where there was one."""
+    """Returns the earlier result for this program, if there is one; else compiles and keeps it."""
     text = "\n".join([str(VERSION), *_compiler(slices), slices.name, lowered.as_text()])
     path = keep / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(UserError, OSError):  # not there, or of another version
@@ -127,7 +129,7 @@ def _compile_once(lowered: Any, slices: Slices, argument_bytes: int, keep: Path)
 
 
 def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
-    """`fits` says here whether the compiler found room."""
+    """Compiles; `fits` of the result says only whether the compiler found room."""
     began = time.perf_counter()
     try:
         with _no_cache():
@@ -140,7 +142,7 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
         return Compiled(False, needed, needed - argument_bytes, 0, None, (), seconds)
     seconds = time.perf_counter() - began
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    # `temp_size_in_bytes` adds up what is never there at the same time: half as much again
+    # `temp_size_in_bytes` adds up buffers that never exist at the same time: half as much again
     peak, program = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
     sent = collectives(
         compiled.as_text(), num_devices=slices.chips, devices_per_slice=slices.chips_a_slice
@@ -157,14 +159,14 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
 
 
 def _compiler(slices: Slices) -> list[str]:
-    """What the result depends on beside the program: the compiler's build, and its flags."""
+    """Returns what the result depends on beside the program: the compiler's build and its flags."""
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     return [devices(slices)[0].client.platform_version, *flags]
 
 
 @contextlib.contextmanager
 def _no_cache() -> Iterator[None]:
-    """JAX's cache keeps a program for chips that are not there, and then cannot read it."""
+    """Switches off JAX's cache, which stores a program for absent chips but cannot read it back."""
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore
     try:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -176,7 +178,7 @@ def _no_cache() -> Iterator[None]:
 
 
 def _needed(message: str, argument_bytes: int) -> int | None:
-    """Bytes that the compiler asked for in vain; None if it failed for another reason."""
+    """Returns the bytes that the compiler needed but did not have; None if it failed otherwise."""
     for pattern, rest in ((WHOLE, 0), (TEMPORARIES, argument_bytes)):
         found = pattern.search(message)
         if found:

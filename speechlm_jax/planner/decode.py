@@ -1,8 +1,8 @@
-"""A model and slices that are not there -> what one step of generation holds and takes.
+"""A model and absent slices -> memory, collectives and least time of one step of generation.
 
-The step of `nn/decode.py`: one id of every request, its keys and values written to the cache, the
-next id chosen. Weights are bfloat16, whole along `embed`: `tensor` splits them by heads, width and
-vocabulary, the cache by heads; requests lie over the other axes.
+The step is that of `nn/decode.py`: it reads one id of every request, writes its keys and values to
+the cache and chooses the next id. Weights are bfloat16 and not split along `embed`; `tensor` splits
+them by heads, width and vocabulary, and the cache by heads; the other axes split the requests.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ RULES = {**PARAM_RULES, "embed": None}
 
 @dataclasses.dataclass(frozen=True)
 class DecodePlan:
-    """What a step of generation takes; everything but the compiler's word is a projection.
+    """Figures of a step of generation; all but the compiler's are projections.
 
     Attributes:
-      requests: at a time, over all chips.
-      length: ids that the cache has room for, prompt included.
-      tensor: chips that share a request.
-      parts: bytes on each chip, by what they hold.
+      requests: number of requests at a time, over all chips.
+      length: number of ids that the cache has room for, prompt included.
+      tensor: number of chips that share a request.
+      parts: bytes on each chip, by content.
     """
 
     slices: Slices
@@ -51,11 +51,11 @@ class DecodePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether every chip has room for it."""
+        """True if every chip has room for it."""
         return self.compiled.fits
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object; figures that are not the compiler's are named `..._bound`."""
+        """Returns one JSON object; figures with `bound` in their names are projections."""
         return {
             **answer(self.slices, self.compiled, self.parts, self.bounds),
             "requests": self.requests,
@@ -77,10 +77,11 @@ def plan_decoding(
     """Compiles a step of generation for these slices.
 
     Args:
-      requests: at a time, over all chips.
-      length: ids that the cache has room for, prompt included.
-      tensor: chips that share a request; None: as many as there are heads of keys for.
-      keep: folder of what was compiled before; None: there is none.
+      requests: number of requests at a time, over all chips.
+      length: number of ids that the cache has room for, prompt included.
+      tensor: number of chips that share a request; None: the largest that divides the KV heads and
+        the chips of a slice.
+      keep: folder of earlier results; None: there is none.
 
     Raises:
       UserError: the model or the requests do not divide over the chips.
@@ -96,8 +97,8 @@ def plan_decoding(
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     ids = jax.ShapeDtypeStruct((requests, 1), jnp.int32, sharding=rows)
     parts = {name: held_bytes(tree) for name, tree in {"weights": params, "cache": cache}.items()}
-    # The cache lies as the compiler wants it, as in the loop of `generate`: in the usual order of
-    # axes it would be copied at both ends of every step.
+    # The compiler chooses the cache's layout, as in the loop of `generate`: in the default layout
+    # the cache would be copied at both ends of every step.
     own = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
         step = jax.jit(
@@ -123,7 +124,7 @@ def _shardings(tree: PyTree) -> PyTree:
 def decode_step(
     model: LanguageModelConfig,
 ) -> Callable[[PyTree, Array, Array, Cache], tuple[Array, Cache]]:
-    """(params, last ids, their positions, cache) to the likeliest next ids and the cache."""
+    """Returns a function from (params, last ids, positions, cache) to (likeliest ids, cache)."""
     made = functional(model)
 
     def step(
@@ -142,7 +143,7 @@ def decode_step(
 def _shapes(
     model: LanguageModelConfig, mesh: Mesh, requests: int, length: int
 ) -> tuple[PyTree, Cache]:
-    """Weights and cache where they lie."""
+    """Returns the shapes of weights and cache, with their shardings."""
     made = functional(model)
     places = param_shardings(made.shapes, made.axes, mesh=mesh, rules=RULES)
     params = jax.tree.map(
@@ -165,12 +166,12 @@ def _shapes(
 
 
 def _unread(model: LanguageModelConfig, params: PyTree) -> int:
-    """Bytes of weights that a step does not read: a table that is no output layer, but for rows."""
+    """Returns the bytes of a table that is no output layer: a step reads only some of its rows."""
     return 0 if model.tied else held_bytes(params["embedding"])
 
 
 def _flops(model: LanguageModelConfig, params: PyTree, requests: int, length: int) -> float:
-    """Of one step over all chips, the cache full."""
+    """Returns the FLOPs of one step over all chips, with a full cache."""
     stack = model.transformer
     table = 0 if model.tied else model.vocab_size * stack.embed
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) - table

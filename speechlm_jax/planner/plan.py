@@ -1,4 +1,4 @@
-"""A config and slices that are not there -> what each chip holds, sends and computes in a step."""
+"""A config and absent slices -> what each chip holds, sends and computes in a training step."""
 
 import dataclasses
 from pathlib import Path
@@ -27,17 +27,17 @@ CAST_BYTES = 2  # a weight in bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a training step takes on slices; everything but the compiler's word is a projection.
+    """Figures of a training step on slices; all but the compiler's are projections.
 
     Attributes:
-      length: ids a row.
-      rows: of a batch, over all chips.
-      row_shards: into how many parts the mesh splits rows.
-      compiled: what the compiler says of the step.
-      evaluation: what it says of a batch of held-out loss, beside the whole state.
-      parts: bytes on each chip, by what they hold.
+      length: ids per row.
+      rows: rows per batch, over all chips.
+      row_shards: number of parts into which the mesh splits rows.
+      compiled: the compiler's figures for the step.
+      evaluation: the compiler's figures for a batch of held-out loss, beside the whole state.
+      parts: bytes on each chip, by content.
       work: model FLOPs of a batch whose rows are one document each.
-      flops: over all chips, recomputation included.
+      flops: FLOPs of a step over all chips, recomputation included.
       budget: tokens of the config's phases; 0: it names none.
     """
 
@@ -57,39 +57,39 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every chip has room for a step, and for an evaluation."""
+        """True if every chip has room for a step, and for an evaluation."""
         return self.compiled.fits and self.evaluation.fits
 
     @property
     def hbm_bytes(self) -> int:
-        """That each chip needs for the larger of the two."""
+        """Bytes that each chip needs for the larger of the two."""
         return max(self.compiled.hbm_bytes, self.evaluation.hbm_bytes)
 
     @property
     def hbm_share(self) -> float:
-        """Of a chip's memory that it needs; above 1 where it does not fit."""
+        """Needed fraction of a chip's memory; above 1 if it does not fit."""
         return self.hbm_bytes / self.slices.chip.hbm_bytes
 
     @property
     def microbatch_rows(self) -> int:
-        """Rows that all chips read at a time."""
+        """Rows that all chips together read at a time."""
         return self.rows // self.num_microbatches
 
     @property
     def seconds_per_token(self) -> float:
-        """The least time, over all chips."""
+        """Lower bound of the seconds per token, over all chips."""
         return self.bounds.seconds / (self.rows * self.length)
 
     @property
     def days(self) -> float | None:
-        """For the budget, at the bound; None without one, or where the step does not fit."""
+        """Lower bound of the days for the budget; None without one, or if the plan does not fit."""
         if not self.budget or not self.fits:
             return None
         steps = self.budget / (self.rows * self.length)
         return steps * self.bounds.seconds / SECONDS_A_DAY
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object; figures that are not the compiler's are named `..._bound`."""
+        """Returns one JSON object; figures with `bound` in their names are projections."""
         tokens = self.rows * self.length
         return {
             **answer(self.slices, self.compiled, self.parts, self.bounds),
@@ -123,12 +123,12 @@ def plan_training(
     """Compiles the step and the evaluation that `speechlm train` would run on these slices.
 
     Args:
-      length: ids a row, as the rows were prepared with.
-      vocab_size: where the config leaves it to the rows.
-      keep: folder of what was compiled before; None: there is none.
+      length: ids per row, as the rows were prepared.
+      vocab_size: size of the vocabulary if the config leaves it to the rows.
+      keep: folder of earlier results; None: there is none.
 
     Raises:
-      UserError: the config does not divide over the mesh, or the compiler is not there.
+      UserError: the config does not divide over the mesh, or the compiler is not installed.
     """
     experiment = with_vocab(experiment, vocab_size)
     model, microbatches = experiment.model, experiment.train.num_microbatches
@@ -162,27 +162,27 @@ def plan_training(
 
 
 def check(experiment: LanguageModelExperiment, slices: Slices) -> None:
-    """UserError where a config does not divide over its mesh; compiles nothing."""
+    """Raises UserError if a config does not divide over its mesh; compiles nothing."""
     program = make_step(experiment, slices)
     _check_rows(program, experiment.data.batch_size, experiment.train.num_microbatches)
 
 
 def with_vocab(experiment: LanguageModelExperiment, vocab_size: int) -> LanguageModelExperiment:
-    """The experiment, its vocabulary of this size where the config leaves it to the rows."""
+    """Returns the experiment with a vocabulary of this size if its config leaves it to the rows."""
     model = experiment.model
     model = dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
     return dataclasses.replace(experiment, model=model)
 
 
 def make_stage(experiment: LanguageModelExperiment) -> Stage:
-    """Its training without data, with the tasks that the config names."""
+    """Makes the stage of an experiment without data, with the tasks that its config names."""
     names = {name for phase in experiment.data.phases for name in phase.shares}
     tasks = sorted(names | set(experiment.data.shares)) or ["rows"]
     return synthetic_stage(experiment.model, tasks, z_loss=experiment.z_loss)
 
 
 def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
-    """The step on these slices; its vocabulary has the model's size."""
+    """Builds the training step on these slices; its vocabulary has the model's size."""
     train = experiment.train
     steps = train.total_steps or train.optimizer.warmup_steps + 1
     mesh = make_mesh(train.mesh, devices=devices(slices))
@@ -193,7 +193,7 @@ def make_step(experiment: LanguageModelExperiment, slices: Slices) -> Program:
 
 
 def _passes(model: LanguageModelConfig) -> int:
-    """How often a microbatch reads the weights: forward, backward, and forward again."""
+    """Returns how often a microbatch reads the weights: forward, backward, and forward again."""
     return 3 if model.transformer.execution.remat == "full" else 2
 
 
@@ -207,7 +207,7 @@ def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:
 
 
 def _parts(program: Program, batch: dict[str, Any]) -> dict[str, int]:
-    """Bytes on each chip that lie there between steps, by what they hold."""
+    """Returns the bytes on each chip between steps, by content."""
     state, rows = program.layout.abstract, batch_sharding(program.mesh)
     placed = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()

@@ -1,8 +1,9 @@
-"""A compiled program's text -> its computations, and how often a loop runs.
+"""A compiled program's text -> its computations, and the trips of its loops.
 
-Optimised HLO as TPU and CPU compilers print it (`compiled.as_text()`). XLA notes the trips of a
-loop on CPU. On TPU the few integers that the loop's condition reads are followed from their first
-values, trip by trip: a loop that multiplies matrices window by window counts by twos.
+The text is optimised HLO as TPU and CPU compilers print it (`compiled.as_text()`). On CPU, XLA
+notes the trips of a loop. On TPU, the few integers that the loop's condition reads are followed
+from their first values, trip by trip: a loop that multiplies matrices window by window counts by
+twos.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 
-MOST_TRIPS = 100_000  # a loop that has not ended by then is not read rightly
+MOST_TRIPS = 100_000  # a loop that has not ended by then is misread
 
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) =(?= )")
@@ -31,7 +32,7 @@ class Instruction:
     """A line of a program: `%name = shape opcode(operands), attributes`.
 
     Attributes:
-      rest: what follows the opening bracket: operands, `)`, attributes.
+      rest: text after the opening bracket: operands, `)`, attributes.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Instruction:
 
     @cached_property
     def inner(self) -> str:
-        """What stands between the brackets."""
+        """Text between the brackets."""
         depth = 1
         for bracket in re.finditer(r"[()]", self.rest):
             depth += 1 if bracket[0] == "(" else -1
@@ -56,17 +57,17 @@ class Instruction:
 
     @cached_property
     def called(self) -> str | None:
-        """The computation that it runs once, or applies to elements; None if there is none."""
+        """Name of the computation that it runs once, or applies to elements; None if none."""
         found = _CALLED.search(self.rest)
         return found[1] if found else None
 
     @cached_property
     def branches(self) -> list[str]:
-        """The computations of which a conditional runs one."""
+        """Names of the computations of which a conditional runs one."""
         return [name for names in _BRANCHES.findall(self.rest) for name in _NAME.findall(names)]
 
     def attribute(self, pattern: str) -> str:
-        """What the first group of a pattern matches; ValueError if nothing."""
+        """Returns the match of a pattern's first group; ValueError if there is none."""
         found = re.search(pattern, self.rest)
         if not found:
             raise ValueError(f"{self.name} ({self.opcode}) has no {pattern}")
@@ -75,13 +76,13 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-    """Instructions by name, in the order of the text, and the name of the one that gives all."""
+    """Instructions by name, in the order of the text, and the name of the one with the result."""
 
     instructions: dict[str, Instruction] = dataclasses.field(default_factory=dict)
     root: str = ""
 
 
-# (number of a parameter, element of its tuple; None: it is none) -> its value
+# (number of a parameter, element of its tuple; None: it is no tuple) -> its value
 Given = Callable[[int, int | None], int]
 
 
@@ -91,12 +92,12 @@ def _unknown(number: int, element: int | None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """A computation where it is run, with what is known of its parameters.
+    """A computation at the place where it runs, with the known values of its parameters.
 
     Attributes:
       program: all computations, by name.
-      name: the computation's.
-      given: the integers among its parameters; ValueError for all others.
+      name: name of the computation.
+      given: returns the integers among its parameters; raises ValueError for all others.
     """
 
     program: dict[str, Computation]
@@ -105,11 +106,11 @@ class Scope:
 
     @property
     def instructions(self) -> Iterable[Instruction]:
-        """The computation's, in the order of the text."""
+        """Instructions of the computation, in the order of the text."""
         return self.program[self.name].instructions.values()
 
     def called(self, caller: Instruction) -> "Scope":
-        """What a call or fusion of this computation runs; ValueError if it runs nothing."""
+        """Returns the scope that a call or fusion runs; ValueError if it runs nothing."""
         if caller.called is None:
             raise ValueError(f"{caller.name} calls nothing")
 
@@ -119,8 +120,8 @@ class Scope:
         return Scope(self.program, caller.called, given)
 
     def branches(self, conditional: Instruction) -> list["Scope"]:
-        """Each of the computations of which a conditional runs one."""
-        # the first operand chooses, each other one is what a branch is given
+        """Returns the scopes of which a conditional runs one."""
+        # the first operand chooses; each other one is passed to a branch
         pairs = zip(conditional.branches, conditional.operands[1:], strict=True)
         return [
             Scope(self.program, name, partial(self._handed, operand)) for name, operand in pairs
@@ -130,11 +131,11 @@ class Scope:
         return self.value(operand, element)
 
     def body(self, loop: Instruction) -> "Scope":
-        """What a loop runs each trip; known is what every trip hands on as it was."""
+        """Returns the scope that a loop runs each trip; it knows values that no trip changes."""
         body = self._of_loop(loop, "body", _unknown)
 
         def given(number: int, element: int | None) -> int:
-            probe = 2**31 + 1  # no program holds it: it comes out only if it is handed on
+            probe = 2**31 + 1  # no program holds it: it comes out only if it is passed on
             kept = dataclasses.replace(body, given=lambda _, index: probe + (index or 0))
             if element is None or kept.value(body._root, element) != probe + element:
                 raise ValueError(f"element {element} of {loop.name} changes")
@@ -143,10 +144,10 @@ class Scope:
         return dataclasses.replace(body, given=given)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop of this computation runs its body.
+        """Returns how often a loop of this computation runs its body.
 
         Raises:
-          ValueError: names the loop; it depends on more than integers that the program holds.
+          ValueError: it depends on more than integers in the program; the message names the loop.
         """
         known = _TRIPS.search(loop.rest)
         if known:
@@ -157,10 +158,10 @@ class Scope:
             raise ValueError(f"the trips of {loop.name} cannot be read: {error}") from error
 
     def value(self, name: str, element: int | None = None) -> int:
-        """The integer that an instruction gives, or that is an element of its tuple.
+        """Returns the integer that an instruction gives, or an element of its tuple.
 
         Raises:
-          ValueError: it depends on more than integers that are known.
+          ValueError: it depends on more than known integers.
         """
         instruction = self.program[self.name].instructions[name]
         code, operands = instruction.opcode, instruction.operands
@@ -198,7 +199,7 @@ class Scope:
         return Scope(self.program, loop.attribute(rf"\b{part}=%([\w.\-]+)"), given)
 
     def _followed(self, loop: Instruction) -> int:
-        state: dict[int, int] = {}  # what the condition reads, and what that is made from
+        state: dict[int, int] = {}  # elements that the condition reads, and their inputs
 
         def first(_: int, element: int | None) -> int:
             if element is None:
@@ -229,10 +230,10 @@ def _elements(state: dict[int, int]) -> Given:
 
 
 def read_program(text: str) -> Scope:
-    """The computation where a program enters.
+    """Parses a program's text and returns its entry computation.
 
     Raises:
-      ValueError: the text is no program's.
+      ValueError: the text is no program.
     """
     program: dict[str, Computation] = {}
     entry, current = "", Computation()

@@ -1,7 +1,7 @@
-"""The least time that a step can take on a slice, and what sets it: FLOPs, HBM or the network.
+"""Lower bound of a step's time on a slice, and what sets it: FLOPs, HBM or the network.
 
-Each bound is a sum over the step divided by what the slice can do at best, as if everything else
-were hidden behind it (Williams et al. 2009). Real steps take longer; docs/plans has by how much.
+Each bound is a sum over the step divided by the slice's peak rate, as if everything else were
+hidden behind it (Williams et al. 2009). Real steps take longer; docs/plans says by how much.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from speechlm_jax.planner.slices import Slices
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds of a step by what bounds it."""
+    """Lower bounds of the seconds of a step, by resource."""
 
     compute: float
     hbm: float
@@ -23,12 +23,12 @@ class Bounds:
 
     @property
     def seconds(self) -> float:
-        """The least time."""
+        """The largest bound, which no step can beat."""
         return max(dataclasses.astuple(self))
 
     @property
     def name(self) -> str:
-        """What sets it."""
+        """Name of the resource that sets the largest bound."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
@@ -39,12 +39,12 @@ def bounds(
     hbm_bytes: float,
     moved: Iterable[Collective],
 ) -> Bounds:
-    """Lower bounds of a step's time.
+    """Returns lower bounds of a step's time.
 
     Args:
-      flops: of the step over all chips, recomputation included.
-      hbm_bytes: that each chip must read and write.
-      moved: what each chip sends.
+      flops: FLOPs of the step over all chips, recomputation included.
+      hbm_bytes: bytes that each chip must read and write.
+      moved: collectives of each chip.
     """
     chip = slices.chip
     sent = {"ici": 0, "dcn": 0}
@@ -59,10 +59,10 @@ def bounds(
 
 
 def recomputed(stack: TransformerConfig, length: int) -> float:
-    """FLOPs a token of what the backward pass makes again, causal, for rows of one document.
+    """Returns the FLOPs per token that the backward pass recomputes, causal, one document a row.
 
-    Never a block's last product: nothing needs it. "dots" makes the attention again; so does
-    "full", also where its result is saved, because its backward pass wants the sums of its softmax.
+    A block's last product is never recomputed: nothing needs it. "dots" recomputes the attention;
+    so does "full", even if its result is saved, because its backward pass needs its softmax's sums.
     """
     execution = stack.execution
     if execution.remat == "none":

@@ -1,8 +1,9 @@
-"""Which microbatches, remat and mesh a training should take on a slice; the most rows that fit.
+"""Searches for the best microbatches, remat and mesh on a slice, or for the most rows that fit.
 
-The batch of the config stays: it belongs to the recipe. What is tried is how a slice works it off.
-Ways are compiled in the order of the least time that their arithmetic needs; those that cannot beat
-the best one found are left out, and so are those whose kept activations alone do not fit.
+The batch of the config stays, because it belongs to the recipe; the search varies how a slice
+processes it. Candidates are compiled in the order of the least time that their arithmetic needs;
+those that cannot beat the best one found are left out, and so are those whose saved activations
+alone do not fit.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from speechlm_jax.planner.roofline import recomputed
 from speechlm_jax.planner.slices import Slices
 from speechlm_jax.sharding import make_mesh, param_shardings, row_shards
 
-SPARE = 0.08  # of a chip's memory, for what the compiler does not see
-ROUNDING = 1e-6  # between two ways to add up the same FLOPs
-MOST_ROWS = 64  # at a time, for each part that the mesh splits rows into
+SPARE = 0.08  # fraction of a chip's memory, for what the compiler does not see
+ROUNDING = 1e-6  # relative, between two ways to add up the same FLOPs
+MOST_ROWS = 64  # at a time, for each part into which the mesh splits rows
 REMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("none", ()),
     ("dots", ()),
@@ -43,10 +44,10 @@ class Candidate:
     """A mesh and a remat policy; the number of microbatches is open.
 
     Attributes:
-      experiment: with both.
-      overrides: that say so on the command line.
-      shards: into how many parts the mesh splits rows.
-      seconds_floor: arithmetic a token at the chips' best, over all chips.
+      experiment: the experiment with both.
+      overrides: overrides that set them on the command line.
+      shards: number of parts into which the mesh splits rows.
+      seconds_floor: seconds of arithmetic per token at the chips' peak, over all chips.
     """
 
     experiment: LanguageModelExperiment
@@ -55,30 +56,30 @@ class Candidate:
     seconds_floor: float
 
     def microbatches(self) -> list[int]:
-        """Numbers of them that the batch divides into; the fewest rows at a time first."""
+        """Returns numbers of microbatches that divide the batch, fewest rows at a time first."""
         whole, rest = divmod(self.experiment.data.batch_size, self.shards)
         return [] if rest else [n for n in range(whole, 0, -1) if whole % n == 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """One candidate that was compiled, and the overrides that make it of the config."""
+    """A compiled candidate, and the overrides that make it from the config."""
 
     overrides: tuple[str, ...]
     plan: Plan
 
     @property
     def seconds_per_token(self) -> float:
-        """What is ranked: halfway between a step that hides all it can and one that hides nothing.
+        """Seconds to rank by: the mean of a step that hides all it can and one that hides nothing.
 
-        The least time alone would take any traffic for free that arithmetic could hide.
+        The least time alone would count any traffic that arithmetic could hide as free.
         """
         plan = self.plan
         added = sum(dataclasses.astuple(plan.bounds)) / (plan.rows * plan.length)
         return (plan.seconds_per_token + added) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """Its line in a table of the search."""
+        """Returns its row in a table of the search."""
         return {
             "overrides": list(self.overrides),
             "fits": self.plan.fits,
@@ -90,12 +91,12 @@ class Tried:
 
 
 def has_spare(plan: Plan) -> bool:
-    """Whether it fits, with something to spare."""
+    """Returns True if a plan fits and leaves `SPARE` of the memory free."""
     return plan.fits and plan.hbm_share <= 1 - SPARE
 
 
 def best(tried: Sequence[Tried]) -> Tried | None:
-    """The one to take; None: nothing fits."""
+    """Returns the fastest candidate that fits with memory to spare; None if there is none."""
     good = [one for one in tried if has_spare(one.plan)]
     return min(good, key=lambda one: one.seconds_per_token, default=None)
 
@@ -111,9 +112,9 @@ def search(
     """Compiles candidates until no other can be better than the best that fits.
 
     Args:
-      experiment: its model with the size of its vocabulary.
+      experiment: the experiment; its model has the size of its vocabulary.
       planner: `plan_training` for these slices and this length.
-      report: called with candidates done, all candidates, and what is compiled now.
+      report: called with the number of candidates done, that of all, and the one compiled now.
 
     Raises:
       UserError: the config as it is does not divide over its mesh.
@@ -137,7 +138,7 @@ def search(
             tried.append(Tried((*candidate.overrides, more), plan))
             return plan
 
-        # what only the kernels know not to divide shows when they are lowered, before compiling
+        # sizes that only a kernel refuses raise when it is lowered, before compiling
         with contextlib.suppress(UserError):
             _climb(compiled, candidate.microbatches(), rows=lambda n: 1 / n)
     report(len(found), len(found), "")
@@ -145,7 +146,7 @@ def search(
 
 
 def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planner) -> Plan | None:
-    """The plan with the most rows at a time that fit; None: not even one row does."""
+    """Returns the plan with the most rows at a time that fit; None if not even one row does."""
     shards = row_shards(make_mesh(experiment.train.mesh, devices=devices(slices)))
 
     def compiled(rows: int) -> Plan:
@@ -158,7 +159,7 @@ def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planne
 def candidates(
     experiment: LanguageModelExperiment, slices: Slices, *, length: int
 ) -> Iterator[Candidate]:
-    """Every mesh that the model divides over, with every remat; the simplest mesh first."""
+    """Yields every mesh that the model divides over, with every remat; the simplest mesh first."""
     stage, chips = make_stage(experiment), devices(slices)
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0)))[0]
     assert stage.work is not None
@@ -188,15 +189,16 @@ def candidates(
 def _climb(
     compiled: Callable[[int], Plan], choices: Sequence[int], *, rows: Callable[[int], float]
 ) -> Plan | None:
-    """The last of the choices that fits; they need more and more memory, about in a line by `rows`.
+    """Returns the plan of the last choice that fits; their memory grows, about linearly in `rows`.
 
-    The first two are compiled. The line through them says which is the last; what is then still
-    open, between the best that fits and the least that does not, is halved or cut by their line.
+    The first two are compiled; the line through them predicts the last that fits. The range that is
+    then open, between the last known to fit and the first known not to, is cut in turn by the line
+    through these two and in half.
     """
     found: Plan | None = None
-    points: list[tuple[float, float]] = []  # rows and shares of what fits
+    points: list[tuple[float, float]] = []  # rows and memory shares of those that fit
     unfit: tuple[float, float] | None = None
-    low, high, turn = 0, len(choices), 0  # what is open
+    low, high, turn = 0, len(choices), 0  # the open range
     while low < high:
         at = low
         if len(points) > 1:
@@ -219,7 +221,7 @@ def _last_below(
     choices: Sequence[int],
     rows: Callable[[int], float],
 ) -> int:
-    """The place of the last choice that fits by a line through two points, or the first."""
+    """Returns the index of the last choice that fits by a line through two points, or 0."""
     (x0, y0), (x1, y1) = line
     slope = max((y1 - y0) / (x1 - x0), 1e-9)
     fits = [y1 + slope * (rows(n) - x1) <= 1 - SPARE for n in choices]
@@ -227,14 +229,14 @@ def _last_below(
 
 
 def _kept_bytes(experiment: LanguageModelExperiment, length: int) -> float:
-    """At least what a chip keeps of one row of activations for the backward pass, in bfloat16."""
+    """Returns a lower bound of the bytes of a row's activations that a chip keeps, in bfloat16."""
     stack, mesh = experiment.model.transformer, experiment.train.mesh
     whole, split = _kept_values(stack)
     return 2 * stack.num_layers * length / mesh.context * (whole + split / mesh.tensor)
 
 
 def _kept_values(stack: TransformerConfig) -> tuple[int, int]:
-    """Values a block and position: those that lie on a chip whole, and those `tensor` splits."""
+    """Returns kept values per block and position: those not split, and those `tensor` splits."""
     width, kv_width = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
     if stack.execution.remat == "full":
         return stack.embed, (width + 2 * kv_width) if "qkv" in stack.execution.saved else 0

@@ -1,4 +1,4 @@
-"""TPU slices by their shape (`v5p:4x4x4`) or by Cloud's names (`v5p-128`), and what a chip has."""
+"""TPU slices by shape (`v5p:4x4x4`) or by Cloud's name (`v5p-128`), and figures of their chips."""
 
 import dataclasses
 import math
@@ -18,15 +18,15 @@ class Chip:
     rest from Google Cloud's pages and "How to Scale Your Model" (Austin et al. 2025), chapter 2.
 
     Attributes:
-      compiler_name: in the compiler's names of topologies.
-      device_kind: as JAX names it.
-      hbm_bytes: what a program may use.
-      hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second that a chip sends, over all its links.
-      dcn_bandwidth: bytes a second that a chip sends to other slices, by its host.
-      axes: of the torus that chips form.
-      named_by_cores: whether Cloud's names count two cores a chip.
-      cloud_name: before the number in Cloud's names.
+      compiler_name: name in the compiler's names of topologies.
+      device_kind: name in JAX.
+      hbm_bytes: bytes that a program may use.
+      hbm_bandwidth: bytes per second.
+      ici_bandwidth: bytes per second that a chip sends over all its links.
+      dcn_bandwidth: bytes per second that a chip sends to other slices through its host.
+      axes: number of axes of the torus that chips form.
+      named_by_cores: true if Cloud's names count two cores per chip.
+      cloud_name: part before the number in Cloud's names.
     """
 
     compiler_name: str
@@ -63,7 +63,7 @@ CHIPS = {
         axes=2, named_by_cores=False, cloud_name="v6e",
     ),
 }  # fmt: skip
-# The shapes that Cloud's names stand for; 3-D ones as close to a cube as multiples of 4 allow.
+# The shapes behind Cloud's names; 3-D ones are as close to a cube as multiples of 4 allow.
 SQUARES = {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
 }  # fmt: skip
@@ -80,7 +80,7 @@ class Slices:
     Attributes:
       kind: key of `CHIPS`.
       shape: chips along each axis of the torus.
-      number: of slices.
+      number: number of slices.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class Slices:
 
     @property
     def chip(self) -> Chip:
-        """What each chip has."""
+        """The kind of chip, with its figures."""
         return CHIPS[self.kind]
 
     @property
@@ -104,13 +104,13 @@ class Slices:
 
     @property
     def name(self) -> str:
-        """Such as v5p:4x4x4, or 2 x v6e:8x8."""
+        """Name such as v5p:4x4x4, or 2 x v6e:8x8."""
         one = f"{self.kind}:{'x'.join(map(str, self.shape))}"
         return one if self.number == 1 else f"{self.number} x {one}"
 
 
 def parse_topology(text: str, *, slices: int = 1) -> Slices:
-    """`v5p:4x4x4`: the kind of chip, and chips along each axis.
+    """Parses `v5p:4x4x4`: the kind of chip, and the number of chips along each axis.
 
     Raises:
       UserError: an unknown chip, a shape of too few or too many axes, fewer than one slice.
@@ -127,7 +127,7 @@ def parse_topology(text: str, *, slices: int = 1) -> Slices:
 
 
 def parse_accelerator(text: str, *, slices: int = 1) -> Slices:
-    """Cloud's name: `v4-` and `v5p-` count cores, `v5litepod-` and `v6e-` chips.
+    """Parses Cloud's name: `v4-` and `v5p-` count cores, `v5litepod-` and `v6e-` chips.
 
     Raises:
       UserError: an unknown name, or a number of chips that no slice has.

@@ -1,1 +1,1 @@
-"""The whole chain as resumable steps: corpora, training, evaluation, chat and report."""
+"""The whole chain as resumable steps: corpora, training, evaluation, chat and the report."""

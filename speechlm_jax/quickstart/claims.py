@@ -1,10 +1,10 @@
-"""The bars of the quickstart, fixed before any run, and what a guess would give."""
+"""Claims of the quickstart, with bars fixed before any run, and the chance level of its figures."""
 
 from speechlm_jax.report.inputs import Claim
 
-_GUESS = 1 / 8  # values an attribute
+_GUESS = 1 / 8  # each attribute has 8 values
 
-CHANCE = {
+CHANCE = {  # by the beginning of a figure's name
     "tokenizer/abx": 0.5,
     "qa/": _GUESS,
     "chat/": _GUESS,

@@ -1,4 +1,4 @@
-"""Wall and CPU seconds of each step, summed over restarts, even those that ended by `kill -9`."""
+"""Wall and CPU seconds of each step, summed over restarts, including those ended by `kill -9`."""
 
 import os
 import resource
@@ -16,14 +16,17 @@ BEAT_SECONDS = 2.0
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of its finished children."""
+    """Returns the CPU seconds of this process and of its finished children."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
 @contextmanager
 def timed(folder: Path, step: str) -> Iterator[None]:
-    """Keeps a record of this sitting's time at `step`, at most two seconds behind."""
+    """Records the seconds that the block takes as one sitting of `step`, in a file in `folder`.
+
+    The file is rewritten every `BEAT_SECONDS` and at the end of the block.
+    """
     path = folder / f"{step}.{uuid.uuid4().hex[:8]}.json"
     wall, cpu = time.perf_counter(), cpu_seconds()
     stop = threading.Event()
@@ -52,7 +55,7 @@ def timed(folder: Path, step: str) -> Iterator[None]:
 
 
 def totals(folder: Path) -> dict[str, dict[str, float]]:
-    """Seconds of every step over all its sittings, and how many there were."""
+    """Returns, for each step, its seconds summed over all sittings and the number of sittings."""
     sums: dict[str, dict[str, float]] = defaultdict(
         lambda: {"wall_seconds": 0.0, "cpu_seconds": 0.0, "sittings": 0}
     )

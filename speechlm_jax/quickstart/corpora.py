@@ -1,4 +1,4 @@
-"""The world's audio and text: every clip that is spoken, and the documents that are written."""
+"""Texts of the world: every clip to be spoken, and the written documents."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,15 +13,15 @@ from speechlm_jax.world import texts
 from speechlm_jax.world.world import Fact, Kind, World
 
 TRAIN, VALIDATION, DIALOGUE, EVALUATION = "train", "validation", "dialogue", "evaluation"
-VALIDATION_EVERY = 64  # one clip of so many gives the held-out loss
+VALIDATION_EVERY = 64  # every 64th string or sentence is held out for the validation loss
 
 
 def clips(world: World, voices: Voices, config: CorpusConfig, *, seed: int) -> list[CorpusClip]:
-    """Everything that is spoken.
+    """Returns every clip to be spoken.
 
-    Kinds: `string`, `sentence`, `passage` (split "train", training voices); `dialogue_question`,
-    `reply` (split "dialogue", training voices); all others in split "evaluation", by held-out
-    voices.
+    Clips of kind `string` and `sentence` (splits "train" and "validation"), `passage` (split
+    "train"), and `dialogue_question` and `reply` (split "dialogue") have training voices. All
+    others are in split "evaluation" and have held-out voices.
     """
     rng = np.random.default_rng((seed, 0xC11B5))
     corpus = list(_corpus(world, voices.train, config, rng))
@@ -39,14 +39,14 @@ def clips(world: World, voices: Voices, config: CorpusConfig, *, seed: int) -> l
 
 
 def told_people(world: World) -> tuple[str, ...]:
-    """The half of the people whom the chat's dialogues name."""
+    """Returns the half of the people whom the chat's dialogues name."""
     return world.tables.people[::2]
 
 
 def documents(
     world: World, kinds: Sequence[Kind], number: int, *, words: int, seed: int, name: str
 ) -> Iterator[dict[str, Any]]:
-    """Documents of facts of these kinds, as rows {"id", "text"}."""
+    """Yields `number` documents about facts of these kinds, as rows {"id", "text"}."""
     rng = np.random.default_rng((seed, 0xD0C5, len(kinds)))
     stream = texts.documents(world, rng, world.facts_of(*kinds), num_words=words)
     for i, document in enumerate(islice(stream, number)):
@@ -56,7 +56,7 @@ def documents(
 def unseen_texts(
     world: World, kind: Literal["string", "sentence"], number: int, *, known: set[str], seed: int
 ) -> list[str]:
-    """Random strings or sentences that are not `known`."""
+    """Returns `number` random strings or sentences that are not in `known`."""
     rng = np.random.default_rng((seed, 0x7E575))
     make = MAKERS[kind]
     found: list[str] = []
@@ -79,7 +79,7 @@ def _corpus(
         split = VALIDATION if number % VALIDATION_EVERY == VALIDATION_EVERY - 1 else TRAIN
         kind = "string" if rng.random() < config.string_ratio else "sentence"
         yield MAKERS[kind](world, rng), _draw(voices, rng), {"kind": kind, "split": split}
-    # Spans of documents are longer than strings and sentences, and start and stop anywhere.
+    # The spans of documents are longer than strings and sentences, and start and stop anywhere.
     for _ in range(config.passages):
         number = max(1, int(rng.poisson(config.passage_words)))
         extra = {"kind": "passage", "split": TRAIN}

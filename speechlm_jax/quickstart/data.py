@@ -1,4 +1,4 @@
-"""Rows of the quickstart: vocabularies, documents, sources of the tasks, prepared mixtures."""
+"""Data of the quickstart: vocabularies, documents, sources of the tasks, prepared mixtures."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TEXT_TO_TOKEN = "q_text_to_token"  # the task that the text-to-token model learn
 
 
 def vocab_path(prepared: Path, name: str) -> Path:
-    """Where `prepare` keeps the vocabulary of a mixture."""
+    """Returns the path where `prepare` writes the vocabulary of a mixture."""
     return prepared / f"{name}.vocab.json"
 
 
@@ -24,7 +24,7 @@ def write_rows(
     folder: Path, kind: str, name: str, rows: Iterable[dict[str, Any]], *, inputs: dict[str, str],
     config: Any, extra: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Writes rows as a finished stage folder; one of the same inputs and config is kept."""
+    """Writes rows as a finished stage folder; keeps one made from the same inputs and config."""
     made_with = {"config": config}
     if artifacts.is_current(folder, kind, inputs=inputs, config=made_with):
         return
@@ -42,7 +42,7 @@ def write_rows(
 
 
 def add_sources(path: Path, sources: dict[str, list[str]]) -> None:
-    """Adds entries to the run's sources.json, which tells the tasks where the data lies."""
+    """Adds entries to the run's sources.json, which lists the places of the data for the tasks."""
     known = artifacts.read_json(path) if path.is_file() else {}
     artifacts.write_json(path, {**known, **sources})
 
@@ -58,10 +58,15 @@ def prepare(
     length: int,
     seed: int,
 ) -> list[Path]:
-    """Prepares mixtures of the run's sources of these kinds, unless they are prepared.
+    """Prepares mixtures from the run's sources of these kinds, unless that is done already.
 
-    They take a process of their own: TensorFlow starts only when it is needed and its memory is
-    given back.
+    A separate process prepares them, so that TensorFlow starts only when it is needed and its
+    memory is freed.
+
+    Returns the mixture files.
+
+    Raises:
+      UserError: preparing failed; the message is the last line that the process wrote.
     """
     mixtures = [out / f"{name}.mixture.json" for name in names]
     mark = out / "done" / "+".join(names)

@@ -1,4 +1,4 @@
-"""The steps that score what was trained: every figure as items that anyone can recount."""
+"""Scores the trained models: writes every figure as items from which it can be recomputed."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _log = logging.getLogger("speechlm.quickstart")
 
 
 def score(q: Quickstart) -> None:
-    """Every figure, as scored items."""
+    """Scores all models of the run and writes the items."""
     score_group(q, "tokenizer", q.folders.tokenizer, lambda: tokenizer.tokenizer_items(
         q.spoken, q.models.read, q.models.reader, seed=q.seed))  # fmt: skip
     score_group(q, "text_to_token", q.folders.text_to_token, lambda: _text_to_token_items(q))
@@ -49,14 +49,14 @@ def score(q: Quickstart) -> None:
 def score_group(
     q: Chain, name: str, model: Path, make: Callable[[], list[Item]], *, codes: str = "evaluation"
 ) -> None:
-    """Scores a group unless it is scored; its items replace those of an earlier model.
+    """Scores a group unless it is scored already; its items replace those of an earlier model.
 
     Args:
       q: the run.
-      name: of the group, a folder of items.
-      model: what is scored.
-      make: scores it.
-      codes: codes folder of the held-out clips.
+      name: name of the group and of its folder of items.
+      model: folder of the model to be scored.
+      make: function that scores the model and returns the items.
+      codes: name of the codes folder of the held-out clips.
     """
     folder = q.folders.items / name
     inputs = {model.name: q.fingerprint(model), "evaluation": q.fingerprint(q.codes(codes))}
@@ -88,7 +88,10 @@ def _lm_items(q: Quickstart, folder: Path, arm: str) -> list[Item]:
 
 
 def decoder_items(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Item]:
-    """Clips (rows of a codes folder) through codes and back, read by the tokenizer's own ASR."""
+    """Scores the speech decoder on clips (rows of a codes folder).
+
+    Each clip's codes are decoded to audio, whose codes the tokenizer's own ASR reads.
+    """
     wavs = [read_wav(q.audio_of(row)) for row in rows]
 
     def mels_to_text(mels: Sequence[np.ndarray]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where everything of a quickstart run lies: one name for each step's folder."""
+"""Names of all files and folders of a quickstart run."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from speechlm_jax.vocab_files import TEXT_MODEL
 
 
 class _Place:
-    """A file or folder of a run, by its name there."""
+    """A descriptor that joins the run's folder and a name."""
 
     def __init__(self, name: str):
         self.name = name
@@ -20,7 +20,7 @@ class _Place:
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """The folders and files of a run, in the order in which steps make them."""
+    """The files and folders of a run, in the order in which the steps make them."""
 
     run: Path
 

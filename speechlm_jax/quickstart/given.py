@@ -1,4 +1,4 @@
-"""What the quickstart is given, looked at before JAX is imported."""
+"""Checks of the quickstart's arguments, made before JAX is imported."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ from speechlm_jax.world.tables import load_tables
 
 
 def check(folders: Folders, *, world: Path | None, speech: Path | None, text: Path | None) -> None:
-    """Whether a quickstart can start with these tables, or these recordings and this text.
+    """Checks that a quickstart can start with these tables, or with this speech and text.
 
     Raises:
-      UserError: one is missing or broken, or the folder holds a run of the other kind.
+      UserError: an input is missing or broken, or the folder holds a run of the other kind.
     """
     if os.path.lexists(folders.run) and not os.path.isdir(folders.run):
         raise UserError(f"--out {folders.run}: is a file; name a folder")
@@ -36,6 +36,6 @@ def check(folders: Folders, *, world: Path | None, speech: Path | None, text: Pa
 
 
 def _refuse(mark: Path, other: str) -> None:
-    """Two kinds of run in one folder would undo each other's steps."""
+    """Raises UserError if `mark` exists: two kinds of run would undo each other's steps."""
     if os.path.isfile(mark):
         raise UserError(f"{mark.parent}: holds a run on {other}; give another --out")

@@ -45,7 +45,7 @@ _log = logging.getLogger("speechlm.quickstart")
 
 
 def speak(q: Quickstart) -> None:
-    """World, clips of real eSpeak audio, log-mel frames and the text vocabulary."""
+    """Writes the world, its clips (eSpeak audio), their log-mel frames and the text vocabulary."""
     tables = q.world.tables
     artifacts.write_json(q.folders.world, configs.to_json(q.world))
     voices = make_voices(q.seed)
@@ -55,7 +55,7 @@ def speak(q: Quickstart) -> None:
 
 
 def train_tokenizer(q: Chain) -> None:
-    """Speech tokenizer on the training clips."""
+    """Trains the speech tokenizer on the training clips."""
     size = q.config.tokenizer_training
     buckets = dataclasses.replace(q.buckets, batch_size=size.batch_size, seed=q.seed)
     experiment = SpeechTokenizerExperiment(
@@ -69,7 +69,7 @@ def train_tokenizer(q: Chain) -> None:
 
 
 def encode(q: Quickstart) -> None:
-    """Codes of every clip."""
+    """Writes the codes of every clip and lists them as sources."""
     encode_groups(q, "kind", SPOKEN_KINDS)
     data.add_sources(
         q.folders.sources,
@@ -82,7 +82,7 @@ def encode(q: Quickstart) -> None:
 
 
 def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -> None:
-    """A codes folder for each group of clips: those whose `field` is one of the group's values."""
+    """Writes a codes folder for each group: clips whose `field` has one of the group's values."""
     with tqdm(total=len(q.features), desc="codes", unit="clip") as bar:
         for name, values in groups.items():
             features_to_codes(
@@ -92,7 +92,7 @@ def encode_groups(q: Chain, field: str, groups: Mapping[str, tuple[str, ...]]) -
 
 
 def train_from_codes(q: Chain) -> None:
-    """Text-to-token model and speech decoder, side by side."""
+    """Trains the text-to-token model and the speech decoder at the same time."""
     q.folders.prepared.mkdir(exist_ok=True)
     (mixture,) = _prepare(q, [data.TEXT_TO_TOKEN], ("voiced",), q.voiced_vocab)
     codes = q.codes(q.pairs)
@@ -117,7 +117,7 @@ def train_from_codes(q: Chain) -> None:
 
 
 def interleave(q: Quickstart) -> None:
-    """Documents of facts, and spans of them turned into codes."""
+    """Writes documents about facts, and turns spans of those to be interleaved into codes."""
     size = q.config.corpus
     told: tuple[tuple[str, tuple[Kind, ...], int], ...] = (
         ("interleaved", ("interleaved", "new_wording"), size.documents),
@@ -137,7 +137,7 @@ def interleave(q: Quickstart) -> None:
 
 
 def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, number: int) -> None:
-    """Spans of `number` documents to codes; text and interleaved documents become sources."""
+    """Turns spans of `number` documents into codes; adds text and interleaved rows as sources."""
     with tqdm(total=number, desc="interleave", unit="document") as bar:
         manifest = document_to_interleaved(
             documents,
@@ -161,7 +161,10 @@ def interleave_documents(q: Chain, documents: Iterable[dict[str, Any]], *, numbe
 
 
 def pretrain(q: Chain) -> None:
-    """The run's arms, side by side: same weights, settings and budget; only rows differ."""
+    """Pre-trains the run's arms at the same time.
+
+    They have the same initial weights, settings and budget; only their rows differ.
+    """
     runs = []
     kinds = ("text", "speech", "pairs", "interleaved")
     mixtures = _prepare(q, [f"quickstart_{arm}" for arm in q.arms], kinds, q.models.vocab)
@@ -175,7 +178,10 @@ def pretrain(q: Chain) -> None:
 
 
 def fine_tune(q: Quickstart) -> None:
-    """The interleaved arm on spoken dialogues about half of the people."""
+    """Fine-tunes the interleaved arm on spoken dialogues about half of the people.
+
+    Strings that the assistant reads aloud are in the same mixture.
+    """
     for name, codes, rows in (
         ("dialogues", "dialogues", _dialogues(q)),
         ("read_aloud", q.pairs, _read_aloud(q)),
@@ -197,7 +203,7 @@ def fine_tune(q: Quickstart) -> None:
 
 
 def _read_aloud(q: Quickstart) -> Iterator[dict[str, Any]]:
-    """Strings of random words: the user writes one, the assistant says it."""
+    """Yields dialogues in which the user writes a string of words and the assistant says it."""
     for row in read_codes(q.codes(q.pairs)):
         written = {"text": row["text"]}
         reply = [written, {"codes": row["codes"], "text": row["text"]}]
@@ -209,7 +215,7 @@ def _turns(asked: list[dict[str, Any]], reply: list[dict[str, Any]]) -> list[dic
 
 
 def _dialogues(q: Quickstart) -> Iterator[dict[str, Any]]:
-    """Each spoken question with both replies: speech alone, and text and then speech."""
+    """Yields each spoken question twice: with a reply in speech, and in text followed by speech."""
     facts = {fact.id: fact for fact in q.world.facts}
     rows = list(read_codes(q.codes("dialogues")))
     spoken = {row["text"]: row["codes"] for row in rows if row["kind"] == "reply"}

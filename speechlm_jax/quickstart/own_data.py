@@ -1,8 +1,8 @@
-"""A user's recordings and text -> what the chain trains on: clips with splits, documents, codes.
+"""A user's recordings and text -> training data of the chain: clips with splits, documents, codes.
 
-A tenth of the recordings is held out: whole speakers where there are enough, so that the figures
-tell of voices that were not heard in training, else clips. Transcripts and text are written alike
-(`data.text_norm`), so that they share one vocabulary whatever their capitals.
+A tenth of the recordings is held out: whole speakers if there are enough, so that the figures
+describe voices that were not heard in training; otherwise single clips. Transcripts are normalised
+(`data.text_norm`); documents keep the text as it is written.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ from speechlm_jax.text import TextTokenizer
 
 HELD_OUT = "validation"
 HELD_OUT_RATIO = 0.1
-MIN_SPEAKERS = 5  # from here on whole speakers are held out
+MIN_SPEAKERS = 5  # with fewer, clips are held out instead of whole speakers
 MIN_CLIPS = 4
-EPOCHS = 20  # of few recordings; after more a model knows them by heart and nothing else
+EPOCHS = 20  # passes over few recordings; with more, a model only memorises them
 FEWEST_STEPS = 500  # the quantizer starts after 300
-MIN_WORDS = 80  # of the text
-EDGE_MULTIPLE = 32  # mel frames; lengths of batches are rounded up to it
+MIN_WORDS = 80  # in the text
+EDGE_MULTIPLE = 32  # mel frames; lengths of batches are rounded up to a multiple of it
 SPLITS = {"train": (TRAIN,), "held_out": (HELD_OUT,)}
 _log = logging.getLogger("speechlm.quickstart")
 
@@ -51,8 +51,8 @@ class OwnData(Chain):
     Attributes:
       speech: a clip folder (see `audio.recordings`); the rows' `audio` is relative to it.
       text_file: plain text, or .jsonl rows with "text"; either may be gzipped.
-      text_size: entries of the text vocabulary at most.
-      audio_anywhere: whether recordings may lie outside of their folder.
+      text_size: maximum number of entries of the text vocabulary.
+      audio_anywhere: true to allow recordings outside of their folder.
     """
 
     speech: Path
@@ -64,12 +64,12 @@ class OwnData(Chain):
     pair_kinds = ()
 
     def audio_of(self, row: dict[str, Any]) -> Path:
-        """The recording of a clip's row."""
+        """Returns the recording of a clip's row."""
         return audio_path(self.speech, row["audio"], anywhere=self.audio_anywhere)
 
     @cached_property
     def buckets(self) -> BucketConfig:
-        """Lengths of batches from the quantiles of the clips' own; the longest clip fits."""
+        """Batch settings; the edges are quantiles of the clips' lengths, up to the longest clip."""
         number = len(self.config.buckets.edges)
         ranks = np.linspace(0, 1, number + 1)[1:]
         found = np.ceil(np.quantile(self.features.lengths, ranks) / EDGE_MULTIPLE) * EDGE_MULTIPLE
@@ -78,17 +78,17 @@ class OwnData(Chain):
 
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
-        """Rows of the held-out clips with their codes, as many as are scored."""
+        """Rows of the held-out clips to be scored: at most `eval_clips`, each with codes."""
         rows = [row for row in read_codes(self.codes("held_out")) if row["codes"]]
         return rows[: self.config.corpus.eval_clips]
 
     def tokenizer_inputs(self) -> dict[str, str]:
-        """Fingerprints of what the speech tokenizer is trained on."""
+        """Returns the fingerprints of the speech tokenizer's training data."""
         return {**super().tokenizer_inputs(), "text": self.models.text.fingerprint}
 
 
 def _steps(speech: Path, *, clips: int, most: int) -> int:
-    """Steps of a training that sees about so many clips in each."""
+    """Returns the steps of a training with about `clips` clips a step: `FEWEST_STEPS` to `most`."""
     rows = sum(1 for line in (speech / CLIPS).read_bytes().splitlines() if line.strip())
     return max(FEWEST_STEPS, min(most, EPOCHS * rows // clips))
 
@@ -102,7 +102,7 @@ def make_own(
     seed: int,
     audio_anywhere: bool = False,
 ) -> OwnData:
-    """A run on these recordings and this text, which are there (`given.check`)."""
+    """Returns a run on these recordings and this text, which `given.check` has found."""
     base = make_config(size)
     # Clips last up to 30 s: 375 codes and their transcript must fit a row.
     config = dataclasses.replace(base, row_length=512)
@@ -132,7 +132,10 @@ def make_own(
 
 
 def read_own(q: OwnData) -> None:
-    """Clips with their splits, log-mel frames, documents, and the text vocabulary of both."""
+    """Writes clips with splits, their log-mel frames, documents, and one text vocabulary of both.
+
+    The vocabulary is trained on the training split of transcripts and documents.
+    """
     marks = {"speech": str(q.speech.resolve()), "text": str(q.text_file.resolve()), "seed": q.seed}
     artifacts.write_json(q.folders.own, marks)
     _write_documents(q)
@@ -156,7 +159,7 @@ def read_own(q: OwnData) -> None:
 
 
 def encode(q: OwnData) -> None:
-    """Codes of all clips; voices are learnt from the training clips alone."""
+    """Writes the codes of all clips; the text-to-token model gets those of training clips only."""
     making.encode_groups(q, "split", SPLITS)
     both = [f"codes/{name}" for name in SPLITS]
     sources = {"speech": both, "pairs": both, "voiced": ["codes/train"]}
@@ -164,7 +167,7 @@ def encode(q: OwnData) -> None:
 
 
 def interleave(q: OwnData) -> None:
-    """Spans of the documents to codes, each document in one of the voices."""
+    """Turns spans of the documents into codes; the documents take the voices in turn."""
     folder = q.folders.documents / "interleaved"
     rows = list(artifacts.read_jsonl(folder / DOCUMENTS))
     voiced = ({**row, "speaker": q.voices[i % len(q.voices)]} for i, row in enumerate(rows))
@@ -172,16 +175,16 @@ def interleave(q: OwnData) -> None:
 
 
 def bad_recordings(q: OwnData) -> list[dict[str, Any]]:
-    """Rows set aside, each with a `reason`."""
+    """Returns the rows that were set aside, each with a `reason`."""
     folders = (q.folders.clips, q.folders.features)
     return [row for folder in folders for row in artifacts.read_jsonl(folder / BAD)]
 
 
 def choose_held_out(speakers: Sequence[str], *, seed: int) -> set[int]:
-    """Numbers of the clips to hold out, given each clip's speaker.
+    """Returns the indices of the clips to hold out, given each clip's speaker.
 
-    Of five speakers or more, as many whole speakers as make a tenth of the clips; else a tenth of
-    the clips, and at least two.
+    With five speakers or more, whole speakers (at most half of them) are held out until they have a
+    tenth of the clips; with fewer, a tenth of the clips and at least two.
     """
     rng = np.random.default_rng((seed, 0x0E1D))
     counts = Counter(speakers)
@@ -197,12 +200,12 @@ def choose_held_out(speakers: Sequence[str], *, seed: int) -> set[int]:
 
 
 def text_to_documents(path: Path, *, words: int) -> list[str]:
-    """A text file (or each "text" of a .jsonl file) cut into documents of about `words` words.
+    """Cuts a text file (or each "text" of a .jsonl file) into documents of about `words` words.
 
-    A document is a part of its text as it stands there, from a word's beginning to a word's end.
+    A document is an unchanged part of its text, from the beginning of a word to the end of a word.
 
     Raises:
-      UserError: the file is not UTF-8, not what its name says, or holds too little.
+      UserError: the file is not UTF-8, is not what its suffix says, or has a row without "text".
     """
     documents = []
     for text in _texts(path):
@@ -214,7 +217,7 @@ def text_to_documents(path: Path, *, words: int) -> list[str]:
 
 
 def _write_documents(q: OwnData) -> None:
-    """Documents to interleave, and documents that stay text; a tenth of each is held out."""
+    """Writes documents to interleave and documents that stay text; holds out a tenth of each."""
     size = q.config.corpus
     inputs = {"text": artifacts.sha256_file(q.text_file)}
     groups = {"interleaved": size.documents, "text": size.text_documents}
@@ -230,7 +233,7 @@ def _write_documents(q: OwnData) -> None:
     words = sum(len(document.split()) for document in documents)
     if words < MIN_WORDS:
         raise UserError(f"{q.text_file}: holds {words} words; give at least {MIN_WORDS}")
-    if len(documents) < 8:  # a short text in shorter documents, so that each group has some
+    if len(documents) < 8:  # cut a short text into shorter documents, so that each group has some
         documents = text_to_documents(q.text_file, words=max(1, words // 8))
     most = sum(groups.values())
     if len(documents) > most:  # spread over the whole file
@@ -259,7 +262,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _normalised(clips: Clips) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows with normalised texts, and those whose text has no words."""
+    """Returns rows with normalised texts, and the rows whose text has no words."""
     rows, bad = [], []
     for row in clips.rows:
         if has_words(row["text"]):

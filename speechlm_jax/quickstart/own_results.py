@@ -1,4 +1,4 @@
-"""A finished run on a user's own data -> scored items, audio to listen to, and the report."""
+"""A run on a user's own data -> scored items, audio samples and the report."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ from speechlm_jax.report.inputs import ReportInputs
 from speechlm_jax.report.write import write_report
 from speechlm_jax.text_to_token.synthesize import SpeechRequest
 
-SPOKEN_WORDS = 12  # texts are spoken in pieces of about the length of an interleaved span
+SPOKEN_WORDS = 12  # words spoken of a text: about the length of an interleaved span
 PANELS = tuple(panel for panel in summary.TRAININGS if panel[2] not in ("lm_baseline", "chat"))
 MODELS = ("speech_decoder", "text_to_token")
 
 
 def score(q: OwnData) -> None:
-    """Every figure, as scored items."""
+    """Scores all models of the run and writes the items."""
     groups = {
         "tokenizer": (q.folders.tokenizer, lambda: _tokenizer_items(q)),
         "text_to_token": (q.folders.text_to_token, lambda: _text_to_token_items(q)),
@@ -43,12 +43,12 @@ def score(q: OwnData) -> None:
 
 
 def write_samples(q: OwnData) -> None:
-    """Held-out clips through the codes and back, and held-out text spoken."""
+    """Writes reconstructions of held-out clips, and speech made from held-out texts."""
     samples.keep_samples(q, MODELS, lambda: [*reconstructions(q, q.held_out), *_spoken_text(q)])
 
 
 def write(q: OwnData, *, command: str) -> None:
-    """Writes report.json and report.html into the run's folder; nothing is claimed."""
+    """Writes report.json and report.html into the run's folder; the report has no claims."""
     items = summary.all_items(q)
     codes = [row["codes"] for row in q.held_out]
     counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
@@ -85,13 +85,18 @@ def _note(q: OwnData) -> str:
 
 
 def _tokenizer_items(q: OwnData) -> list[Item]:
-    """WER on held-out clips, on as many training clips, with other clips' codes; usage."""
+    """Returns WER items and codebook usage on held-out clips.
+
+    The WER is that of held-out clips, of as many training clips, and of held-out clips with
+    exchanged codes.
+    """
     items = []
     known = list(read_codes(q.codes("train")))[: len(q.held_out)]
     for figure, rows in (("tokenizer/wer", q.held_out), ("tokenizer/wer_train", known)):
         items += wer_items(figure, readings(rows, q.models.read([row["codes"] for row in rows])))
     codes, texts = [row["codes"] for row in q.held_out], [row["text"] for row in q.held_out]
-    if 2 * max(texts.count(text) for text in texts) <= len(texts):  # else none can be exchanged
+    # `exchange` needs another clip with another text for each clip.
+    if 2 * max(texts.count(text) for text in texts) <= len(texts):
         heard = q.models.read(exchange(codes, texts, seed=q.seed))
         items += wer_items("tokenizer/wer_shuffled", readings(q.held_out, heard))
     counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
@@ -120,5 +125,5 @@ def _spoken_text(q: OwnData) -> list[Sample]:
 
 
 def _short(row: dict[str, Any]) -> str:
-    """The beginning of a clip's text."""
+    """Returns the first `SPOKEN_WORDS` words of a clip's text."""
     return " ".join(row["text"].split()[:SPOKEN_WORDS])

@@ -1,4 +1,4 @@
-"""`data.prepare.prepare` in a process of its own.
+"""Runs `data.prepare.prepare` in a process of its own.
 
 Usage: python -m speechlm_jax.quickstart.prepare_child NAME,NAME VOCAB.json TEXT.model OUT LENGTH
        SEED MODULE...
@@ -14,7 +14,7 @@ from speechlm_jax.vocab import Vocab
 
 
 def main(names: str, vocab: str, text: str, out: str, length: str, seed: str, *modules: str) -> int:
-    """Prepares; exit codes as of every command."""
+    """Prepares the mixtures named in `names`, and returns an exit code."""
     try:
         ids = Vocab.from_json(artifacts.read_json(vocab))
         tokenizer = TextTokenizer.load(text)

@@ -1,4 +1,4 @@
-"""A run of the chain: its folders, its numbers, and what its steps have made so far."""
+"""A run of the chain: its folders, its settings, and the outputs of its steps so far."""
 
 import dataclasses
 from functools import cached_property
@@ -25,15 +25,15 @@ TRAIN = "train"
 
 @dataclasses.dataclass
 class Chain:
-    """A run, whatever it is trained on: what the steps of both kinds of quickstart read.
+    """A run of either kind of quickstart: the folders, settings and models that all steps use.
 
     Attributes:
-      folders: where everything of it lies.
-      clip_batch_size: clips that the speech tokenizer and the speech decoder take at once.
-      config: every number of the chain.
-      seed: of everything random.
-      arms: language models that are pre-trained side by side.
-      pairs: codes folder that the text-to-token model and the speech decoder learn from.
+      folders: files and folders of the run.
+      clip_batch_size: clips that the trained tokenizer and speech decoder take at once.
+      config: settings of the whole chain.
+      seed: seed of everything random.
+      arms: names of the language models that are pre-trained at the same time.
+      pairs: name of the codes folder of the clips that the speech decoder learns from.
       pair_kinds: `kind` of its clips in the feature folder; () takes all training clips.
     """
 
@@ -47,19 +47,19 @@ class Chain:
 
     @cached_property
     def models(self) -> Bundle:
-        """The run's models; each is there when its step is done."""
+        """The run's models; each can be loaded once its step is done."""
         return Bundle(self.folders.run, whole_run(), clip_batch_size=self.clip_batch_size)
 
     def write_bundle(self) -> None:
-        """Names what is trained so far in the run's `bundle.json`."""
+        """Writes the run's `bundle.json`, which lists the models trained so far."""
         write_contents(self.folders.run, run_contents(self.folders.run))
 
     def codes(self, name: str) -> Path:
-        """A codes folder."""
+        """Returns the codes folder of this name."""
         return self.folders.codes / name
 
     def fingerprint(self, folder: Path) -> str:
-        """Identity of a step's output."""
+        """Returns the fingerprint of a step's output."""
         return artifacts.read_manifest(folder).fingerprint
 
     @cached_property
@@ -68,7 +68,7 @@ class Chain:
         return Features(self.folders.features)
 
     def audio_of(self, row: dict[str, Any]) -> Path:
-        """The recording of a clip's row."""
+        """Returns the recording of a clip's row."""
         return audio_path(self.folders.clips, row["audio"])
 
     @cached_property
@@ -79,25 +79,25 @@ class Chain:
 
     @cached_property
     def voiced_vocab(self) -> Vocab:
-        """The text-to-token model's vocabulary: with an id for each voice."""
+        """The text-to-token model's vocabulary, which has an id for each voice."""
         return make_vocab(self.models.text, self.models.codes, voices=self.voices)
 
     @property
     def buckets(self) -> BucketConfig:
-        """Lengths in which clips are batched."""
+        """Lengths and sizes of batches of clips."""
         return self.config.buckets
 
     @cached_property
     def text_to_token(self) -> TextToToken:
-        """The trained text-to-token model, as the interleaved data samples it."""
+        """The trained text-to-token model, with the sampling settings of the interleaved data."""
         return self.models.make_text_to_token(self.config.synthesis, vocab=self.voiced_vocab)
 
     def tokenizer_inputs(self) -> dict[str, str]:
-        """Fingerprints of what the speech tokenizer is trained on."""
+        """Returns the fingerprints of the speech tokenizer's training data."""
         return {"features": self.features.fingerprint}
 
     def stage_fingerprints(self) -> dict[str, str]:
-        """Identity of every finished step's output, for the report."""
+        """Returns the fingerprint of every finished step's output, for the report."""
         names = ("clips", "features", "tokenizer", "text_to_token", "interleaved",
                  "speech_decoder", *(f"lm_{arm}" for arm in self.arms), "chat")  # fmt: skip
         folders = {name: getattr(self.folders, name) for name in names}

@@ -1,4 +1,4 @@
-"""Audio to listen to: reconstructions, spoken answers, and a dialogue, as WAV files."""
+"""Audio samples as WAV files: reconstructions, spoken answers and a dialogue."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ MODELS = ("speech_decoder", "lm_interleaved", "lm_baseline", "chat")
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A WAV file: its group in the report, its title, and what it says as far as that is known.
+    """A WAV file with its group in the report, its title, and the text that it says, if known.
 
-    `file` is "" where a model said nothing and that is to be shown.
+    `file` is "" if a model said nothing and the report is to show that.
     """
 
     group: str
@@ -38,7 +38,10 @@ class Sample:
 
 
 def write_samples(q: Quickstart) -> None:
-    """One question to both arms, reconstructions, answers and a dialogue of a world's run."""
+    """Writes the samples of a run on a world.
+
+    They are one question to both arms, reconstructions, spoken answers and a dialogue.
+    """
     told = q.spoken.of_kind("eval_sentence")
 
     def make() -> list[Sample]:
@@ -48,7 +51,7 @@ def write_samples(q: Quickstart) -> None:
 
 
 def keep_samples(q: Chain, models: Sequence[str], make: Callable[[], list[Sample]]) -> None:
-    """Makes the WAV files and writes their list; finished ones of the same models are kept."""
+    """Makes the WAV files and writes their list, unless those of the same models are finished."""
     out = q.folders.audio
     inputs = {name: q.fingerprint(getattr(q.folders, name)) for name in models}
     if artifacts.is_current(out, KIND, inputs=inputs, config={}, seed=q.seed):
@@ -60,12 +63,12 @@ def keep_samples(q: Chain, models: Sequence[str], make: Callable[[], list[Sample
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """The samples of a finished folder."""
+    """Reads the samples of a finished folder."""
     return [Sample(**row) for row in artifacts.read_jsonl(folder / SAMPLES)]
 
 
 def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-    """The first few clips (rows of a codes folder), and the same through codes and back."""
+    """Writes the first few clips (rows of a codes folder) and their reconstructions from codes."""
     samples = []
     for number, row in enumerate(rows[:NUM_RECONSTRUCTIONS]):
         original = f"original-{number}.wav"
@@ -80,7 +83,10 @@ def reconstructions(q: Chain, rows: Sequence[dict[str, Any]]) -> list[Sample]:
 
 
 def _duel(q: Quickstart) -> list[Sample]:
-    """One spoken question, and what each arm writes and says to it, greedily."""
+    """Writes a spoken question, and each arm's spoken reply with its written answer as the title.
+
+    Decoding is greedy.
+    """
     question = _interleaved_questions(q)[0]
     title = f"asked by {question.voice} (right: {question.answer})"
     samples = [_asked(q, question, DUEL, title, file="question.wav")]
@@ -97,8 +103,8 @@ def _duel(q: Quickstart) -> list[Sample]:
 
 
 def _answers(q: Quickstart) -> list[Sample]:
-    """Spoken answers of the interleaved arm, greedily, to spoken questions of held-out voices."""
-    asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]  # the first is the duel's
+    """Writes spoken answers of the interleaved arm (greedy) to questions of held-out voices."""
+    asked = _interleaved_questions(q)[1 : 1 + NUM_ANSWERS]  # `_duel` uses the first
     replies = _spoken_replies(q, q.models.language_model(q.folders.lm_interleaved), asked)
     samples = []
     for question, codes in zip(asked, replies, strict=True):
@@ -108,7 +114,7 @@ def _answers(q: Quickstart) -> list[Sample]:
 
 
 def _interleaved_questions(q: Quickstart) -> list[Question]:
-    """Of each fact that interleaved documents tell, the first voice's question."""
+    """Returns the first question about each fact of kind `interleaved`."""
     asked = (x for x in q.spoken.questions() if x.wording == "interleaved")
     return list({x.fact: x for x in reversed([*asked])}.values())[::-1]
 
@@ -116,7 +122,7 @@ def _interleaved_questions(q: Quickstart) -> list[Question]:
 def _spoken_replies(
     q: Quickstart, inference: Inference, asked: Sequence[Question]
 ) -> list[Integer[ndarray, " _frames"]]:
-    """Codes of the replies to spoken questions."""
+    """Returns the codes of the replies to spoken questions."""
     replies = inference.generate(
         [
             GenerateRequest(
@@ -132,7 +138,7 @@ def _spoken_replies(
 
 
 def _dialogue(q: Quickstart) -> list[Sample]:
-    """One dialogue in both modes, about somebody whom the fine-tuning did not name."""
+    """Writes one dialogue in both modes, about a person whom the fine-tuning did not name."""
     told = corpora.told_people(q.world)
     question = _first_heard(q.spoken.questions(), told)
     chat = Chat(q.models.part_model("chat"), q.models.writer)
@@ -150,7 +156,7 @@ def _first_heard(questions: Sequence[Question], told: Sequence[str]) -> Question
 
 
 def _asked(q: Quickstart, question: Question, group: str, title: str, *, file: str) -> Sample:
-    """The clip of a question."""
+    """Writes the clip of a question."""
     rows = q.spoken.of_kind("question")
     row = next(r for r in rows if r["fact"] == question.fact and r["speaker"] == question.voice)
     write_wav(q.folders.audio / file, read_wav(q.audio_of(row)))
@@ -160,7 +166,7 @@ def _asked(q: Quickstart, question: Question, group: str, title: str, *, file: s
 def _spoken(
     q: Quickstart, codes: Integer[ndarray, " frames"], group: str, title: str
 ) -> list[Sample]:
-    """What the codes say, as audio; nothing if the model said nothing."""
+    """Writes codes as audio, with the text that the tokenizer's ASR reads; [] without codes."""
     if not len(codes):
         return []
     return [speak(q, codes, group, title, q.models.read([codes])[0])]
@@ -173,7 +179,7 @@ def speak(
     title: str,
     text: str,
 ) -> Sample:
-    """Writes codes as audio."""
+    """Writes codes as a WAV file."""
     models = q.models
     clip = np.asarray(codes, np.int32)
     wav = models.speech_decoder.codes_to_wav([clip], mel=models.mel, seed=q.seed)[0]

@@ -1,4 +1,4 @@
-"""How large a quickstart is: every number of the chain, in one place for each size."""
+"""Sizes of a quickstart: the settings of the whole chain for each."""
 
 import dataclasses
 from typing import Literal
@@ -20,19 +20,19 @@ Size = Literal["full", "micro"]
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """What is spoken and written.
+    """Numbers of clips and documents.
 
     Attributes:
-      train_clips: clips of the TTS corpus; `string_ratio` of them are strings of random words, the
-        others sentences that pair people and values at random.
-      passages: more clips of the TTS corpus: running sentences cut anywhere, Poisson-many words of
-        mean `passage_words`, as long as the spans that the text-to-token model is to say.
+      train_clips: clips of the TTS corpus; a fraction `string_ratio` of them are strings of random
+        words, the others sentences that pair people and values at random.
+      passages: further clips of the TTS corpus: consecutive sentences cut anywhere, with a Poisson
+        number of words of mean `passage_words`, like the spans that the text-to-token model speaks.
       eval_clips: held-out clips of each kind.
       question_voices: held-out voices that ask about every fact.
-      dialogue_voices: training voices that ask about each fact of a dialogue.
+      dialogue_voices: training voices that ask about each fact of the dialogues.
       stories: stories told by held-out voices.
       documents: documents to be interleaved, of about `document_words` words.
-      text_documents: documents that stay text, about the facts that stand only in text.
+      text_documents: documents that stay text, about the facts that occur only in text.
     """
 
     train_clips: int = 12_000
@@ -50,7 +50,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSize:
-    """Steps and rows of one training."""
+    """Length, batch size and optimizer settings of one training."""
 
     steps: int
     batch_size: int
@@ -62,7 +62,7 @@ class TrainingSize:
     decay_fraction: float = 0.2
 
     def config(self, *, seed: int, log: int = 20) -> TrainConfig:
-        """The loop's config."""
+        """Returns the config of the training loop; `log` is the most steps between log lines."""
         optimizer = OptimizerConfig(
             name=self.optimizer,
             peak=self.peak,
@@ -78,14 +78,14 @@ class TrainingSize:
             total_steps=self.steps,
             optimizer=optimizer,
             seed=seed,
-            log_every_steps=max(1, min(log, self.steps // 10)),  # a curve of ten points at least
+            log_every_steps=max(1, min(log, self.steps // 10)),  # a curve of at least ten points
             save_every_steps=max(1, min(200, self.steps // 4)),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig:
-    """The whole chain."""
+    """Settings of the whole chain."""
 
     corpus: CorpusConfig
     buckets: BucketConfig
@@ -104,7 +104,7 @@ class QuickstartConfig:
 
 
 def make_config(size: Size) -> QuickstartConfig:
-    """The numbers of a size: `full` makes the claims of the README, `micro` none."""
+    """Returns the config of a size: `full` makes the claims of the README, `micro` makes none."""
     return FULL if size == "full" else MICRO
 
 
@@ -129,8 +129,8 @@ FULL = QuickstartConfig(
     synthesis=SynthesisConfig(),
     interleave=InterleaveConfig(),
     lm=LanguageModelConfig(0, _transformer(4, 128, 4)),
-    # Spoken questions are understood late and at once (docs/log.md): the rate stays up until then,
-    # and Muon and small batches bring the moment forward.
+    # The model learns to understand spoken questions late and suddenly (docs/log.md): the learning
+    # rate stays high until then, and Muon and small batches make it happen earlier.
     lm_training=TrainingSize(steps=3600, batch_size=4, optimizer="muon", schedule="wsd"),
     speech_decoder=FlowConfig(0, 0),
     speech_decoder_training=TrainingSize(steps=1000, batch_size=16, peak=2e-3, optimizer="muon"),

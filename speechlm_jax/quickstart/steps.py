@@ -1,4 +1,4 @@
-"""The quickstart's steps in order; each is skipped when its output is already there."""
+"""The quickstart's steps in order; a step is skipped if its output exists already."""
 
 import logging
 import shlex
@@ -59,14 +59,14 @@ def quickstart(
     audio_anywhere: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Runs every step in `out` and returns where the report lies.
+    """Runs every step in `out` and returns the paths of the report and of its figures.
 
-    Without `speech` and `text` it makes a world of its own, else it uses those recordings and that
-    text (see `own_data`); `audio_anywhere`: whether recordings may lie outside of `speech`.
+    Without `speech` and `text` it makes a world of its own; otherwise it uses those recordings and
+    that text (see `own_data`). If `audio_anywhere` is true, recordings may be outside of `speech`.
 
     Raises:
-      UserError: something in the inputs; what was made stays.
-      Stopped: SIGINT or SIGTERM; the same command goes on.
+      UserError: the inputs have a fault; outputs made so far stay.
+      Stopped: SIGINT or SIGTERM came; the same command continues the run.
     """
     options = {"size": size, "world": world, "speech": speech, "text": text, "seed": seed}
     command = _command(out, options)
@@ -92,7 +92,7 @@ def quickstart(
 
 
 def _command(out: str | Path, options: Mapping[str, Any]) -> str:
-    """What makes the same run again, as a shell takes it; defaults are left out."""
+    """Returns the shell command that makes the same run again, without defaults."""
     words = ["speechlm", "quickstart", "--out", str(out)]
     for name, value in options.items():
         if value not in (None, DEFAULTS.get(name)):

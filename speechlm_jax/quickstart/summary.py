@@ -1,4 +1,4 @@
-"""A finished run -> its report: figures, claims, exposure, timing, and what to show."""
+"""A finished run -> its report: figures, claims, exposure, timing and examples."""
 
 import datetime
 import importlib.metadata
@@ -39,7 +39,7 @@ NOTHING_LEARNT = (
     "briefly to learn anything. No figure on this page says how well the method works."
 )
 PACKAGES = ("speechlm_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "numpy")
-LAST = "last value"  # of a panel with one curve
+LAST = "last value"  # series of a panel with one curve
 TRAININGS = (
     ("Speech tokenizer", LAST, "tokenizer"),
     ("Text-to-token model", LAST, "text_to_token"),
@@ -70,7 +70,7 @@ NOTES = {
 
 
 def write(q: Quickstart, *, command: str) -> None:
-    """Writes report.json and report.html into the run's folder; `command` is what made the run."""
+    """Writes report.json and report.html into the run's folder; `command` made the run."""
     items = all_items(q)
     codes = held_out_codes(q.spoken)
     counts = code_counts(codes, codebook_size=q.models.codes.codebook_size)
@@ -105,13 +105,13 @@ def write(q: Quickstart, *, command: str) -> None:
 
 
 def all_items(q: Chain) -> list[Item]:
-    """Every scored item of the run."""
+    """Returns every scored item of the run."""
     folders = sorted(folder for folder in q.folders.items.iterdir() if folder.is_dir())
     return [item for folder in folders for item in read_items(folder)]
 
 
 def trainings(q: Chain, panels: Sequence[tuple[str, str, str]]) -> tuple[Training, ...]:
-    """Loss curves: (panel, series, name of the folder) of each training."""
+    """Returns the loss curves of trainings, each given as (panel, series, name of its folder)."""
     return tuple(
         Training(panel, series, getattr(q.folders, folder)) for panel, series, folder in panels
     )
@@ -124,9 +124,12 @@ def provenance(
     command: str,
     seeds: Mapping[str, int] | None = None,
 ) -> Provenance:
-    """When and how a run was made, and from what: `made_from` names what it started with."""
+    """Returns when, how and from what a run was made.
+
+    `made_from` has the fingerprints of the run's inputs, by name.
+    """
     times = clock.totals(q.folders.timing)
-    ended = (q.folders.audio / artifacts.MANIFEST).stat().st_mtime  # the last step's
+    ended = (q.folders.audio / artifacts.MANIFEST).stat().st_mtime  # "audio" is the last step
     return Provenance(
         timing={
             name: StepTime(time["wall_seconds"], time["cpu_seconds"])
@@ -146,7 +149,10 @@ def provenance(
 
 
 def _commit() -> str:
-    """The commit of the checkout that runs, with "-dirty" if it was changed; "" outside one."""
+    """Returns the commit of this code's checkout, with "-dirty" if it was changed.
+
+    Returns "" outside of a checkout or without git.
+    """
     top = shipped.root()
     if not (top / ".git").exists():
         return ""
@@ -165,7 +171,7 @@ def _version(package: str) -> str:
 
 
 def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
-    """How often each class of facts was met in each arm's documents, in one pass over them."""
+    """Counts how often each class of facts occurs in one pass over each arm's documents."""
     statements = {
         wording.format(person=fact.person, value=fact.value): fact.id
         for fact in q.world.facts
@@ -181,7 +187,7 @@ def _exposure(q: Quickstart) -> dict[str, dict[str, Exposure]]:
 
 
 def examples(q: Chain, items: list[Item]) -> Examples:
-    """What is shown and played."""
+    """Returns the examples that the report shows and plays."""
     listed = samples.read_samples(q.folders.audio)
     audio = [
         Audio(s.group, s.title, q.folders.audio / s.file if s.file else None, s.text)
@@ -196,7 +202,7 @@ def examples(q: Chain, items: list[Item]) -> Examples:
 
 
 def _mel_pairs(q: Chain) -> tuple[MelPair, ...]:
-    """The originals and reconstructions that can be listened to, as spectrograms."""
+    """Returns the spectrograms of the samples' originals and reconstructions."""
     listed = [s for s in samples.read_samples(q.folders.audio) if s.group == "Reconstructions"]
     mels = [wav_to_mel(read_wav(q.folders.audio / s.file), q.models.mel) for s in listed]
     pairs = zip(listed[::2], mels[::2], mels[1::2], strict=False)

@@ -1,1 +1,1 @@
-"""Pages made from figures, scored items and training logs; knows no model and no training."""
+"""Reports made from figures, scored items and training logs; imports no model and no training."""

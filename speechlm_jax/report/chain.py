@@ -1,4 +1,4 @@
-"""The chain as a picture: boxes joined by arrows, each with what was measured there."""
+"""The chain as a picture: boxes joined by arrows, each with the figure that was measured there."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from speechlm_jax.evals.items import Figure
 
 @dataclasses.dataclass(frozen=True)
 class _Node:
-    """A box: heading, second line, figure that it shows, colour class, glyph."""
+    """A box: heading, second line, its figure and the words beside it, colour class, glyph."""
 
     heading: str
     line: str
@@ -71,7 +71,7 @@ _TALL = {
 
 
 def chain_picture(figures: Mapping[str, Figure]) -> str:
-    """Two SVG drawings of the same chain: one for wide windows, one for phones."""
+    """Draws the chain as two SVGs: one for wide windows, one for phones."""
     wide = _draw(_WIDE, size=(1012, 300), figures=figures, kind="wide")
     tall = _draw(_TALL, size=(364, 612), figures=figures, kind="tall")
     return wide + tall
@@ -96,7 +96,7 @@ def _draw(
 
 
 def _arrow(start: tuple[int, int], end: tuple[int, int], kind: str) -> str:
-    """A curve from the side of one box that faces the other."""
+    """Draws a curve from the side of one box that faces the other box."""
     (ax, ay), (bx, by) = start, end
     middle = _HEIGHT / 2
     if kind == "wide" and bx > ax:
@@ -138,7 +138,7 @@ def _bars(heights: tuple[int, ...], step: float) -> str:
 
 
 def _cells(kinds: str) -> str:
-    """Two rows of small squares: `s` speech, `t` text."""
+    """Draws two rows of small squares: `s` speech, `t` text."""
     return "".join(
         f'<rect class="cell-{kind}" x="{7 * (i % 5)}" y="{6 + 8 * (i // 5)}" width="5.5" '
         f'height="5.5" rx="1.2"/>'

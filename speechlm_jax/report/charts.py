@@ -52,7 +52,7 @@ LABELS = {
     "chat/speech_only_shuffled": "Chat, speech alone",
     "chat/text_guided_shuffled": "Chat, text first",
 }
-TASKS = {  # by what follows the first low line of a task's name; their held-out losses are drawn
+TASKS = {  # by the part of a task's name after its first underscore, for charts of held-out loss
     "text": "text",
     "speech": "speech alone",
     "asr": "speech → its text",
@@ -65,7 +65,7 @@ TASKS = {  # by what follows the first low line of a task's name; their held-out
 }
 
 
-HEADLINES = (  # the rest is folded
+HEADLINES = (  # the other figures are folded
     "qa/s2t",
     "qa/s2t_new_wording",
     "qa/s2t_choice",
@@ -82,29 +82,29 @@ HEADLINES = (  # the rest is folded
 
 
 def label(name: str) -> str:
-    """A figure's or a task's name for people; the name itself where it has none."""
+    """Returns the label of a figure or a task, or its name if it has no label."""
     return LABELS.get(name) or TASKS.get(name.partition("_")[2], name)
 
 
 def percent(value: float) -> str:
-    """A measured fraction in whole percent."""
+    """Formats a measured fraction in whole percent."""
     return f"{100 * value:.0f}%"
 
 
 def exact_percent(value: float) -> str:
-    """A given fraction, such as a bar or a guess, in percent without rounding: 12.5%."""
+    """Formats a given fraction, such as a bar or a guess, in percent without rounding: 12.5%."""
     return f"{100 * value:.6g}%"
 
 
 def amount(figure: str, value: float) -> str:
-    """A measured value in its figure's unit: dB where the name ends in `_db`, else percent."""
+    """Formats a measured value in its figure's unit: dB if the name ends in `_db`, else percent."""
     return f"{value:+.1f} dB" if figure.endswith("_db") else percent(value)
 
 
 def arms_chart(
     figures: Mapping[str, Figure], chance: Mapping[str, float], *, arms: Sequence[str]
 ) -> str:
-    """The two arms side by side, one group a question kind: bars, intervals, the chance line."""
+    """Draws two arms side by side, one group per kind of question: bars, intervals, chance line."""
     ends = tuple(f"/{arm}" for arm in arms)
     stems = list(dict.fromkeys(n.rpartition("/")[0] for n in figures if n.endswith(ends)))
     shown = "".join(_duel(stem, figures, chance, arms) for stem in HEADLINES if stem in stems)
@@ -133,7 +133,7 @@ def rate_row(
     chance: float | None = None,
     bar: float | None = None,
 ) -> str:
-    """A bar from 0 to 100% with its interval; `chance` and `bar` are marks on the track."""
+    """Draws a bar from 0 to 100% with its interval; `chance` and `bar` are marks on the track."""
     marks = "".join(
         f'<i class="{mark}" style="left:{_at(at)}" title="{mark} {exact_percent(at)}"></i>'
         for mark, at in (("chance", chance), ("goal", bar))
@@ -151,7 +151,7 @@ def rate_row(
 
 
 def line_chart(title: str, curves: Mapping[str, Curve], *, arms: Sequence[str] = ()) -> str:
-    """One panel of curves over steps; the last value of each stands in the legend.
+    """Draws one panel of curves over steps; the legend gives the last value of each.
 
     Curves of `arms` keep their colours from panel to panel.
     """
@@ -161,9 +161,9 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, arms: Sequence[str] =
     if not points:
         return ""
     values = np.concatenate([curve[:, 1] for curve in points.values()])
-    # The first steps of a loss would flatten all the rest: they leave the panel at the top.
+    # The first steps of a loss would flatten all the rest, so the panel cuts them off at the top.
     bottom, top = float(values.min()), float(np.percentile(values, 97))
-    if top - bottom < 1e-3 * abs(top):  # one point, or a level line: it stands in the middle
+    if top - bottom < 1e-3 * abs(top):  # one point, or a level line: in the middle
         bottom, top = bottom - 0.5, top + 0.5
     ticks = MaxNLocator(3).tick_values(bottom, top)
     low, high = float(ticks[0]), float(ticks[-1])
@@ -192,7 +192,7 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, arms: Sequence[str] =
 
 
 def codebook_chart(counts: Integer[ndarray, " codebook"]) -> str:
-    """Entries from the most to the least used, against even use (dashed)."""
+    """Draws the counts of entries from the most to the least used, against even use (dashed)."""
     ranked = np.sort(counts)[::-1].astype(float)
     highest = max(float(ranked.max(initial=0)), 1.0)
     size = len(ranked)
@@ -212,7 +212,7 @@ def codebook_chart(counts: Integer[ndarray, " codebook"]) -> str:
 
 
 def thin(curve: Float[ndarray, "points 2"]) -> Float[ndarray, "fewer 2"]:
-    """At most MAX_POINTS points: means of equal runs, the last point kept."""
+    """Returns at most MAX_POINTS points: means of equal stretches, and the last point."""
     if len(curve) <= MAX_POINTS:
         return curve
     means = [part.mean(0) for part in np.array_split(curve[:-1], MAX_POINTS - 1)]

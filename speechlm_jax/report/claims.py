@@ -1,4 +1,4 @@
-"""Figures held against claims, and what a guess would give."""
+"""Checks figures against claims, and gives the value that a guess would reach."""
 
 import dataclasses
 import operator
@@ -17,7 +17,7 @@ _RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A claim, the number it was held against, and whether it holds; None if not measured."""
+    """A claim, the number that was compared, and whether the claim is met; None if not measured."""
 
     claim: Claim
     measured: float | None
@@ -25,7 +25,7 @@ class Verdict:
 
 
 def judge(claims: Sequence[Claim], figures: Mapping[str, Figure]) -> list[Verdict]:
-    """Holds every claim against its figure."""
+    """Checks every claim against its figure."""
     verdicts = []
     for claim in claims:
         figure = figures.get(claim.figure)
@@ -36,6 +36,6 @@ def judge(claims: Sequence[Claim], figures: Mapping[str, Figure]) -> list[Verdic
 
 
 def chance_of(figure: str, chance: Mapping[str, float]) -> float | None:
-    """What a guess gives: by the longest beginning of the figure's name that is listed."""
+    """Returns the value of a guess, listed by the longest prefix of the figure's name, or None."""
     begins = [beginning for beginning in chance if figure.startswith(beginning)]
     return chance[max(begins, key=len)] if begins else None

@@ -1,4 +1,4 @@
-"""Audio, spectrograms, documents and answers -> the parts of the page that show them."""
+"""Audio, spectrograms, documents and answers -> the HTML that shows them."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _GOLDEN_ANGLE = 137.508  # neighbouring codes get hues far apart
 
 
 def players(audio: Sequence[Audio], *, headings: bool = True) -> str:
-    """Players by group, each with its words and the shape of its sound."""
+    """Draws players by group, each with its words and its waveform."""
     groups: dict[str, list[str]] = defaultdict(list)
     for clip in audio:
         text = f"<blockquote>{escape(clip.text)}</blockquote>" if clip.text else ""
@@ -33,7 +33,7 @@ def players(audio: Sequence[Audio], *, headings: bool = True) -> str:
 
 
 def _sound(clip: Audio) -> str:
-    """The shape of a sound and its player, which has a name for those who do not see its place."""
+    """Draws a waveform and its player, which is labelled for screen readers."""
     if clip.path is None:
         return '<p class="note">(says nothing)</p>'
     name = escape(f"{clip.group}: {clip.title}" + (f": {clip.text}" if clip.text else ""))
@@ -44,12 +44,12 @@ def _sound(clip: Audio) -> str:
 
 
 def mel_pairs(pairs: Sequence[MelPair]) -> str:
-    """Original above reconstruction, on one colour scale."""
+    """Draws each original above its reconstruction, on one colour scale."""
     return "".join(_mel_pair(pair) for pair in pairs)
 
 
 def documents(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Interleaved documents: words, and spoken spans with a stripe for each code."""
+    """Draws interleaved documents: words, and spoken spans with a stripe for each code."""
     drawn = "".join(
         f'<p class="document">{" ".join(_segment(segment) for segment in row["segments"])}</p>'
         for row in rows
@@ -60,7 +60,7 @@ def documents(rows: Sequence[Mapping[str, Any]]) -> str:
 def answers(
     groups: Mapping[str, Sequence[Item]], stems: Sequence[str], *, arms: Sequence[str]
 ) -> str:
-    """What two arms said to the same questions, a few of each kind; "" where there are not two."""
+    """Draws two arms' answers to the same questions, a few of each kind; "" without two arms."""
     if len(arms) != 2:
         return ""
     columns, tables = ("Fact", "Voice", "Right", *arms), []
@@ -83,7 +83,7 @@ def answers(
 
 
 def _answer_row(columns: Sequence[str], first: Item, second: Item) -> str:
-    """A row; each cell carries its column's name, under which narrow windows show it."""
+    """Draws a row; each cell carries its column's name, which narrow windows show beside it."""
     asked = [escape(x) for x in (first.fact, first.voice, first.reference)]
     given = [
         f'<span class="state {"good" if item.numerator else "bad"}">'

@@ -1,4 +1,4 @@
-"""What a report is made from: figures, claims, and where each thing to show lies."""
+"""Inputs of a report: figures, claims, and the examples to show."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from speechlm_jax.arrays import Float, Integer, ndarray
 from speechlm_jax.evals.exposure import Exposure
 from speechlm_jax.evals.items import Figure, Item
 
-DUEL = "One question, two arms"  # the group of recordings that is shown first
-COMPARED = "Two arms, one difference"  # the section with both arms' figures
+DUEL = "One question, two arms"  # group of recordings that is shown first
+COMPARED = "Two arms, one difference"  # heading of the section with both arms' figures
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What must hold of a figure.
+    """A condition that a figure should meet.
 
     Attributes:
       text: the claim in words.
       figure: name of the figure.
       rule, bar: `part` of the figure must be at least, at most, above or below `bar`.
-      kind: a `bar` is met or missed; a `finding` is shown or not shown.
+      kind: "bar" for a claim that is met or missed, "finding" for one that is shown or not shown.
     """
 
     text: str
@@ -42,14 +42,14 @@ class StepTime:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where the figures come from: for `report.json`, and the page's top and last section.
+    """Origin of the figures, for `report.json` and the page's top and last section.
 
     Attributes:
-      timing: by step.
-      seeds, versions, fingerprints: by what they are of; `versions` by package.
-      command: what makes the run, as a shell takes it.
-      commit: of the checkout that made it; "" where there is none.
-      date: when its last step ended, YYYY-MM-DD.
+      timing: times by step.
+      seeds, versions, fingerprints: values by what they belong to; `versions` by package.
+      command: shell command that makes the run.
+      commit: commit of the checkout that made the run; "" if there is none.
+      date: date on which its last step ended, YYYY-MM-DD.
     """
 
     timing: Mapping[str, StepTime]
@@ -63,7 +63,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training run; those of one `panel` are drawn together as `series` (two arms, say)."""
+    """A training run; runs of one `panel` are drawn together as `series` (two arms, say)."""
 
     panel: str
     series: str
@@ -72,7 +72,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MelPair:
-    """Log-mel of an original and of what came back through the codes."""
+    """Log-mel of an original and of its reconstruction from codes."""
 
     title: str
     original: Float[ndarray, "mel_frames mels"]
@@ -82,9 +82,9 @@ class MelPair:
 
 @dataclasses.dataclass(frozen=True)
 class Audio:
-    """A WAV file to play; `group` puts those that belong together under one heading.
+    """A WAV file to play; files of one `group` are shown under one heading.
 
-    `path` None: nothing was said, which is shown too.
+    If `path` is None nothing was said; the page says so.
     """
 
     group: str
@@ -95,12 +95,12 @@ class Audio:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """What is shown beside the figures.
+    """Examples that are shown beside the figures.
 
     Attributes:
       mel_pairs: originals and reconstructions.
       documents: a few rows of an interleaved folder (`segments` with `text` or `codes` and `text`).
-      audio: WAV files, embedded.
+      audio: WAV files, embedded in the page.
       items: scored answers of both arms; a few of them are shown side by side.
     """
 
@@ -116,17 +116,17 @@ class ReportInputs:
 
     Attributes:
       title, note: heading, and a sentence on what was run (size, world, seed).
-      warning: what must be known before a figure is read; "" for nothing.
-      figures: by name, as in `evals.items`.
+      warning: warning to read before the figures; "" for none.
+      figures: figures by name, as in `evals.items`.
       provenance: timing, seeds, versions, fingerprints.
-      claims: what must hold; none where nothing is claimed (`--size micro`).
-      chance: what a guess gives, by the beginning of a figure's name; the longest fits.
+      claims: conditions on the figures; none if nothing is claimed (`--size micro`).
+      chance: value of a guess, by prefix of a figure's name; the longest prefix applies.
       arms: names of the two models that are compared, the expected winner first; () for none.
-      tiles: (figure, words) of the numbers at the page's top, where they were measured.
+      tiles: (figure, words) of the numbers at the page's top; those not measured are left out.
       notes: a sentence under a section's heading, by heading.
-      trainings: whose metrics.jsonl give the loss curves.
-      codebook_counts: how often each entry was met on held-out clips.
-      exposure: by arm, by class of facts.
+      trainings: training runs whose metrics.jsonl give the loss curves.
+      codebook_counts: number of occurrences of each entry on held-out clips.
+      exposure: exposure to facts, by arm and by class of facts.
       bad_recordings: rows that were set aside, with `reason`.
       examples: see `Examples`.
     """

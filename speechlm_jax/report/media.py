@@ -1,4 +1,4 @@
-"""Mel spectrograms and WAV files -> things that stand inside a page as data."""
+"""Mel spectrograms and WAV files -> data embedded in a page."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ WAVE_BARS = 64
 
 
 def mel_to_png(mel: Float[ndarray, "mel_frames mels"], *, low: float, high: float) -> str:
-    """A spectrogram as a data address: time to the right, frequency up, `low` dark."""
+    """Returns a spectrogram as a PNG data address: time to the right, frequency up, `low` dark."""
     file = io.BytesIO()
     picture = np.asarray(mel, np.float32).T
     image.imsave(file, picture, vmin=low, vmax=high, cmap="magma", origin="lower", format="png")
@@ -22,12 +22,12 @@ def mel_to_png(mel: Float[ndarray, "mel_frames mels"], *, low: float, high: floa
 
 
 def wav_to_address(path: Path) -> str:
-    """A WAV file as a data address."""
+    """Returns a WAV file as a data address."""
     return _address("audio/wav", Path(path).read_bytes())
 
 
 def wav_to_bars(path: Path) -> list[float] | None:
-    """Peaks of 16-bit PCM in WAVE_BARS equal parts, 0 to 1; None for other kinds of WAV."""
+    """Returns peaks of 16-bit PCM in WAVE_BARS equal parts, 0 to 1; None for other kinds of WAV."""
     try:
         with wave.open(str(path), "rb") as file:
             if file.getsampwidth() != 2:

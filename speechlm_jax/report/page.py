@@ -20,12 +20,12 @@ from speechlm_jax.report.inputs import COMPARED, DUEL, Provenance, ReportInputs,
 TEMPLATE = Path(__file__).with_name("template.html")
 ANSWERED = ("qa/s2t_new_wording", "qa/s2t", "qa/s2s")  # answers shown side by side
 PAPER = "https://arxiv.org/abs/2411.17607"
-_ERRORS = ("wer", "entity_wer", "abx", "clipped")  # how names of figures of errors begin
+_ERRORS = ("wer", "entity_wer", "abx", "clipped")  # prefixes of the names of error figures
 _LESS, _MORE, _CONTROL = "Errors: less is better", "More is better", "With codes of another clip"
 
 
 def page(inputs: ReportInputs) -> str:
-    """The whole page; a section with nothing to show is left out."""
+    """Returns the whole page, without sections that have nothing to show."""
     verdicts = judge(inputs.claims, inputs.figures)
     shown = inputs.examples
     duel = [clip for clip in shown.audio if clip.group == DUEL]
@@ -73,7 +73,7 @@ _INTERLEAVED_NOTE = (
 
 
 def _origin(provenance: Provenance) -> str:
-    """Which project, which paper, when, from which commit, by which command."""
+    """Draws the line with project, paper, commit, date and command."""
     version = provenance.versions.get("speechlm_jax", "")
     project = " ".join(["speechlm_jax", version]).strip()
     commit = f"commit {provenance.commit}" if provenance.commit else ""
@@ -98,7 +98,7 @@ def _section(heading: str, note: str, body: str) -> str:
 
 
 def _tiles(inputs: ReportInputs, verdicts: Sequence[Verdict]) -> str:
-    """The few numbers at the top."""
+    """Draws the few numbers at the top."""
     tiles = []
     bars = [verdict for verdict in verdicts if verdict.claim.kind == "bar"]
     if bars:
@@ -150,7 +150,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 
 
 def _single_figures(inputs: ReportInputs) -> str:
-    """Figures of no arm that are fractions: errors, controls with exchanged codes, the rest."""
+    """Draws fractions that belong to no arm: errors, controls with exchanged codes, the rest."""
     bars = {c.figure: c.bar for c in inputs.claims if c.part == "value"}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, figure in inputs.figures.items():
@@ -191,7 +191,7 @@ def _codebook(inputs: ReportInputs) -> str:
 
 
 def read_curves(workdir: Path) -> dict[str, list[tuple[float, float]]]:
-    """The losses of a training run, by name, as (step, value): `loss` and `held_out/...`."""
+    """Returns a training run's losses by name, as (step, value): `loss` and `held_out/...`."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in artifacts.read_jsonl(Path(workdir) / "metrics.jsonl"):
         for name, value in row.items():
@@ -201,7 +201,7 @@ def read_curves(workdir: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _trainings(trainings: Sequence[Training], *, arms: Sequence[str]) -> str:
-    """A small panel for each loss of each group of runs; runs of a group share it."""
+    """Draws a small panel for each loss of each group of runs; runs of a group share it."""
     panels: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for training in trainings:
         for name, curve in read_curves(training.workdir).items():
@@ -214,7 +214,7 @@ def _trainings(trainings: Sequence[Training], *, arms: Sequence[str]) -> str:
 
 
 def _loss_of(name: str) -> str:
-    """What a curve shows: `held_out/q_asr` -> the words for that task's held-out rows."""
+    """Returns the title of a loss curve; for `held_out/q_asr`, the label of that task."""
     if not name.startswith("held_out/"):
         return "loss"
     return f"{charts.label(name.removeprefix('held_out/'))}, held out"
@@ -276,7 +276,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 47 s, 3 min 20 s, 1 h 05 min."""
+    """Formats seconds: 47 s, 3 min 20 s, 1 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Everything a run measured -> report.json, and report.html, which loads nothing from outside."""
+"""Results of a run -> report.json, and report.html, which loads nothing from outside."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def write_report(folder: str | Path, inputs: ReportInputs) -> None:
 
 
 def report_json(inputs: ReportInputs) -> dict[str, Any]:
-    """The report as plain data; `figures` is a flat map from names to value, low, high, count."""
+    """Returns the report as plain data; `figures` maps names to value, low, high, count."""
     return {
         "title": inputs.title,
         "note": inputs.note,
@@ -52,7 +52,7 @@ def report_json(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def figures_from_json(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of a `report.json`, to compare runs."""
+    """Returns the figures of a `report.json`, to compare runs."""
     return {name: Figure(**figure) for name, figure in report["figures"].items()}
 
 

@@ -1,1 +1,1 @@
-"""Codes -> wav: flow matching from codes to mel frames, and from mel frames to samples."""
+"""Codes -> wav: flow matching from codes to mel frames, and Griffin-Lim from these to samples."""

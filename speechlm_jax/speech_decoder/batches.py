@@ -1,4 +1,4 @@
-"""Clips and their codes -> the batches that a speech decoder trains on."""
+"""Clips and their codes -> training batches of a speech decoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from speechlm_jax.audio.recordings import Features
 from speechlm_jax.errors import UserError
 from speechlm_jax.padding import pad_rows
 
-SAMPLED_CLIPS = 500  # whose mel frames tell mean and deviation
+SAMPLED_CLIPS = 500  # clips from which the mean and standard deviation are computed
 
 
 class CodedClips:
     """Chosen clips of a feature folder with their codes; a clip without codes is left out.
 
     Attributes:
-      lengths: mel frames of each clip: those that its codes stand for.
-      voices: names of the clips' speakers, in the order of their numbers, which count from 1.
+      lengths: number of mel frames of each clip that its codes cover.
+      voices: names of the clips' speakers, in the order of their voice numbers, which start at 1.
     """
 
     def __init__(
@@ -28,10 +28,13 @@ class CodedClips:
         *,
         mel_frames_per_code: int,
     ):
-        """`chosen` are numbers of clips in `features`; `codes` are rows with "codes", by id.
+        """Takes the clips of `features` with the indices `chosen`.
+
+        Args:
+          codes: rows with "codes", by the clips' ids.
 
         Raises:
-          UserError: a chosen clip has no row.
+          UserError: a chosen clip has no row in `codes`.
         """
         self._features, self._per_code = features, mel_frames_per_code
         found = {i: _codes_of(features.rows[i]["id"], codes) for i in chosen}
@@ -43,13 +46,16 @@ class CodedClips:
         self.lengths = [len(row) * mel_frames_per_code for row in self._codes]
 
     def mel_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of the mel frames of the first clips."""
+        """Returns mean and standard deviation of the first `SAMPLED_CLIPS` clips' mel frames."""
         first = self._chosen[:SAMPLED_CLIPS]
         sample = np.concatenate([self._features.mel(i) for i in first])
         return float(sample.mean()), float(sample.std())
 
     def collate(self, edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of `make_stage`, of clips as rows of the stream (`clip_batches`)."""
+        """Returns the arrays that `make_stage` takes, padded to `edge` mel frames.
+
+        `numbers` are indices of the clips; `rows` is not used (see `clip_batches`).
+        """
         codes, lengths = pad_rows([self._codes[n] for n in numbers], edge // self._per_code)
         mels = [self._features.mel(self._chosen[n])[: self.lengths[n]] for n in numbers]
         return {

@@ -2,10 +2,10 @@
 
 A block-causal token encoder reads the codes; an estimator reads noisy mel frames, the encoded
 codes, the time and a voice. Paths are straight (Lipman et al. 2023, optimal transport). Mel frames
-travel in patches, the codes' rate times a small factor, so that attention stays short. A patch
-holds more numbers than the estimator is wide, so it estimates the clean patch, from which the
-velocity follows: a velocity contains the noise, which would not pass through (Li & He 2025, and
-docs/log.md).
+are grouped in patches, `patches_per_code` for each code, which keeps the attention short. A patch
+holds more numbers than the estimator is wide. The estimator therefore predicts the clean patch,
+from which the velocity follows: the velocity contains the noise, which does not fit through that
+width (Li & He 2025, and docs/log.md).
 """
 
 import dataclasses
@@ -22,23 +22,25 @@ from speechlm_jax.nn.attention import Layout, whole
 from speechlm_jax.nn.layers import Linear, RMSNorm, sinusoids
 from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 
-SIGMA_MIN = 1e-4  # width of the paths' end, as in Matcha-TTS and CosyVoice
+SIGMA_MIN = 1e-4  # noise left at the end of a path, as in Matcha-TTS and CosyVoice
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
-    """The flow.
+    """Sizes and mel statistics of the flow.
 
     Attributes:
-      codebook_size: codes it reads.
-      num_voices: training voices; voice 0 of the table stands for "any".
-      num_mels: mel bins it makes.
-      mel_frames_per_code: 8 at 12.5 Hz with mel frames at 100 Hz.
+      codebook_size: number of different codes in the input.
+      num_voices: number of training voices; voice 0 of the table stands for "any".
+      num_mels: mel bins of the output.
+      mel_frames_per_code: mel frames for each code: 8 for codes at 12.5 Hz and mel frames at
+        100 Hz.
       patches_per_code: positions of the estimator for each code.
-      embed, heads, mlp: width of both stacks.
-      encoder_layers, estimator_layers: depth of the token encoder and of the estimator.
-      block_codes: codes of an attention block in both stacks; None sees the whole clip.
-      mel_mean, mel_std: of the training mel frames; the flow works on standardised frames.
+      embed, heads, mlp: sizes of both stacks.
+      encoder_layers, estimator_layers: layers of the token encoder and of the estimator.
+      block_codes: codes of an attention block in both stacks; None attends to the whole clip.
+      mel_mean, mel_std: mean and standard deviation of the training mel frames, with which the flow
+        standardises them.
     """
 
     codebook_size: int
@@ -72,11 +74,11 @@ class FlowConfig:
 
     @property
     def frames_per_patch(self) -> int:
-        """Mel frames of a patch."""
+        """Number of mel frames in a patch."""
         return self.mel_frames_per_code // self.patches_per_code
 
     def stack(self, layers: int, *, positions_per_code: int) -> TransformerConfig:
-        """A stack at the rate of codes or of patches."""
+        """Returns the config of a stack with `positions_per_code` positions for each code."""
         block = None if self.block_codes is None else self.block_codes * positions_per_code
         head_dim = self.embed // self.heads
         return TransformerConfig(
@@ -85,7 +87,7 @@ class FlowConfig:
 
 
 class Flow(nnx.Module):
-    """The token encoder and the estimator."""
+    """Module of the token encoder and the estimator."""
 
     def __init__(self, config: FlowConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -116,7 +118,7 @@ class Flow(nnx.Module):
         lengths: Int[Array, " batch"],
         voices: Int[Array, " batch"],
     ) -> Float[Array, "batch patches embed"]:
-        """Input of the estimator: encoded codes at patch rate, plus the voice."""
+        """Returns the condition of the estimator: encoded codes at patch rate, plus the voice."""
         x = self.encoder(self.codes[...][codes], whole(lengths, codes.shape[1]))
         x = self.code_in(self.encoder_norm(x))
         x = x.reshape(x.shape[0], -1, self.config.embed)
@@ -129,9 +131,9 @@ class Flow(nnx.Module):
         condition: Float[Array, "batch patches embed"],
         layout: Layout,
     ) -> Float[Array, "batch patches patch"]:
-        """The velocity field at `time` in [0, 1): clean - (1 - SIGMA_MIN) * noise, as estimated.
+        """Estimates the velocity at `time` in [0, 1): `clean - (1 - SIGMA_MIN) * noise`.
 
-        On the path `noisy = (1 - (1 - SIGMA_MIN) * time) * noise + time * clean`.
+        The path is `noisy = (1 - (1 - SIGMA_MIN) * time) * noise + time * clean`.
         """
         clean = self.estimate(noisy, time, condition, layout)
         part = time[:, None, None]
@@ -145,7 +147,7 @@ class Flow(nnx.Module):
         condition: Float[Array, "batch patches embed"],
         layout: Layout,
     ) -> Float[Array, "batch patches patch"]:
-        """The clean patches that noisy ones at `time` come from."""
+        """Estimates the clean patches from noisy patches at `time`."""
         times = self.time_in(sinusoids(1000.0 * time, self.config.embed))
         x = self.patch_in(noisy) + condition + times[:, None]
         return self.patch_out(self.out_norm(self.estimator(x, layout)))
@@ -153,7 +155,7 @@ class Flow(nnx.Module):
     def patches(
         self, mel: Float[Array, "batch mel_frames mels"]
     ) -> Float[Array, "batch patches patch"]:
-        """Standardised mel frames, `frames_per_patch` at a time."""
+        """Standardises mel frames and groups them in patches of `frames_per_patch`."""
         config = self.config
         scaled = (mel - config.mel_mean) / config.mel_std
         return scaled.reshape(mel.shape[0], -1, config.frames_per_patch * config.num_mels)
@@ -167,9 +169,10 @@ class Flow(nnx.Module):
         *,
         steps: int = 10,
     ) -> Float[Array, "batch mel_frames mels"]:
-        """Solves the flow from `noise` by Euler steps on a cosine time schedule.
+        """Turns codes into mel frames: solves the flow from `noise` by Euler steps.
 
-        Codes are right-padded (`lengths` count); mel frames of padding are meaningless.
+        The time schedule is a cosine. Codes are right-padded to `lengths`; mel frames of padding
+        are meaningless.
         """
         condition = self.condition(codes, lengths, voices)
         layout = whole(lengths * self.config.patches_per_code, noise.shape[1])

@@ -1,4 +1,4 @@
-"""Training of the flow: regress the end of straight paths from noise to mel frames."""
+"""Training of the flow: regression of the clean ends of straight paths from noise to mel frames."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,11 +12,11 @@ from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_decoder.flow import SIGMA_MIN, Flow, FlowConfig
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
 
-ANY_VOICE_RATIO = 0.1  # how often the voice is hidden, so that voice 0 stands for any
+ANY_VOICE_RATIO = 0.1  # fraction of rows whose voice is replaced by voice 0, which stands for any
 
 
 def functional(config: FlowConfig) -> Functional:
-    """The flow as functions of its parameters."""
+    """Returns the flow as functions of its parameters."""
     return Functional(lambda rngs: Flow(config, rngs=rngs))
 
 
@@ -27,7 +27,7 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
 ) -> Stage:
-    """The stage that trains a flow.
+    """Returns the stage that trains a flow.
 
     Batches hold `mel` [batch, mel_frames, mels], `codes` [batch, frames] with `mel_frames =
     frames * mel_frames_per_code`, `code_lengths` [batch] and `voices` [batch] in 1 .. num_voices.
@@ -49,8 +49,8 @@ def make_stage(
         layout = whole(batch["code_lengths"] * config.patches_per_code, target.shape[1])
         part = time[:, None, None]
         noisy = (1 - (1 - SIGMA_MIN) * part) * noise + part * target
-        # Squared error of the velocity is this over (1 - (1 - SIGMA_MIN) * time)^2, which would
-        # give nearly all weight to paths that are nearly at their end.
+        # The squared error of the velocity is this divided by (1 - (1 - SIGMA_MIN) * time)^2, which
+        # would give nearly all weight to times near 1.
         error = jnp.mean((flow.estimate(noisy, time, condition, layout) - target) ** 2, axis=-1)
         weights = (layout.segments > 0).astype(jnp.float32)
         total, weight = jnp.sum(error * weights), jnp.sum(weights)

@@ -16,7 +16,7 @@ from speechlm_jax.speech_decoder.stage import functional
 
 
 class SpeechDecoder:
-    """A trained flow: codes to mel frames, and with Griffin-Lim as the vocoder to samples."""
+    """A trained flow that turns codes into mel frames, and with Griffin-Lim into samples."""
 
     def __init__(
         self, config: FlowConfig, params: PyTree, *, batch_size: int = 32, multiple: int = 32
@@ -35,7 +35,7 @@ class SpeechDecoder:
             temperature: Array,
             steps: int,
         ) -> Array:
-            # A key for each patch of each clip: neither padding nor the batch changes its noise.
+            # Each patch of each clip has its own key, so its noise depends on no padding or batch.
             keys = jax.vmap(jax.random.key)(seeds)
             patches = jnp.arange(codes.shape[1] * config.patches_per_code)
             keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, patches))(keys)
@@ -55,11 +55,14 @@ class SpeechDecoder:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Float[ndarray, "_mel_frames mels"]]:
-        """Mel frames of each clip; `voices` count from 1, 0 lets the flow choose.
+        """Returns the mel frames of each clip.
 
-        `temperature` scales the noise that the flow starts from: 1 is what it was trained with;
-        less gives plainer and, at small sizes, more intelligible speech (docs/log.md).
-        Clip i draws its noise from `seed + i` alone.
+        Args:
+          voices: voice numbers from 1, of each clip or of all; 0 stands for any voice.
+          steps: Euler steps of the solver.
+          temperature: scale of the noise that the flow starts from. Training uses 1; less gives
+            plainer and, at small sizes, more intelligible speech (docs/log.md).
+          seed: seed of the noise; that of clip i follows from `seed + i` alone.
         """
         of_clip = np.broadcast_to(np.array(voices, np.int32), len(codes))
 
@@ -80,9 +83,10 @@ class SpeechDecoder:
         voices: Sequence[int] | int = 0,
         seed: int = 0,
     ) -> list[Float[ndarray, " _samples"]]:
-        """Samples of each clip in [-1, 1], at the rate of `mel`: what the flow was trained on.
+        """Returns the samples of each clip, in [-1, 1] and at the sample rate of `mel`.
 
-        `voices` and `seed` are those of `codes_to_mel`; phases start from `seed` too.
+        `mel` must be the mel settings that the flow was trained with. `voices` and `seed` are those
+        of `codes_to_mel`; `seed` also gives the first phases of Griffin-Lim.
         """
         mels = self.codes_to_mel(codes, voices=voices, seed=seed)
         return [mel_to_wav(one, mel, seed=seed) for one in mels]

@@ -1,4 +1,4 @@
-"""Clips and their transcripts -> the batches that a speech tokenizer trains on."""
+"""Clips and their transcripts -> training batches of a speech tokenizer."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from speechlm_jax.text import TextTokenizer
 
 
 class TranscribedClips:
-    """Chosen clips of a feature folder, and their transcripts as text ids and as bytes.
+    """Chosen clips of a feature folder with their transcripts as text ids and as bytes.
 
     Attributes:
-      lengths: mel frames of each chosen clip.
+      lengths: number of mel frames of each chosen clip.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class TranscribedClips:
         *,
         augment: AugmentConfig | None = None,
     ):
-        """`chosen` are numbers of clips in `features`; `augment` varies them, row by row."""
+        """Takes the clips of `features` with the indices `chosen`; `augment` varies each row."""
         lengths, rows = features.lengths, [features.rows[i] for i in chosen]
         self.lengths = [lengths[i] for i in chosen]
         self._features, self._chosen = features, chosen
@@ -35,13 +35,17 @@ class TranscribedClips:
         if augment is not None:
             speakers = [row["speaker"] for row in rows]
             self._augmenter = Augmenter(augment, features.mel_config, self._mel, speakers)
-        # The most that a row can hold: every batch of a bucket has the same shapes.
+        # The longest transcript of a row, so that every batch of a bucket has the same shapes.
         joined = augment.max_joined if augment else 1
         self._most_ids = joined * max(map(len, self._ids), default=0)
         self._most_bytes = joined * (max(map(len, self._bytes), default=0) + 1) - 1
 
     def collate(self, edge: int, numbers: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of `make_stage`, of chosen clips as rows of the stream (`clip_batches`)."""
+        """Returns the arrays that `make_stage` takes, padded to `edge` mel frames.
+
+        `numbers` are indices of chosen clips, `rows` their row numbers in the stream (see
+        `clip_batches`).
+        """
         varied = [
             self._row(int(n), row=int(row), limit=edge)
             for n, row in zip(numbers, rows, strict=True)

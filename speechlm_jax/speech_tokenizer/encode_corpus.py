@@ -1,4 +1,4 @@
-"""A feature folder -> a codes folder: what the tokenizer hears in every clip."""
+"""A feature folder -> a codes folder, by a trained speech tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from speechlm_jax.jobs.commit import SHARDS, clear
 from speechlm_jax.jobs.shards import iter_shards, total
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 
-CLIPS_PER_CALL = 512  # and shard: a crash loses the seconds that this many take
+CLIPS_PER_CALL = 512  # also the clips of a shard: a crash loses the work on at most one
 
 
 def features_to_codes(
@@ -24,13 +24,13 @@ def features_to_codes(
     keep: Callable[[dict[str, Any]], bool] = lambda row: True,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> artifacts.Manifest:
-    """Writes codes of the clips that `keep` takes: `codes.jsonl` and `stage.json`.
+    """Writes the codes of the clips for which `keep` is true: `codes.jsonl` and `stage.json`.
 
-    Killed, the same call goes on; a finished folder of the same inputs is kept.
+    After an interruption, the same call continues. A finished folder of the same inputs is kept.
 
     Args:
-      identity: of the tokenizer's codes, carried by everything made from them.
-      progress: called with the number of clips done since the last call.
+      identity: identity of the tokenizer's codes, which is saved with the codes.
+      progress: function called with the number of clips done since its last call.
     """
     chosen = [i for i, row in enumerate(features.rows) if keep(row)]
     ids = [features.rows[i]["id"] for i in chosen]
@@ -60,7 +60,7 @@ def features_to_codes(
 def _encode(
     features: Features, numbers: list[int], reader: Transcriber, path: Path
 ) -> dict[str, int]:
-    """Shard task: writes the rows of some clips with their codes; returns how many there are."""
+    """Shard task: writes rows of clips with their codes; returns the numbers of clips and codes."""
     codes = reader.mels_to_codes([features.mel(i) for i in numbers])
     rows = [
         {k: v for k, v in features.rows[i].items() if k not in ("start", "stop")} for i in numbers

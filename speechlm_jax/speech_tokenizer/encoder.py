@@ -1,8 +1,8 @@
 """Encoder: mel frames -> latents, block by block (GLM-4-Voice report, section 3.1).
 
 Causal convolutions (100 Hz to 50 Hz), block-causal attention, average pooling, a projection to the
-codebook's width. `Carry` holds what a stream has read, so that `extend` over blocks equals the
-whole clip at once.
+codebook's width. `Carry` holds the state of a stream, so that `extend` over its blocks gives the
+same result as the whole clip at once.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ CONV_KERNEL = 3
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder up to the quantizer.
+    """Sizes of the encoder up to the quantizer.
 
     Attributes:
-      num_mels: mel bins in.
-      layers, embed, heads, mlp: the stack before pooling.
+      num_mels: mel bins of the input.
+      layers, embed, heads, mlp: sizes of the transformer before pooling.
       pool_factor: encoder frames (50 Hz) averaged into one code: 1, 2, 4, 8 for 50 to 6.25 Hz.
       block_frames: encoder frames of an attention block; a multiple of `pool_factor`.
-      latent_dim: width of the latents, that is of the codebook.
-      rope_theta: base of rotary positions in every stack; None adds sinusoids, as Whisper does.
+      latent_dim: width of the latents and of the codebook.
+      rope_theta: base of rotary positions in every stack; None adds sinusoids, as in Whisper.
     """
 
     num_mels: int = 80
@@ -63,16 +63,16 @@ class EncoderConfig:
 
     @property
     def mel_frames_per_code(self) -> int:
-        """Mel frames that one code stands for."""
+        """Number of mel frames that one code covers."""
         return CONV_STRIDE * self.pool_factor
 
     @property
     def block_mel_frames(self) -> int:
-        """Mel frames of one streaming step."""
+        """Number of mel frames of one streaming step."""
         return CONV_STRIDE * self.block_frames
 
     def transformer(self) -> TransformerConfig:
-        """The stack's shape."""
+        """Returns the config of the transformer before pooling."""
         return TransformerConfig(
             num_layers=self.layers,
             embed=self.embed,
@@ -86,7 +86,7 @@ class EncoderConfig:
 
 
 class Carry(NamedTuple):
-    """State of a stream: the convolutions' last inputs, and the attention's past."""
+    """State of a stream: the last inputs of the convolutions and the cache of the attention."""
 
     conv1: Float[Array, "batch past mels"]
     conv2: Float[Array, "batch past embed"]
@@ -94,7 +94,7 @@ class Carry(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """Mel frames to latents at the code rate, and to states before pooling (for the early CTC)."""
+    """Module from mel frames to states before pooling (for the early CTC) and to latents."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -106,7 +106,7 @@ class Encoder(nnx.Module):
         self.project = Linear(embed, config.latent_dim, ("embed", None), rngs=rngs)
 
     def start(self, *, batch: int, max_mel_frames: int) -> Carry:
-        """The carry at the start of streams of at most `max_mel_frames`."""
+        """Returns the carry at the start of streams of at most `max_mel_frames` mel frames."""
         config = self.config
         return Carry(
             jnp.zeros((batch, CONV_KERNEL - 1, config.num_mels)),
@@ -117,7 +117,7 @@ class Encoder(nnx.Module):
     def states(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
     ) -> Float[Array, "batch encoder_frames embed"]:
-        """States at 50 Hz of whole clips."""
+        """Returns the states (50 Hz) of whole clips."""
         x = jax.nn.gelu(self.conv2(jax.nn.gelu(self.conv1(mel))))
         layout = whole(-(-mel_lengths // CONV_STRIDE), x.shape[1])
         return self.norm(self.transformer(self.add_positions(x, layout), layout))
@@ -125,7 +125,7 @@ class Encoder(nnx.Module):
     def extend(
         self, mel: Float[Array, "batch block_mel_frames mels"], carry: Carry
     ) -> tuple[Float[Array, "batch encoder_frames embed"], Carry]:
-        """States of the next whole block of a stream."""
+        """Returns the states of the next whole block of a stream, and the new carry."""
         x1 = jax.nn.gelu(self.conv1(mel, carry.conv1))
         x2 = jax.nn.gelu(self.conv2(x1, carry.conv2))
         new = x2.shape[1]
@@ -138,7 +138,10 @@ class Encoder(nnx.Module):
     def add_positions(
         self, x: Float[Array, "batch length embed"], layout: Layout
     ) -> Float[Array, "batch length embed"]:
-        """Adds sinusoidal positions, at half weight so that they do not drown `x`."""
+        """Adds sinusoidal positions, at half weight so that they do not dominate `x`.
+
+        Returns `x` unchanged if the stacks have rotary positions.
+        """
         if self.config.rope_theta is not None:
             return x
         return x + 0.5 * sinusoids(layout.positions.astype(jnp.float32), x.shape[-1])
@@ -146,7 +149,7 @@ class Encoder(nnx.Module):
     def latents(
         self, states: Float[Array, "batch encoder_frames embed"]
     ) -> Float[Array, "batch frames latent_dim"]:
-        """Average pooling and projection; frames of a last partial group are dropped."""
+        """Pools states by average and projects them; drops the frames of a last partial group."""
         batch, length, embed = states.shape
         frames = length // self.config.pool_factor
         groups = states[:, : frames * self.config.pool_factor]
@@ -157,6 +160,6 @@ class Encoder(nnx.Module):
     def valid_frames(
         self, mel_lengths: Int[Array, " batch"], frames: int
     ) -> Bool[Array, "batch frames"]:
-        """Which codes stand for whole groups of real mel frames."""
+        """Returns the frame mask: true where all mel frames of a code are inside the clip."""
         lengths = mel_lengths // self.config.mel_frames_per_code
         return jnp.arange(frames)[None] < lengths[:, None]

@@ -1,8 +1,8 @@
 """The speech tokenizer: mel -> codes -> text, as one ASR model with a quantizer in its middle.
 
 Encoder | quantizer | the rest of the encoder | attention decoder (GLM-4-Voice report, section
-3.1 and figure 1). At small sizes two CTC heads help the supervision: bytes before pooling, text
-ids over the codes.
+3.1 and figure 1). At small sizes two CTC heads help the supervision: one for bytes before pooling
+and one for text ids over the codes.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from speechlm_jax.nn.transformer import Context, Transformer, TransformerConfig
 from speechlm_jax.speech_tokenizer.encoder import Carry, Encoder, EncoderConfig
 from speechlm_jax.speech_tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
-NUM_BYTES = 256  # classes of the early CTC, which reads UTF-8; its blank is the next id
+NUM_BYTES = 256  # classes of the early CTC, whose labels are UTF-8 bytes; its blank is the next id
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerConfig:
-    """The whole model.
+    """Settings of the whole speech tokenizer.
 
     Attributes:
-      text_size: ids of the transcripts' vocabulary; the CTC blank and the decoder's start and end
-        follow them.
-      encoder, quantizer: their configs; `latent_dim` must equal `codebook_dim`.
+      text_size: number of ids of the transcripts' vocabulary; the next id is the CTC blank, and the
+        decoder's start and end.
+      encoder, quantizer: configs of both; `latent_dim` must equal `codebook_dim`.
       post_vq_layers: encoder layers after the quantizer.
       decoder_layers: layers of the attention decoder.
-      mel: how the mel frames are made that it reads; a training takes it from its features.
+      mel: settings of the mel frames that it reads; a training takes them from its features.
     """
 
     # Names that fields had in older versions (see `config.from_json`).
@@ -59,21 +59,21 @@ class SpeechTokenizerConfig:
 
     @property
     def frame_rate_hz(self) -> float:
-        """Codes a second."""
+        """Number of codes a second."""
         return self.mel.mel_rate_hz / self.encoder.mel_frames_per_code
 
     @property
     def blank(self) -> int:
-        """The blank of the CTC over the codes."""
+        """Id of the blank in the CTC over the codes."""
         return self.text_size
 
     @property
     def start(self) -> int:
-        """The id that the attention decoder reads first, and predicts last."""
+        """Id that the attention decoder reads first and predicts last."""
         return self.text_size
 
     def stack(self, layers: int, *, block: int | None, cross: bool = False) -> TransformerConfig:
-        """A stack of the encoder's width."""
+        """Returns the config of a transformer of the encoder's width."""
         return dataclasses.replace(
             self.encoder.transformer(), num_layers=layers, block=block, cross_attention=cross
         )
@@ -83,9 +83,9 @@ class TokenizerOutput(NamedTuple):
     """Output of the training pass.
 
     Attributes:
-      latents: before the lookup; `quantized`: after it.
-      frame_mask: true where a code stands for real mel frames.
-      early_ctc, ctc: logits, of bytes before pooling and of text ids over the codes.
+      latents: vectors before the lookup; `quantized` is the result of the lookup.
+      frame_mask: true where all mel frames of a code are inside the clip.
+      early_ctc, ctc: logits of bytes before pooling, and of text ids over the codes.
       memory: output of the whole encoder, which the attention decoder reads.
     """
 
@@ -98,7 +98,7 @@ class TokenizerOutput(NamedTuple):
 
 
 class SpeechTokenizer(nnx.Module):
-    """Encoder, quantizer and the reader that supervises them."""
+    """The encoder, the quantizer, and the decoder and CTC heads that supervise them."""
 
     def __init__(self, config: SpeechTokenizerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -122,16 +122,21 @@ class SpeechTokenizer(nnx.Module):
     def mel_to_codes(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
     ) -> Int[Array, "batch frames"]:
-        """Codes of whole clips; `frames = mel_frames // mel_frames_per_code`, a last part dropped.
+        """Turns mel frames of whole clips into codes.
 
-        Codes of padding are meaningless: `mel_lengths // mel_frames_per_code` of a row count.
+        `frames = mel_frames // mel_frames_per_code`, without a last partial frame. Only the first
+        `mel_lengths // mel_frames_per_code` codes of a row are valid; those of padding are
+        meaningless.
         """
         return self.quantizer.nearest(self.encoder.latents(self.encoder.states(mel, mel_lengths)))
 
     def step(
         self, carry: Carry, mel: Float[Array, "batch block_mel_frames mels"]
     ) -> tuple[Carry, Int[Array, "batch frames"]]:
-        """Codes of the next whole block of a stream; equal to `mel_to_codes` of the whole."""
+        """Returns the new carry and the codes of the next whole block of a stream.
+
+        The codes of all blocks equal `mel_to_codes` of the whole clip.
+        """
         states, carry = self.encoder.extend(mel, carry)
         return carry, self.quantizer.nearest(self.encoder.latents(states))
 
@@ -140,7 +145,7 @@ class SpeechTokenizer(nnx.Module):
         vectors: Float[Array, "batch frames codebook_dim"],
         frame_mask: Bool[Array, "batch frames"],
     ) -> Float[Array, "batch frames embed"]:
-        """The rest of the encoder, over code vectors."""
+        """Runs the encoder layers after the quantizer on code vectors."""
         layout = whole(jnp.sum(frame_mask, axis=1), vectors.shape[1])
         x = self.encoder.add_positions(self.unproject(vectors), layout)
         return self.late_norm(self.late(x, layout))
@@ -148,13 +153,13 @@ class SpeechTokenizer(nnx.Module):
     def codes_to_memory(
         self, codes: Int[Array, "batch frames"], frame_mask: Bool[Array, "batch frames"]
     ) -> Float[Array, "batch frames embed"]:
-        """Memory for the CTC and the attention decoder, from codes alone."""
+        """Returns the memory that the CTC and the attention decoder read, from codes alone."""
         return self.memory(self.quantizer.lookup(codes), frame_mask)
 
     def __call__(
         self, mel: Float[Array, "batch mel_frames mels"], mel_lengths: Int[Array, " batch"]
     ) -> TokenizerOutput:
-        """The training pass up to the attention decoder."""
+        """Runs the training pass up to the attention decoder."""
         states = self.encoder.states(mel, mel_lengths)
         latents = self.encoder.latents(states)
         frame_mask = self.encoder.valid_frames(mel_lengths, latents.shape[1])
@@ -170,7 +175,7 @@ class SpeechTokenizer(nnx.Module):
         ids: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
     ) -> Float[Array, "batch length classes"]:
-        """Teacher-forced logits of the attention decoder; `ids` begin with `config.start`."""
+        """Returns the decoder's teacher-forced logits; `ids` must begin with `config.start`."""
         layout = whole(lengths, ids.shape[1])
         keys = Layout(frame_mask.astype(jnp.int32), jnp.zeros(frame_mask.shape, jnp.int32))
         context = Context(memory, visible(layout, keys, None))

@@ -1,7 +1,7 @@
-"""Vector quantizer: latents -> codes, with an EMA codebook that gradients never touch.
+"""Vector quantizer: latents -> codes, with an EMA codebook that gets no gradients.
 
 GLM-4-Voice report, section 3.1: exponential moving averages, commitment loss, and random restart
-of entries whose mean use falls under a threshold (Jukebox, Dhariwal et al. 2020).
+of entries whose mean use falls below a threshold (Jukebox, Dhariwal et al. 2020).
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from speechlm_jax.nn.param import Buffer
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerConfig:
-    """The codebook.
+    """Settings of the codebook.
 
     Attributes:
-      codebook_size, codebook_dim: entries and their width.
-      ema_decay: of counts and sums.
-      dead_code_threshold: an entry whose average count falls below this is restarted.
+      codebook_size, codebook_dim: number of entries and their width.
+      ema_decay: decay of the moving averages of counts and sums.
+      dead_code_threshold: average count below which an entry is restarted.
       start_step: updates (one for each microbatch) before latents are quantized; until then the
         codebook is filled with recent latents, so that it starts from the data (0 quantizes from
         the first update).
@@ -42,7 +42,7 @@ class QuantizerConfig:
 
 
 class Quantized(NamedTuple):
-    """Codes, their vectors (gradients pass straight through), and the commitment error a frame."""
+    """Codes, their vectors (gradients pass straight through) and each frame's commitment error."""
 
     codes: Int[Array, "batch frames"]
     vectors: Float[Array, "batch frames codebook_dim"]
@@ -62,17 +62,17 @@ class Quantizer(nnx.Module):
         self.updates = Buffer(jnp.int32(0))
 
     def nearest(self, latents: Float[Array, "*batch codebook_dim"]) -> Int[Array, "*batch"]:
-        """Index of the nearest entry (squared L2), the lowest index on ties."""
+        """Returns the index of the nearest entry (squared L2), the lowest index on ties."""
         codebook = self.codebook[...]
         distance = jnp.sum(codebook**2, axis=-1) - 2 * latents.astype(jnp.float32) @ codebook.T
         return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
     def lookup(self, codes: Int[Array, "*batch"]) -> Float[Array, "*batch codebook_dim"]:
-        """The vectors of codes."""
+        """Returns the codebook entries of codes."""
         return self.codebook[...][codes]
 
     def __call__(self, latents: Float[Array, "batch frames codebook_dim"]) -> Quantized:
-        """Quantizes; before `start_step` updates the latents pass unquantized."""
+        """Quantizes latents; before `start_step` updates the vectors are the latents themselves."""
         codes = self.nearest(latents)
         vectors = self.lookup(codes)
         active = self.updates[...] >= self.config.start_step
@@ -87,7 +87,7 @@ class Quantizer(nnx.Module):
         valid: Bool[Array, "batch frames"],
         key: Key[Array, ""],
     ) -> dict[str, Array]:
-        """The quantizer's variables after this batch; padded frames count for nothing."""
+        """Returns the quantizer's variables after this batch; only `valid` frames count."""
         state = (self.codebook[...], self.ema_count[...], self.ema_sum[...])
         flat = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1]).astype(jnp.float32)
         mask = valid.reshape(-1).astype(jnp.float32)
@@ -101,7 +101,10 @@ class Quantizer(nnx.Module):
         return {"codebook": codebook, "ema_count": count, "ema_sum": total, "updates": updates + 1}
 
     def _ema(self, state: tuple, flat: Array, codes: Array, mask: Array, key: Array) -> tuple:
-        """Moving averages of the vectors that chose each entry; unused entries restart."""
+        """Updates the moving averages of the latents that chose each entry; restarts dead entries.
+
+        Returns (codebook, count, sum).
+        """
         _, count, total = state
         decay, size = self.config.ema_decay, self.config.codebook_size
         chosen = jax.nn.one_hot(codes, size) * mask[:, None]
@@ -114,7 +117,11 @@ class Quantizer(nnx.Module):
         return total / count[:, None], count, total
 
     def _collect(self, state: tuple, flat: Array, mask: Array, key: Array, updates: Array) -> tuple:
-        """Before quantization starts: the codebook holds latents of the last 8 batches or fewer."""
+        """Fills the next part of the codebook with latents of this batch, before `start_step`.
+
+        The codebook then holds latents of the last 8 batches, or of `start_step` batches if those
+        are fewer. Returns (codebook, count, sum).
+        """
         codebook, count, _ = state
         share = -(-self.config.codebook_size // max(1, min(8, self.config.start_step)))
         slots = (updates * share + jnp.arange(share)) % self.config.codebook_size
@@ -122,6 +129,6 @@ class Quantizer(nnx.Module):
         return codebook, jnp.ones_like(count), codebook
 
     def _draw(self, flat: Array, mask: Array, key: Array, number: int) -> Array:
-        """Random valid latents, drawn with replacement."""
+        """Draws `number` valid latents at random, with replacement."""
         picked = jax.random.categorical(key, jnp.where(mask > 0, 0.0, -jnp.inf), shape=(number,))
         return flat[picked]

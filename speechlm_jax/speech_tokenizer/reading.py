@@ -1,4 +1,4 @@
-"""Codes -> text by the tokenizer's own reader, and mel -> codes for many clips."""
+"""Mel frames -> codes -> text ids for many clips, by a trained speech tokenizer."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from speechlm_jax.speech_tokenizer.stage import functional
 
 
 class Transcriber:
-    """A trained tokenizer: mel spectrograms to codes, and codes to text ids.
+    """A trained tokenizer: mel frames to codes, and codes to text ids.
 
-    Transcripts are read greedily from the CTC over the codes; the attention decoder supervises
-    only (at small sizes it reads far worse: see docs/log.md).
+    Text ids are decoded greedily from the CTC over the codes. The attention decoder serves only as
+    supervision (at small sizes it reads far worse: see docs/log.md).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Transcriber:
     def mels_to_codes(
         self, mels: Sequence[Float[ndarray, "_mel_frames mels"]]
     ) -> list[Int[ndarray, " _frames"]]:
-        """Codes of each clip, in order."""
+        """Returns the codes of each clip, in order."""
         per_code = self.config.encoder.mel_frames_per_code
         outputs = run_in_batches(
             mels,
@@ -60,7 +60,7 @@ class Transcriber:
         return [codes[: len(mel) // per_code] for mel, codes in zip(mels, outputs, strict=True)]
 
     def codes_to_ids(self, codes: Sequence[Int[ndarray, " _frames"]]) -> list[list[int]]:
-        """Text ids that each sequence of codes says."""
+        """Returns the text ids of each sequence of codes."""
         best = run_in_batches(
             codes,
             lambda _, batch, lengths: np.asarray(self._read(batch, lengths)),
@@ -75,6 +75,6 @@ class Transcriber:
 
 
 def collapse(best: Int[ndarray, " frames"], *, blank: int) -> list[int]:
-    """Greedy CTC: repeats merged, blanks dropped."""
+    """Decodes the best label of each frame by greedy CTC: merges repeats and drops blanks."""
     merged = best[np.insert(best[1:] != best[:-1], 0, True)] if len(best) else best
     return [int(label) for label in merged if label != blank]

@@ -27,10 +27,11 @@ class SpeechTokenizerLoss:
     """Weights of the losses, each a mean per clip.
 
     Attributes:
-      decoder: cross-entropy of the attention decoder, a text id.
-      ctc: CTC of text ids over the codes, a text id (0 switches it off).
-      early_ctc: CTC of bytes at 50 Hz before pooling, a byte (0 switches it off).
-      commitment: squared distance of latents to their entries.
+      decoder: weight of the attention decoder's cross-entropy, per text id.
+      ctc: weight of the CTC loss of text ids over the codes, per text id (0 switches it off).
+      early_ctc: weight of the CTC loss of bytes at 50 Hz before pooling, per byte (0 switches it
+        off).
+      commitment: weight of the mean squared distance of latents to their entries.
     """
 
     decoder: float = 1.0
@@ -43,7 +44,7 @@ class SpeechTokenizerLoss:
 
 
 def functional(config: SpeechTokenizerConfig) -> Functional:
-    """The model as functions of its parameters."""
+    """Returns the model as functions of its parameters."""
     return Functional(lambda rngs: SpeechTokenizer(config, rngs=rngs))
 
 
@@ -55,11 +56,11 @@ def make_stage(
     evals: tuple[Evaluation, ...] = (),
     identity: dict[str, str] | None = None,
 ) -> Stage:
-    """The stage that trains a speech tokenizer.
+    """Returns the stage that trains a speech tokenizer.
 
     Batches hold `mel` [batch, mel_frames, mels], `mel_lengths` [batch], `text_ids` [batch, length]
     and `text_lengths`, `bytes` [batch, bytes] and `byte_lengths`; a row with text length 0 is
-    padding and counts for nothing.
+    padding and is ignored.
     """
     model = functional(config)
 
@@ -112,7 +113,7 @@ def make_stage(
 def _decoder_loss(
     tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
 ) -> Float[Array, " batch"]:
-    """Cross-entropy a text id of the attention decoder, which says `start` at the end."""
+    """Returns the attention decoder's cross-entropy per text id; each row ends with `start`."""
     start = tokenizer.config.start
     ids, lengths = batch["text_ids"], batch["text_lengths"]
     places = jnp.arange(ids.shape[1] + 1)[None]
@@ -130,14 +131,17 @@ def ctc_loss(
     *,
     blank: int,
 ) -> Float[Array, " batch"]:
-    """CTC loss (Graves et al. 2006) of each row, divided by its number of labels."""
+    """Returns the CTC loss (Graves et al. 2006) of each row, divided by its number of labels.
+
+    A row that is too short for its labels has loss 0.
+    """
     late = jnp.arange(logits.shape[1])[None] >= input_lengths[:, None]
     pad = jnp.arange(labels.shape[1])[None] >= label_lengths[:, None]
     losses = optax.ctc_loss(
         logits, late.astype(jnp.float32), labels, pad.astype(jnp.float32), blank_id=blank
     )
-    # A clip shorter than its labels has no path (equal neighbours need a blank between them): optax
-    # gives about 1e5, which would drown the rest.
+    # A clip that is shorter than its labels (equal neighbours need a blank between them) has no
+    # path: optax returns about 1e5, which would dominate the other losses.
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & (pad[:, 1:] == 0), axis=1)
     possible = input_lengths >= label_lengths + repeats
     return jnp.where(possible, losses, 0.0) / jnp.maximum(label_lengths, 1)

@@ -1,7 +1,7 @@
 """Training of the text-to-token model: a language model over `voice tts text | speech` rows.
 
 Paper section 2.2: a decoder-only model trained on TTS pairs tokenised with the speech tokenizer;
-the loss is on the speech side alone (the task's `inputs` carry no loss).
+only the speech counts in the loss (the task's `inputs` do not).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ def make_stage(
     identity: dict[str, str] | None = None,
     z_loss: float = 0.0,
 ) -> Stage:
-    """The stage that trains a text-to-token model on packed rows (see `data/rows.py`).
+    """Returns the stage that trains a text-to-token model on packed rows (see `data/rows.py`).
 
     Args:
       z_loss: weight of the squared log-partition in the loss; see `fused_cross_entropy`.

@@ -1,4 +1,4 @@
-"""Text -> codes, in batches, with a guard on the length of what comes out."""
+"""Text -> codes in batches; rejects codes of an unlikely length."""
 
 import dataclasses
 import math
@@ -18,11 +18,11 @@ from speechlm_jax.vocab import Vocab
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
-    """How speech is sampled.
+    """Settings of the sampling of speech.
 
     Attributes:
-      temperature, top_p: of the next code.
-      min_frames_per_word, max_frames_per_word: speech outside these bounds is rejected.
+      temperature, top_p: sampling of the next code.
+      min_frames_per_word, max_frames_per_word: bounds outside of which speech is rejected.
     """
 
     temperature: float = 0.5
@@ -38,7 +38,7 @@ class SynthesisConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechRequest:
-    """Say `text` in a training voice, by its name; the same seed gives the same codes."""
+    """A text to speak in the named training voice; the same seed gives the same codes."""
 
     text: str
     voice: str
@@ -67,7 +67,7 @@ class TextToToken:
         self._allowed = sayable(vocab)
 
     def text_to_codes(self, requests: Sequence[SpeechRequest]) -> list[Int[ndarray, " _frames"]]:
-        """Codes of each text; empty where what was sampled never ended or has no likely length."""
+        """Returns the codes of each text; empty if they did not end or have an unlikely length."""
         vocab, bound = self._vocab, self._config.max_frames_per_word
         words = [max(1, len(request.text.split())) for request in requests]
         replies = self._inference.generate(

@@ -1,11 +1,11 @@
-"""Which checkpoints of a run are there, what they say of themselves, and whether to trust them.
+"""The checkpoints folder of a run: lists, describes, verifies and deletes its checkpoints.
 
     checkpoints/00001500/params, variables, optimizer, extras   Orbax items
     checkpoints/00001500/meta.json                         step, rows seen, identity, config, timing
     checkpoints/00001500/checksums.json                    SHA-256 of every file; written last
 
-A folder without checksums.json was not finished, or is being deleted: the file is written last and
-deleted first. What is in the items, checkpoints.py knows.
+A folder without checksums.json is unfinished or is being deleted: the file is written last and
+deleted first. checkpoints.py reads and writes the Orbax items.
 """
 
 import dataclasses
@@ -32,17 +32,19 @@ _log = logging.getLogger("speechlm.checkpoints")
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of itself.
+    """Metadata of a checkpoint.
 
     Attributes:
       stage: name of the stage.
-      step: finished updates.
-      rows_seen: rows of all hosts that went into them; the data stream goes on from here.
-      identity: fingerprints that the stage had (`Stage.identity`).
+      step: number of finished updates.
+      rows_seen: rows of all hosts that went into those updates; the data stream resumes after them.
+      identity: fingerprints of the stage, by name (`Stage.identity`).
       config: the resolved config as JSON data.
-      fingerprint: of what decides the result in that config.
-      timing: wall_seconds and cpu_seconds of the run so far, over its restarts.
-      described: what identities stand for (`Stage.described`); older checkpoints have none.
+      fingerprint: fingerprint of the fields of that config that decide the result.
+      timing: wall_seconds, cpu_seconds and the seconds of each part (`Goodput`) of the run so far,
+        over its restarts.
+      described: JSON data that the identities stand for, by name (`Stage.described`); older
+        checkpoints have none.
     """
 
     stage: str
@@ -57,12 +59,12 @@ class Meta:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay when a newer one is finished; what one rule keeps, stays.
+    """Rules for the checkpoints that stay when a newer one is finished; one rule suffices to stay.
 
     Attributes:
-      last: so many of the newest, at least 1.
-      every_steps: those of multiples of this; 0: none.
-      every_hours: one for each so many hours of the run; 0: none.
+      last: number of newest checkpoints that stay, at least 1.
+      every_steps: checkpoints at multiples of this many steps stay; 0: none.
+      every_hours: one checkpoint for each period of this many hours of the run stays; 0: none.
     """
 
     last: int = 2
@@ -71,7 +73,7 @@ class Keep:
 
     def prune(self, folder: Path) -> None:
         """Deletes the finished checkpoints that no rule keeps."""
-        hours = 0.0  # of the last that the clock kept
+        hours = 0.0  # of the run, at the last checkpoint that every_hours kept
         for step in steps(folder)[: -max(1, self.last)]:
             path = step_folder(folder, step)
             if self.every_hours:
@@ -84,12 +86,12 @@ class Keep:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Returns the folder of a step's checkpoint."""
     return folder / f"{step:08d}"
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints were finished, ascending; damage is not looked for."""
+    """Returns the steps of finished checkpoints, ascending; does not verify their files."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -100,9 +102,9 @@ def steps(folder: Path) -> list[int]:
 
 
 def latest_good(workdir: str | Path) -> Path | None:
-    """The newest checkpoint whose files all have their checksums; None where there is none.
+    """Returns the newest checkpoint whose files all match their checksums, or None.
 
-    Damaged ones are skipped with a warning that names the file. All hosts get the same answer.
+    Skips damaged checkpoints with a warning that names the file. All hosts get the same answer.
     """
     folder = (Path(workdir) / FOLDER).resolve()
     found = -1
@@ -119,10 +121,10 @@ def latest_good(workdir: str | Path) -> Path | None:
 
 
 def read_meta(folder: str | Path) -> Meta:
-    """Reads what a checkpoint says of itself.
+    """Reads the metadata of a checkpoint.
 
     Raises:
-      UserError: the file is missing or of another version.
+      UserError: the file is missing or was written by an incompatible version.
     """
     path = Path(folder) / META
     data = artifacts.read_json(path)
@@ -135,18 +137,21 @@ def read_meta(folder: str | Path) -> Meta:
 
 
 def newest_meta(path: str | Path) -> Meta:
-    """What the newest good checkpoint of a run says of itself; `path` as in `find`."""
+    """Returns the metadata of a run's newest undamaged checkpoint; `path` as in `find`."""
     return read_meta(find(path))
 
 
 def training_folder(place: str | Path) -> Path:
-    """The folder of a training, resolved, of that folder or of one of its checkpoints."""
+    """Returns the resolved folder of a training, given that folder or one of its checkpoints."""
     path = Path(place).resolve()
     return path.parents[1] if (path / CHECKSUMS).is_file() else path
 
 
 def told_meta(path: str | Path) -> Meta:
-    """As `newest_meta`, but damage is not looked for: it reads no weights."""
+    """Returns the metadata of a run's newest finished checkpoint, or of the checkpoint `path`.
+
+    Unlike `newest_meta`, it verifies no checksums and so reads no weights.
+    """
     path = Path(path)
     if (path / CHECKSUMS).is_file():
         return read_meta(path)
@@ -159,10 +164,12 @@ def told_meta(path: str | Path) -> Meta:
 
 
 def find(path: str | Path) -> Path:
-    """The newest good checkpoint of a run's workdir, or the checkpoint of this very folder.
+    """Returns the newest undamaged checkpoint of a run, or `path` if it is a checkpoint itself.
+
+    `path` is a run's workdir, its checkpoints folder or the folder of one checkpoint.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, or the given checkpoint is damaged.
     """
     path = Path(path).resolve()
     if (path / CHECKSUMS).is_file():
@@ -179,13 +186,13 @@ def find(path: str | Path) -> Path:
 
 
 def seal(folder: Path, meta: Meta) -> None:
-    """Writes what a checkpoint says of itself, then the checksums that make it a finished one."""
+    """Writes a checkpoint's metadata, then the checksums that mark it as finished."""
     artifacts.write_json(folder / META, dataclasses.asdict(meta))
     artifacts.write_json(folder / CHECKSUMS, _hash_files(folder))
 
 
 def delete(folder: Path) -> None:
-    """Deletes a checkpoint so that a kill at any moment leaves an unfinished one, or none."""
+    """Deletes a checkpoint, its checksums first: a kill then leaves an unfinished one, or none."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -199,7 +206,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(folder: Path, *, after: int) -> None:
-    """Renames the checkpoints of later steps: they failed their checks, and must not count."""
+    """Renames checkpoints of later steps to `*.damaged`: they failed verification."""
     for step in [step for step in steps(folder) if step > after]:
         path = step_folder(folder, step)
         target = path.with_name(f"{path.name}.damaged")
@@ -208,7 +215,7 @@ def set_aside(folder: Path, *, after: int) -> None:
 
 
 def _hours(folder: Path) -> float | None:
-    """Hours that the run had taken; None where a checkpoint does not say (it is damaged)."""
+    """Returns the run's hours at a checkpoint, or None if its metadata is damaged."""
     try:
         seconds = read_meta(folder).timing.get("wall_seconds", 0.0)
     except UserError:
@@ -226,7 +233,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str | None:
-    """Names the first file that is missing or changed; None when all is well."""
+    """Describes the first file that is missing, changed or unreadable; None if there is none."""
     try:
         digests = artifacts.read_json(folder / CHECKSUMS)
     except UserError:
@@ -239,7 +246,7 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has changed"
         except FileNotFoundError:
             return f"{name} is missing"
-        except (OSError, ValueError) as error:  # of the disk, or of the name
+        except (OSError, ValueError) as error:  # from the disk, or from an invalid name
             return f"{name} cannot be read: {error}"
     return None
 

@@ -1,6 +1,6 @@
 """Checkpoints: written by Orbax in the background, sealed by our own checksums, read onto any mesh.
 
-checkpoint_folder.py has their layout. Nothing else in the project knows of Orbax.
+checkpoint_folder.py describes their layout. No other file of the project uses Orbax.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ from speechlm_jax.train.state import TrainState
 from speechlm_jax.train.trainable import select
 
 ITEMS = ("params", "variables", "optimizer", "extras")
-ADAPTERS = "lora_"  # parameters that weights of another run may lack
+ADAPTERS = "lora_"  # prefix of parameters that another run's weights may lack
 KEEP = Keep()
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What an evaluation or another run takes from a checkpoint."""
+    """Weights of a checkpoint for an evaluation or another run."""
 
     params: PyTree
     variables: PyTree
@@ -47,10 +47,10 @@ class Weights:
 
 
 class CheckpointWriter:
-    """The checkpoints of one run; the only thing that writes or deletes there.
+    """Writer of one run's checkpoints; nothing else writes or deletes there.
 
-    A save returns once the arrays are copied; files, checksums and the deletion of old checkpoints
-    follow in a background thread. An error there is raised by the next `save`, `check` or `close`.
+    `save` returns once the arrays are copied; a background thread then writes files and checksums
+    and deletes old checkpoints. The next `save`, `check` or `close` raises an error of that thread.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class CheckpointWriter:
         """Removes what an interrupted save left behind.
 
         Args:
-          confirm: called before anything is written or deleted; raises where it must not be.
+          confirm: called before each save and again before its checksums are written; raises if
+            this process must not write.
         """
         self.folder = (Path(workdir) / FOLDER).resolve()
         self._keep, self._confirm = keep, confirm
@@ -75,9 +76,9 @@ class CheckpointWriter:
         _barrier("checkpoints_ready")
 
     def save(self, state: TrainState, meta: Meta) -> None:
-        """Starts to save a state; waits first for the save before it."""
+        """Starts to save a state, after waiting for the previous save."""
         self.wait()
-        self._confirm()  # before the barrier: no host writes what one may not
+        self._confirm()  # before the barrier: if one host must not write, none does
         folder = step_folder(self.folder, meta.step)
         if jax.process_index() == 0 and folder.exists():
             delete(folder)
@@ -91,7 +92,7 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._finish, response, folder, meta)
 
     def check(self) -> None:
-        """Raises the error of a background save that has failed; waits for nothing."""
+        """Raises the error of a background save that has failed; does not wait."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -101,7 +102,7 @@ class CheckpointWriter:
             pending, self._pending = self._pending, None
             try:
                 pending.result()
-            except (OSError, ValueError) as error:  # TensorStore's errors of files are ValueErrors
+            except (OSError, ValueError) as error:  # TensorStore's file errors are ValueErrors
                 if isinstance(error, OSError) or "os_error_code" in str(error):
                     raise UserError(self._unsaved(error)) from None
                 raise
@@ -115,7 +116,7 @@ class CheckpointWriter:
         )
 
     def finish(self) -> None:
-        """Waits until the last save is on disk, on all hosts: none leaves while others write."""
+        """Waits until the last save is on disk on all hosts: none leaves while others write."""
         self.wait()
         _barrier("checkpoints_finished")
 
@@ -127,7 +128,7 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def set_aside_after(self, step: int) -> None:
-        """Renames the checkpoints of later steps: they failed their checks, and must not count."""
+        """Renames checkpoints of later steps to `*.damaged`: they failed verification."""
         if jax.process_index() == 0:
             set_aside(self.folder, after=step)
         _barrier("checkpoints_set_aside")
@@ -135,7 +136,7 @@ class CheckpointWriter:
     def _finish(self, response: Any, folder: Path, meta: Meta) -> None:
         response.result()
         if jax.process_index() == 0:
-            self._confirm()  # writing may have taken long
+            self._confirm()  # again: writing may have taken long
             seal(folder, meta)
             self._keep.prune(self.folder)
 
@@ -144,7 +145,8 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
     """Reads a whole state onto the mesh of `abstract`, whatever mesh it was saved from.
 
     Raises:
-      UserError: the checkpoint is of another model: the first parameter that differs is named.
+      UserError: the checkpoint is of another model; the message names the first parameter that
+        differs.
     """
     wanted = (abstract.params, abstract.variables, abstract.opt_state, abstract.extras)
     loaded = _load(folder, _saved_shapes(folder), dict(zip(ITEMS, wanted, strict=True)))
@@ -155,7 +157,7 @@ def restore(folder: Path, abstract: TrainState) -> TrainState:
 def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
     """Reads another run's weights onto the mesh of `abstract`; `path` as in `find`.
 
-    Adapters (LoRA) that the other run did not have are left out of what is returned.
+    Adapters (LoRA) that the other run did not have are absent from the result.
     """
     folder = find(path)
     params, saved = abstract.params, _saved_shapes(folder)
@@ -169,7 +171,7 @@ def load_params(path: str | Path) -> Weights:
     """Reads parameters (their average, if kept) and variables onto this process's first device.
 
     Args:
-      path: a run's workdir (its newest good checkpoint is taken) or one checkpoint's folder.
+      path: a run's workdir (its newest undamaged checkpoint is read) or one checkpoint's folder.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -195,7 +197,7 @@ def load_params(path: str | Path) -> Weights:
 
 
 def _load(folder: Path, saved: dict[str, PyTree], wanted: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Reads items (of these `saved` shapes) into the trees of `wanted` (with shardings)."""
+    """Reads items, saved in the shapes `saved`, into the trees and shardings of `wanted`."""
     items = {name: _to_saved(tree) for name, tree in wanted.items()}
     for name, tree in items.items():
         _check_same(folder, name, saved.get(name, {}), tree)
@@ -215,7 +217,7 @@ def _saved_shapes(folder: Path) -> dict[str, PyTree]:
 
 
 def _check_same(folder: Path, item: str, saved: PyTree, wanted: PyTree) -> None:
-    """Raises where names or shapes differ; Orbax would fill or cut arrays in silence."""
+    """Raises UserError if names, shapes or dtypes differ; Orbax silently fills or cuts arrays."""
     ours, theirs = (
         {
             jax.tree_util.keystr(path, simple=True, separator="."): (tuple(leaf.shape), leaf.dtype)
@@ -236,7 +238,7 @@ def _say(array: tuple[tuple[int, ...], Any] | None) -> str:
 
 
 def _to_saved(tree: PyTree) -> dict[str, Any]:
-    """Any tree as nested dicts with string keys: files then depend on no Python class."""
+    """Returns any tree as nested dicts with string keys; files then depend on no Python class."""
     nested: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         *parents, last = _names(path)
@@ -266,7 +268,7 @@ def _names(path: Any) -> list[str]:
 
 
 def _from_saved(tree: Any) -> Any:
-    """Nested dicts of parameters; flax counts the modules of a list with ints."""
+    """Returns nested dicts with digits as int keys, by which flax counts the modules of a list."""
     if not isinstance(tree, dict):
         return tree
     return {int(k) if k.isdigit() else k: _from_saved(v) for k, v in tree.items()}

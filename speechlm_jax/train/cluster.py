@@ -1,9 +1,9 @@
-"""Joining the hosts of a run: who is missing is named, and nobody waits for ever.
+"""Joins the hosts of a run: missing hosts are named, and no host waits forever.
 
 JAX runs the cluster: every host connects to the coordinator (host 0), which checks heartbeats. When
 a host dies or fails, its sentinel tells the others, which end at once and name it; where the
-sentinels cannot (sentinel.py), they end within the heartbeat's time-out. A restart goes on from the
-last checkpoint, on fewer hosts too.
+sentinels cannot (sentinel.py), the hosts end within the heartbeat's timeout. A restart resumes from
+the last checkpoint, also on fewer hosts.
 """
 
 import atexit
@@ -25,13 +25,13 @@ from speechlm_jax.train.sentinel import Sentinel
 
 @contextlib.contextmanager
 def join(config: ClusterConfig) -> Iterator[None]:
-    """Connects this process with the others while the context lasts; a no-op for one host.
+    """Connects this process to the other hosts while the context lasts; a no-op for one host.
 
-    Must come before anything else that JAX does, and only once in a process. An exception other
-    than `Stopped` ends the other hosts too.
+    Must precede any other use of JAX, and happen only once in a process. An exception other than
+    `Stopped` also ends the other hosts.
 
     Raises:
-      UserError: not all hosts came; those that are missing are named.
+      UserError: not all hosts came; the message names the missing ones.
     """
     if config.hosts == 1:
         yield
@@ -69,7 +69,7 @@ def join(config: ClusterConfig) -> Iterator[None]:
     except BaseException as error:
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         sentinel.failed(said.partition("\n")[0])
-        # after the error is shown; JAX would wait for the others, and end in a stack of C++
+        # Exits once the error is shown; JAX would wait for the others and end in a C++ stack trace.
         atexit.register(_exit, EXIT_USAGE if isinstance(error, UserError) else EXIT_BUG)
         raise
     sentinel.ended()

@@ -1,10 +1,10 @@
-"""The hosts of a run, as the command line reads them: known before JAX is imported."""
+"""Settings for the hosts of a run; the command line reads them before JAX is imported."""
 
 import dataclasses
 
 from speechlm_jax.errors import UserError
 
-PORT = 8476  # JAX's own before 0.8.1; firewalls of older slices know it
+PORT = 8476  # JAX's own port before 0.8.1; firewalls of older slices allow it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +12,13 @@ class ClusterConfig:
     """The hosts of a run.
 
     Attributes:
-      hosts: how many; 0 asks the machine (Cloud TPU, Slurm), 1 is a run of its own.
-      host: which of them this is.
+      hosts: number of hosts; 0 asks the machine (Cloud TPU, Slurm), 1 is a run on this host alone.
+      host: number of this host, counted from 0.
       coordinator: address of host 0, with a port.
-      start_seconds: how long hosts wait for each other at the start.
-      heartbeat_seconds: after which a host that is not heard of is dead, and the others end.
-      run: names the run, the same on all hosts: hosts of another run get no seat in this one.
+      start_seconds: seconds for which hosts wait for each other at the start.
+      heartbeat_seconds: seconds without a heartbeat after which a host counts as dead and the
+        others end.
+      run: name of the run, the same on all hosts; hosts of another run are refused.
     """
 
     hosts: int = 1

@@ -1,4 +1,4 @@
-"""What is measured while a run trains: when it is due, and what an earlier sitting owes."""
+"""Evaluations during a run: when each is due, and which ones an earlier session left undone."""
 
 import itertools
 import time
@@ -27,19 +27,19 @@ class Evaluations:
         alive: Callable[[], None],
         goodput: Goodput,
     ):
-        """`alive` is called whenever a part of an evaluation has ended."""
+        """`alive` is called after each part of an evaluation."""
         self._stage, self._workdir, self._total_steps = stage, workdir, total_steps
         self._alive, self._goodput = alive, goodput
 
     def due(self, step: int) -> list[Evaluation]:
-        """Those whose turn comes at a step."""
+        """Returns the evaluations due at a step; at the last step, all of them."""
         last = step == self._total_steps
         return [one for one in self._stage.evals if last or step % one.every_steps == 0]
 
     def missed(self, step: int) -> list[Evaluation]:
-        """Those that a sitting, which saved this step, had not logged when it ended.
+        """Returns the evaluations due at a saved step whose figures are not in the log.
 
-        All hosts get the same answer.
+        The session that saved the step ended before it logged them. All hosts get the same answer.
         """
         due = self.due(step) if step else []
         names = logged_at(self._workdir, step)
@@ -51,7 +51,7 @@ class Evaluations:
     def run(
         self, evaluations: Sequence[Evaluation], state: TrainState, step: int, log: ScalarLog
     ) -> float:
-        """Runs and logs some, and returns the seconds that they took."""
+        """Runs evaluations, logs their figures and returns the seconds that they took."""
         began = time.perf_counter()
         seen = EvalState(step, state.averaged, state.variables, self._alive)
         for one in evaluations:

@@ -1,4 +1,4 @@
-"""Where a run's wall time goes: steps, input, compiling, evaluation, checkpoints, the start."""
+"""Wall time of a run by part: steps, input, compiling, evaluation, checkpoints, the start."""
 
 import contextlib
 import time
@@ -8,15 +8,15 @@ PARTS = ("step", "input", "compile", "evaluate", "checkpoint", "start")
 
 
 class Goodput:
-    """Seconds by part, over all sittings of a run; goodput is the share of steps in them."""
+    """Seconds by part, over all sessions of a run; goodput is the share of the part `step`."""
 
     def __init__(self, before: Mapping[str, float] | None = None):
-        """`before`: what `seconds` gave when the run was last saved."""
+        """`before`: value of `seconds` when the run was last saved."""
         self._seconds = {part: dict(before or {}).get(f"{part}_seconds", 0.0) for part in PARTS}
 
     @contextlib.contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Counts the time inside as one part's."""
+        """Adds the time inside the context to a part."""
         began = time.perf_counter()
         try:
             yield
@@ -24,15 +24,15 @@ class Goodput:
             self.add(part, time.perf_counter() - began)
 
     def add(self, part: str, seconds: float) -> None:
-        """Counts seconds as one part's."""
+        """Adds seconds to a part."""
         self._seconds[part] += seconds
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by `<part>_seconds`, to be saved with the run."""
+        """Seconds so far as `<part>_seconds`, to be saved with the run."""
         return {f"{part}_seconds": seconds for part, seconds in self._seconds.items()}
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of the time so far, as `goodput/<part>`."""
+        """Returns each part's share of the time so far, as `goodput/<part>`."""
         total = sum(self._seconds.values())
         return {f"goodput/{part}": x / total for part, x in self._seconds.items() if total}

@@ -1,4 +1,4 @@
-"""Held-out loss by task while training: the stage's own loss on rows that it never trains on."""
+"""Held-out loss by task during training: the stage's own loss on rows that it never trains on."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +19,12 @@ Sums = tuple[Float[Array, ""], Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutRows:
-    """The rows of a task that an evaluation reads, the same ones each time.
+    """Rows of a task that an evaluation reads, the same ones each time.
 
     Attributes:
-      rows: how many, over all hosts; padding is not counted.
-      read: this host's part of each batch; all hosts get the same number of batches.
+      rows: number of rows over all hosts; padding is not counted.
+      read: returns an iterator over this host's part of each batch; all hosts get the same number
+        of batches.
     """
 
     rows: int
@@ -31,9 +32,9 @@ class HeldOutRows:
 
 
 def make_loss_sums(loss: Loss, *, num_microbatches: int) -> Callable[..., Sums]:
-    """(params, variables, batch) -> sums of losses and of weights, one micro batch at a time.
+    """Returns a function from (params, variables, batch) to the sums of losses and of weights.
 
-    The micro batches are those of a training step, so it needs no more memory than one.
+    It takes one micro batch of a training step at a time, so it needs no more memory than a step.
     """
 
     def sums(params: PyTree, variables: PyTree, batch: Mapping[str, Array]) -> Sums:
@@ -58,13 +59,13 @@ def held_out(
     mesh: Mesh,
     num_microbatches: int = 1,
 ) -> Evaluation:
-    """An evaluation of each task's held-out rows.
+    """Returns an evaluation of each task's held-out rows.
 
-    Its figures, by task: the mean loss a counted id (`<task>`), and of how many rows and counted
-    ids it is the mean (`<task>/rows`, `<task>/tokens`).
+    Its figures for each task are the mean loss per counted id (`<task>`), and the numbers of rows
+    and of counted ids in that mean (`<task>/rows`, `<task>/tokens`).
 
     Args:
-      mesh, num_microbatches: those of the training.
+      mesh, num_microbatches: as in the training.
     """
     sums = jax.jit(make_loss_sums(loss, num_microbatches=num_microbatches))
 
@@ -72,7 +73,7 @@ def held_out(
         total = weight = 0.0
         for batch in rows.read():
             part = sums(state.params, state.variables, to_global(batch, mesh=mesh))
-            # waits, so that no more than one batch lies on the devices
+            # float() waits, so that at most one batch lies on the devices
             total, weight = total + float(part[0]), weight + float(part[1])
             state.alive()
         return total, weight

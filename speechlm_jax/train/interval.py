@@ -18,7 +18,7 @@ _log = logging.getLogger("speechlm.train")
 
 
 class Interval:
-    """Metrics since the last log line; they stay on the device until the line is written."""
+    """Metrics since the last log line, kept on the device until the line is written."""
 
     def __init__(
         self, total_steps: int, name: str, *, max_skipped: int, chips: int = 1, kind: str = ""
@@ -26,7 +26,7 @@ class Interval:
         """Starts the clock; `max_skipped` skipped updates in a row end the run.
 
         Args:
-          chips, kind: how many devices of which kind share the work.
+          chips, kind: number and kind of the devices that share the work.
         """
         self._total_steps, self._name, self._max_skipped = total_steps, name, max_skipped
         self._chips, self._kind = chips, kind
@@ -40,7 +40,7 @@ class Interval:
         self._since = self._lap_since = time.perf_counter()
 
     def add(self, metrics: Metrics, rows: int, work: FlopCount = NOTHING) -> None:
-        """Takes one step's metrics; waits for nothing."""
+        """Adds one step's metrics; does not wait for the device."""
         self._pending.append(metrics)
         self._rows += rows
         self._work += work
@@ -52,7 +52,7 @@ class Interval:
         self._lap_since = now
 
     def leave_out(self, seconds: float) -> None:
-        """Keeps the time of something else, such as an evaluation, out of the rates."""
+        """Excludes time spent on something else, such as an evaluation, from the rates."""
         self._since += seconds
         self._lap_since += seconds
 
@@ -99,7 +99,7 @@ class Interval:
 
 
 def ratios(steps: list[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Sum of numerators over sum of denominators, by name; names without weight are left out."""
+    """Returns sums of numerators over sums of denominators by name, without those of weight 0."""
     names = dict.fromkeys(itertools.chain.from_iterable(steps))
     figures: dict[str, float] = {}
     for name in names:

@@ -29,7 +29,7 @@ _log = logging.getLogger("speechlm.train")
 
 
 class ScalarLog:
-    """Writes each line of figures to metrics.jsonl and to an event file; on the first host only."""
+    """Log of a run's figures: metrics.jsonl and an event file, written on the first host only."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class ScalarLog:
         wandb_project: str = "",
         config: Mapping[str, Any] | None = None,
     ):
-        """Opens the logs of a run; lines of steps after `after_step` are dropped.
+        """Opens the logs of a run and drops lines of steps after `after_step`.
 
-        A run that goes on from an older checkpoint repeats those steps.
+        A run that resumes from an older checkpoint repeats those steps.
 
         Args:
-          config: of the run, for Weights & Biases.
+          config: config of the run, for Weights & Biases.
 
         Raises:
           UserError: `wandb_project` is given and Weights & Biases is not installed, or refuses.
@@ -60,7 +60,7 @@ class ScalarLog:
         self._events = _EventFile(workdir / TENSORBOARD, first_step=after_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Appends one line of figures at a step; a figure that is not finite is left out."""
+        """Appends one line of figures for a step, without figures that are not finite."""
         if self._metrics is None or self._events is None:
             return
         finite = {name: float(x) for name, x in figures.items() if abs(float(x)) < float("inf")}
@@ -80,7 +80,7 @@ class ScalarLog:
 
 
 def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
-    """A run of Weights & Biases that goes on when the run does; its name is the folder's."""
+    """Opens a Weights & Biases run that resumes when the training does, named after the folder."""
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
@@ -94,7 +94,7 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -
             name=workdir.resolve().name,
             resume="allow",
             config=dict(config or {}),
-            allow_val_change=True,  # what may change when a run goes on
+            allow_val_change=True,  # some fields may change when a run resumes
             dir=str(workdir),
         )
     except wandb.Error as error:
@@ -103,7 +103,7 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -
 
 
 def _wandb_id(path: Path) -> str:
-    """Drawn at random when the run starts, and kept: other runs have folders of this name too."""
+    """Returns the id in `path`, or draws and saves one: other runs may have the folder's name."""
     known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if not re.fullmatch(r"[0-9a-f]{16}", known):
         known = secrets.token_hex(8)
@@ -112,7 +112,7 @@ def _wandb_id(path: Path) -> str:
 
 
 class _EventFile:
-    """A TensorBoard event file; `first_step` voids what older files say of it and later."""
+    """TensorBoard event file; `first_step` voids that step and later ones in older files."""
 
     def __init__(self, folder: Path, *, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class _EventFile:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Keeps the lines of metrics.jsonl up to `step`; a line cut short by a crash goes too."""
+    """Removes the lines of metrics.jsonl after `step`, and lines cut short by a crash."""
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -145,7 +145,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def logged_at(workdir: str | Path, step: int) -> set[str]:
-    """Names of the figures that a run has logged at a step; broken lines have none."""
+    """Returns the names of the figures that a run has logged at a step; ignores broken lines."""
     path = Path(workdir) / METRICS
     if not path.is_file():
         return set()
@@ -154,7 +154,7 @@ def logged_at(workdir: str | Path, step: int) -> set[str]:
 
 
 def _figures(line: str) -> dict[str, Any]:
-    """A line's figures and step; a step without end where it is no such line."""
+    """Returns a line's figures and step; for a broken line, an infinite step."""
     try:
         figures = json.loads(line)
     except (ValueError, RecursionError):
@@ -167,20 +167,20 @@ def _figures(line: str) -> dict[str, Any]:
 def console_line(
     name: str, step: int, total: int, figures: Mapping[str, float], *, seconds_left: float
 ) -> str:
-    """One line for a person: where the run is, how it does, and when it ends."""
+    """Returns a console line with the progress, loss, rows per second and ETA of a run."""
     rates = f"{figures['rows_per_second']:.3g} rows/s"
     loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "no finite loss"
     return f"{name} {step}/{total}  {loss}  {rates}  ETA {clock(seconds_left)}"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
+    """Formats seconds as h:mm:ss, or m:ss below an hour."""
     minutes, seconds = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def info(message: str, *values: object) -> None:
-    """Logs a line for a person, on the first host only."""
+    """Logs a console line, on the first host only."""
     if jax.process_index() == 0:
         _log.info(message, *values)

@@ -1,14 +1,14 @@
 """The one training loop. Its order is a contract: restore, step, log, save, evaluate.
 
-A save comes before an evaluation, so that whatever ends the run there costs no steps. An evaluation
-that a stop or a loss has cut short is made up for at the next start.
+A save precedes an evaluation, so that a run that ends during the evaluation loses no steps. The
+next start runs the evaluations that a stop or a crash cut short.
 
-workdir/.owner.json      the process that trains here (see folder_lock.py), while it does
+workdir/.owner.json      the process that is training here (see folder_lock.py)
 workdir/config.json      the resolved config
 workdir/checkpoints/     see checkpoints.py
 workdir/metrics.jsonl    one JSON object a line, each with its "step"
 workdir/tensorboard/     the same figures as event files
-workdir/wandb_id         names the run at Weights & Biases, if it logs there
+workdir/wandb_id         id of the run at Weights & Biases, if it logs there
 """
 
 import dataclasses
@@ -45,33 +45,34 @@ from speechlm_jax.train.watchdog import Watchdog
 from speechlm_jax.train.work import NOTHING, FlopCount
 
 CONFIG = "config.json"
-# The key itself draws the weights, and split(key)[i] equals fold_in(key, i) for small i.
+# Folded into the run's key for the steps. It is large because the key itself draws the weights, and
+# split(key)[i] equals fold_in(key, i) for small i.
 STEP_STREAM = 2**31
-# What weights cannot be used without: the meaning of the ids and of the codes.
+# Identities that another run's weights must share: they define the ids and the codes.
 CARRIED_IDENTITY = ("vocabulary", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a stage is trained.
+    """Settings of a training run.
 
     Attributes:
-      total_steps: updates in the whole run.
+      total_steps: number of updates in the whole run.
       optimizer: the update rule and its learning rate.
-      mesh: how devices share the work.
-      seed: of the initial weights and of everything random in the steps.
-      num_microbatches: into how many parts each batch is split to save memory.
+      mesh: the devices' mesh, which says how they share the work.
+      seed: seed of the initial weights and of all randomness in the steps.
+      num_microbatches: number of parts into which each batch is split to save memory.
       log_every_steps: updates between lines of the log.
       save_every_steps: updates between checkpoints; the last step is always saved.
-      keep_last, keep_every_steps, keep_every_hours: which checkpoints stay; see `Keep`.
+      keep_last, keep_every_steps, keep_every_hours: rules for checkpoints that stay; see `Keep`.
       init_from: workdir or checkpoint of another run whose weights this one starts with; it is read
         only when this run has no checkpoint of its own.
-      state: which parameters are trained, and what is kept beside them.
-      max_skipped_steps: so many skipped updates in a row end the run.
+      state: the parameters that are trained, and what is kept beside them.
+      max_skipped_steps: number of skipped updates in a row that ends the run.
       profile_steps: first and last step of a profile, written to workdir/profile; (0, 0): none.
-      hang_seconds: so long without a finished step, evaluation or save, and the stacks of all
-        threads are written to standard error; on several hosts the run then ends. 0: never.
-      wandb_project: logs to Weights & Biases too, if given (extra `wandb`).
+      hang_seconds: seconds without a finished step or part of an evaluation before the stacks of
+        all threads are written to standard error; on several hosts the run then ends. 0: never.
+      wandb_project: project at Weights & Biases to log to as well (extra `wandb`); empty: none.
     """
 
     total_steps: int
@@ -112,18 +113,18 @@ def fit(
 ) -> TrainState:
     """Trains a stage to `config.total_steps` and returns its state.
 
-    A workdir with checkpoints is a run to go on with: the newest good one is restored, and the run
-    ends in the same state, bit for bit, as one that was never interrupted. A finished run returns
-    its state at once.
+    If the workdir holds checkpoints, the run resumes from the newest undamaged one and ends in the
+    same state, bit for bit, as one that was never interrupted. A finished run returns its state
+    without training.
 
     Args:
-      resolved: the whole config that led here, kept beside the checkpoints and compared on
+      resolved: the config of the whole experiment, saved with the checkpoints and compared on
         resuming; by default `config`.
-      operational: class -> fields of it in `resolved` that may differ when a run goes on.
+      operational: by class name, the fields in `resolved` that may differ when a run resumes.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the state is saved.
-      UserError: the workdir holds another run, or another process trains in it, batches ran out,
+      UserError: the workdir holds another run, another process trains in it, the batches ran out,
         or a batch does not divide.
     """
     configs.at_least(config, 1, "total_steps")
@@ -132,7 +133,7 @@ def fit(
 
 
 class _Run:
-    """One call of `fit`: what stays the same between its steps, and its clocks."""
+    """One call of `fit`: its parts that do not change between steps, and its clocks."""
 
     def __init__(
         self,
@@ -213,7 +214,10 @@ class _Run:
             return state
 
     def restore(self) -> tuple[TrainState, int]:
-        """The newest good checkpoint of this run, or another run's weights, or a fresh draw."""
+        """Returns the state to start from, and its step.
+
+        It is this run's newest undamaged checkpoint, or step 0 with another run's or fresh weights.
+        """
         folder = checkpoint_folder.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
@@ -250,7 +254,7 @@ class _Run:
         stop: StopSignal,
         evaluations: Evaluations,
     ) -> TrainState:
-        """Do not change the order: what is saved has been logged; what is evaluated, saved."""
+        """Runs the steps. Keep the order: log before the save, save before the evaluation."""
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), STEP_STREAM)
         interval = Interval(
@@ -295,20 +299,20 @@ class _Run:
         return state
 
     def _step(self, state: TrainState, batch: Any, key: Any, before: Any) -> Any:
-        """Starts a step and waits for the one before it, so that one runs and one is queued."""
+        """Starts a step and waits for the previous one, so that one runs and one is queued."""
         with self.goodput.of("step" if before is not None else "compile"):
             result = self.program.step(state, to_global(batch, mesh=self.mesh), key)
             jax.block_until_ready(result[1] if before is None else before)
         return result
 
     def _work(self, batch: Mapping[str, np.ndarray]) -> FlopCount:
-        """Of all hosts; this one's batch stands for the others'."""
+        """Returns the work of all hosts, estimated from this host's batch."""
         return self.stage.work(batch).times(self.row_parts) if self.stage.work else NOTHING
 
     def _next(
         self, batches: Prefetch[dict[str, np.ndarray]], step: int, running: Any
     ) -> dict[str, np.ndarray]:
-        """The next batch; waiting for it counts as such unless the device was busy meanwhile."""
+        """Returns the next batch; the wait counts as input time unless the device was busy."""
         began = time.perf_counter()
         try:
             batch = next(batches)

@@ -15,10 +15,10 @@ from speechlm_jax import config as configs
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 
-# Tables that are looked up rather than multiplied; decay would shrink rare rows to nothing.
+# Axes of tables that are looked up rather than multiplied; decay would shrink rare rows to nothing.
 TABLE_AXES = frozenset({"vocab", "codebook"})
-# Muon's updates get the root-mean-square of AdamW's, so that both take the same learning rates (Liu
-# et al. 2025, section 2.2).
+# Root mean square of Muon's updates: that of AdamW's, so that both take the same learning rates
+# (Liu et al. 2025, section 2.2).
 MUON_RMS = 0.2
 
 
@@ -27,25 +27,25 @@ class OptimizerConfig:
     """An update rule and its learning rate.
 
     Attributes:
-      name: "muon" takes Muon (Jordan 2024; momentum 0.95) for matrices inside blocks, and AdamW
-        with Nesterov's momentum for tables, heads, norms, biases and convolutions: `b1` and `b2`
-        are those of this part alone.
+      name: "muon" uses Muon (Jordan 2024; momentum 0.95) for matrices inside blocks, and AdamW with
+        Nesterov momentum for tables, heads, norms, biases and convolutions; `b1` and `b2` then
+        apply to the AdamW part alone.
       peak: learning rate after the warm-up.
       final: learning rate of the last step; "constant" stays at `peak` and ignores it.
-      warmup_steps: linear rise; step n of the warm-up uses peak * n / warmup_steps.
-      schedule: what follows; "wsd" (warm-up, stable, decay) holds `peak` and falls linearly over
-        the last `decay_fraction` of the run, or what of it the warm-up leaves; the others have no
-        use for `decay_fraction`.
-      decay_fraction: part of the run in which "wsd" falls.
-      b1: decay of the mean of gradients.
-      b2: decay of the mean of their squares.
-      eps: added to the root of that mean before it divides.
-      weight_decay: of matrices; norms and biases never decay, convolutions not under "muon".
-      decay_embeddings: whether tables decay that are looked up; it shrinks rare rows to nothing.
-      decay_head: whether output layers over a vocabulary decay that are no such table: they are
+      warmup_steps: length of the linear warm-up, whose step n uses peak * n / warmup_steps.
+      schedule: learning rate after the warm-up; "wsd" (warm-up, stable, decay) holds `peak` and
+        falls linearly over the last `decay_fraction` of the run, or the part of it that the warm-up
+        leaves; the others ignore `decay_fraction`.
+      decay_fraction: fraction of the run in which "wsd" falls.
+      b1: decay rate of the mean of gradients.
+      b2: decay rate of the mean of squared gradients.
+      eps: term added to the root of that mean before the division.
+      weight_decay: decay of matrices; norms and biases never decay, convolutions not under "muon".
+      decay_embeddings: true to decay tables that are looked up; it shrinks rare rows to nothing.
+      decay_head: true to decay output layers over a vocabulary that are not such tables: they are
         multiplied like other matrices. Megatron-LM (GLM, Qwen) and OLMo decay them, MaxText decays
-        everything. Runs from before this field do not.
-      clip_norm: largest norm of the whole gradient; None clips nothing.
+        everything. Runs older than this field do not decay them.
+      clip_norm: largest norm of the whole gradient; None disables clipping.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -73,12 +73,12 @@ class OptimizerConfig:
 class Optimizer:
     """An update rule and its learning rate.
 
-    The rate is applied by the step and not inside `transform`, so that a skipped update does not
-    shift the schedule and a resumed run needs nothing but its step.
+    The step applies the rate, not `transform`, so that a skipped update does not shift the schedule
+    and a resumed run needs only its step.
 
     Attributes:
-      transform: gradients to updates of unit learning rate, to be subtracted.
-      learning_rate: the rate of update n = 1, 2, ... of the run.
+      transform: turns gradients into updates of unit learning rate, to be subtracted.
+      learning_rate: returns the rate of update n = 1, 2, ... of the run.
     """
 
     transform: optax.GradientTransformation
@@ -93,7 +93,7 @@ def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = 
         as a dimension when matrices are told from vectors.
 
     Raises:
-      UserError: the warm-up is longer than the run, or a number is out of its range.
+      UserError: the warm-up is longer than the run.
     """
     _check(config, total_steps)
     clip = optax.identity()
@@ -103,7 +103,7 @@ def make_optimizer(config: OptimizerConfig, *, total_steps: int, axes: PyTree = 
     return Optimizer(optax.chain(clip, *rules), make_schedule(config, total_steps))
 
 
-# The state of a rule keeps its place in the chain, or older checkpoints would not be read.
+# Keep the state of each rule at its place in the chain, or older checkpoints cannot be read.
 def _adamw(config: OptimizerConfig, axes: PyTree) -> list[optax.GradientTransformation]:
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     mask = partial(decay_mask, axes=axes, config=config)
@@ -121,7 +121,7 @@ def _muon(config: OptimizerConfig, axes: PyTree) -> list[optax.GradientTransform
         muon_weight_dimension_numbers=lambda params: muon_dimensions(params, axes),
     )
 
-    def others(params: PyTree) -> PyTree:  # optax decays Muon's own matrices alone
+    def others(params: PyTree) -> PyTree:  # optax decays only the matrices that Muon updates
         return jax.tree.map(
             lambda decays, names: decays and bool(TABLE_AXES.intersection(names)),
             decay_mask(params, axes, config), _named(axes, params),
@@ -131,7 +131,7 @@ def _muon(config: OptimizerConfig, axes: PyTree) -> list[optax.GradientTransform
 
 
 def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
-    """Each matrix's reduction and output axis (stacked layers stand before them), others None."""
+    """Returns each matrix's reduction and output axis, after stacked layers; None for the rest."""
 
     def dimensions(param: Any, names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
         layers = names.count("layers")
@@ -141,16 +141,16 @@ def muon_dimensions(params: PyTree, axes: PyTree = None) -> PyTree:
             return None
         return MuonDimensionNumbers(layers, layers + 1)
 
-    def is_masked(node: Any) -> bool:  # optax hands over what is left when AdamW's part is masked
+    def is_masked(node: Any) -> bool:  # optax passes the tree with AdamW's part masked
         return isinstance(node, optax.MaskedNode)
 
     return jax.tree.map(dimensions, params, _named(axes, params, is_masked), is_leaf=is_masked)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of update n = 1 .. total_steps; the last one has exactly `final`.
+    """Returns the learning rate as a function of the update n = 1 .. total_steps.
 
-    But for "constant", which stays at `peak`.
+    The last update has exactly `final`; "constant" stays at `peak` instead.
     """
     after = total_steps - config.warmup_steps
     decay = max(1, min(after, round(config.decay_fraction * total_steps)))
@@ -174,9 +174,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def decay_mask(
     params: PyTree, axes: PyTree = None, config: OptimizerConfig = OptimizerConfig()
 ) -> PyTree:
-    """True for each parameter that decays: two dimensions or more, stacked layers not counted.
+    """Returns True for each parameter that decays: two dimensions or more without stacked layers.
 
-    A matrix whose last axis is one of `TABLE_AXES` is a head, another that has one a table.
+    `config` decides for heads, which are matrices whose last axis is in `TABLE_AXES`, and for
+    tables, which are other matrices with such an axis.
     """
 
     def decays(param: Any, names: tuple[str | None, ...]) -> bool:
@@ -190,15 +191,15 @@ def decay_mask(
 
 
 def _named(axes: PyTree, params: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
-    """The logical axes, or no names for any parameter."""
+    """Returns the logical axes, or an empty tuple for each parameter if there are none."""
     return jax.tree.map(lambda _: (), params, is_leaf=is_leaf) if axes is None else axes
 
 
 def check_new(config: OptimizerConfig, total_steps: int) -> None:
-    """Refuses for a new run what earlier versions took: a warm-up that leaves no step for `final`.
+    """Refuses, for a new run, a warm-up that leaves no step for `final`; earlier versions took it.
 
     Raises:
-      UserError: says how long the warm-up may be.
+      UserError: the warm-up is too long; the message says how long it may be.
     """
     if config.schedule != "constant" and config.warmup_steps == total_steps:
         raise _too_long(config, total_steps, most=total_steps - 1)

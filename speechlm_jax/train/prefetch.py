@@ -1,4 +1,4 @@
-"""Batches made one ahead, in a thread, while the device computes."""
+"""Batches made ahead, in a thread, while the device computes."""
 
 import queue
 import threading
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """An iterator over `source`, which a background thread reads up to `depth` items ahead.
+    """Iterator over `source`, which a background thread reads up to `depth` items ahead.
 
-    An exception of the source is raised where its item would have come. Leaving the context ends
-    the thread; the source is closed if it can be.
+    An exception of the source is raised in place of its item. Leaving the context ends the thread
+    and closes the source if it has a `close`.
     """
 
     def __init__(self, source: Iterator[T], *, depth: int = 2):
@@ -52,7 +52,7 @@ class Prefetch(Generic[T]):
                 close()
 
     def _put(self, item: T | None, error: BaseException | None) -> None:
-        # a plain put would wait for ever on a reader that has left
+        # a plain put would wait forever for a reader that has left
         while not self._stopped.is_set():
             try:
                 return self._queue.put((item, error), timeout=0.1)

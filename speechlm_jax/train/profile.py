@@ -1,4 +1,4 @@
-"""A profile of some steps, for TensorBoard's or XProf's trace viewer."""
+"""Profile of selected steps, for the trace viewer of TensorBoard or XProf."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PROFILE = "profile"  # in the run's folder
 
 
 class Profile:
-    """Traces the steps `first` to `last`, both included; nothing if `first` is 0."""
+    """Profiler of the steps `first` to `last`, both included; traces nothing if `first` is 0."""
 
     def __init__(self, folder: Path, first: int, last: int):
         if first < 0 or last < first:
@@ -26,7 +26,7 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Called before each step."""
+        """Starts or ends the trace; must be called before each step."""
         if self._running and step > self._last:
             self._stop()
         if self._first and step == self._first:

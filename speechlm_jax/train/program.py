@@ -18,7 +18,7 @@ from speechlm_jax.train.trainable import part
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A stage's step, and where its state lies; the mesh's devices need not be there."""
+    """A stage's step and the layout of its state; the mesh's devices need not exist."""
 
     stage: Stage
     mesh: Mesh
@@ -28,7 +28,7 @@ class Program:
     num_microbatches: int = 1
 
     def init(self, seed: int) -> TrainState:
-        """The state before the first step, drawn from a seed, each device its own part."""
+        """Draws the state before the first step from a seed; each device draws its own part."""
         return init_state(self.stage, self.optimizer, self.layout, seed=seed)
 
     def lower(self, batch: Mapping[str, Any]) -> Any:
@@ -41,14 +41,14 @@ class Program:
             return step.lower(self.layout.abstract, self._placed(batch), key)
 
     def lower_evaluation(self, batch: Mapping[str, Any]) -> Any:
-        """Traces a batch of held-out loss, beside the whole state, as `lower` does the step."""
+        """Traces the held-out loss of a batch beside the whole state; computes nothing."""
         sums = make_loss_sums(self.stage.loss, num_microbatches=self.num_microbatches)
 
         def evaluate(state: TrainState, rows: Mapping[str, Any]) -> Any:
             return sums(state.averaged, state.variables, rows)
 
         with jax.set_mesh(self.mesh):
-            # what it does not read lies on the devices all the same
+            # parts of the state that it does not read occupy the devices all the same
             jitted = jax.jit(evaluate, keep_unused=True)
             return jitted.lower(self.layout.abstract, self._placed(batch))
 
@@ -68,7 +68,7 @@ def make_program(
     num_microbatches: int = 1,
     state: StateConfig,
 ) -> Program:
-    """The step of a stage, with the fields of `TrainConfig` that it depends on.
+    """Builds the step of a stage from the fields of `TrainConfig` that it depends on.
 
     Raises:
       ValueError, UserError: a parameter cannot be laid out, or the optimizer's fields do not fit.

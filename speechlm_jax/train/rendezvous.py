@@ -1,12 +1,13 @@
-"""All hosts of a run say that they are there, so that those that are not can be named.
+"""The meeting of a run's hosts before JAX starts, so that missing hosts can be named.
 
-JAX's own start ends the process without saying who is missing. So the hosts meet first, on the
-coordinator's port, which JAX takes over afterwards: host 0 listens, the others say their number and
-wait for its answer, one line each way. The connections stay open for the sentinels (sentinel.py).
+JAX's own start ends the process without saying which host is missing. So the hosts first meet on
+the coordinator's port, which JAX takes over afterwards: host 0 listens; each other host sends its
+number and waits for the answer, one line each way. The connections stay open for the sentinels
+(sentinel.py).
 
-Each line carries the run's token, which all hosts make from what they were given. It keeps out
-whatever finds the port by chance: scanners, health checks, hosts of another run. It is no secret on
-the wire, and JAX asks nobody who he is: only the hosts of a run should reach the port.
+Each line carries the run's token, which every host computes from its own settings. It keeps out
+whatever finds the port by chance: scanners, health checks, hosts of another run. The token is sent
+in the clear, and JAX authenticates nobody: only the hosts of a run should reach the port.
 """
 
 import contextlib
@@ -21,15 +22,15 @@ from collections.abc import Mapping, Sequence
 from speechlm_jax.errors import UserError
 
 RETRY_SECONDS = 0.2
-STRANGER_SECONDS = 5.0  # for whoever connects to say who it is
-MOST_STRANGERS = 64  # at a time; beyond, those that came first go
-SEATED_SECONDS = 30.0  # after which a host that came and was lost is missed
+STRANGER_SECONDS = 5.0  # for a new connection to identify itself
+MOST_STRANGERS = 64  # unidentified connections at a time; beyond, the oldest is closed
+SEATED_SECONDS = 30.0  # after which a host that came and was lost counts as missing
 LINE_BYTES = 4096
-SECRET = "SPEECHLM_CLUSTER_SECRET"  # of the environment; makes the token hard to guess
+SECRET = "SPEECHLM_CLUSTER_SECRET"  # environment variable; makes the token hard to guess
 
 
 def run_token(run: str, hosts: int) -> str:
-    """What the hosts of a run know it by, whatever their number and the coordinator's name."""
+    """Returns a run's token, the same on each host whatever name it has for the coordinator."""
     known = json.dumps([run, hosts, os.environ.get(SECRET, "")])
     return hashlib.sha256(known.encode()).hexdigest()[:32]
 
@@ -37,13 +38,15 @@ def run_token(run: str, hosts: int) -> str:
 def meet(
     host: int, hosts: int, coordinator: str, *, seconds: float, run: str = ""
 ) -> dict[int, socket.socket]:
-    """Returns once all hosts have come: open connections by host, to all others or to host 0.
+    """Waits until all hosts have come and returns the open connections by host.
+
+    Host 0 gets connections to all others, each of them gets one to host 0.
 
     Args:
-      run: names the run; the same on all hosts.
+      run: name of the run, the same on all hosts.
 
     Raises:
-      UserError: not all came within `seconds`; every host that did names those that are missing.
+      UserError: not all came within `seconds`; every host that came names the missing ones.
     """
     name, _, port = coordinator.rpartition(":")
     deadline, token = time.monotonic() + seconds, run_token(run, hosts)
@@ -67,9 +70,9 @@ def meet(
 
 
 def keep_alive(connection: socket.socket, seconds: float) -> None:
-    """Makes a silent connection end, with an error, `seconds` after its other side was lost.
+    """Makes a silent connection fail `seconds` after its other side was lost.
 
-    Some networks also forget connections that say nothing for ten minutes.
+    Its probes also help in networks that drop connections after ten silent minutes.
     """
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -80,19 +83,19 @@ def keep_alive(connection: socket.socket, seconds: float) -> None:
 
 
 class _Reception:
-    """Host 0's side of the meeting: nobody waits for whoever says nothing.
+    """Host 0's side of the meeting, in which a silent connection holds nobody up.
 
     Attributes:
-      came: connections of the hosts that are there, by their number.
+      came: connections of the hosts that have come, by host number.
     """
 
     def __init__(self, hosts: int, token: str, selector: selectors.BaseSelector):
         self.came: dict[int, socket.socket] = {}
         self._hosts, self._token, self._selector = hosts, token, selector
-        self._strangers: dict[socket.socket, tuple[bytes, float]] = {}  # what they said; until when
+        self._strangers: dict[socket.socket, tuple[bytes, float]] = {}  # received; deadline
 
     def let_in(self, connection: socket.socket) -> None:
-        """A new connection, which has a while to say who it is."""
+        """Registers a new connection, which has `STRANGER_SECONDS` to identify itself."""
         keep_alive(connection, SEATED_SECONDS)
         connection.setblocking(False)
         self._strangers[connection] = (b"", time.monotonic() + STRANGER_SECONDS)
@@ -101,7 +104,7 @@ class _Reception:
             self._turn_away(next(iter(self._strangers)))
 
     def hear(self, connection: socket.socket) -> None:
-        """A connection that has something to say, or has closed."""
+        """Reads from a connection that has sent something or has closed."""
         try:
             part = connection.recv(LINE_BYTES)
         except BlockingIOError:
@@ -118,13 +121,13 @@ class _Reception:
             self._strangers[connection] = (said, until)
 
     def turn_away_silent(self) -> None:
-        """Closes the connections that have had their time."""
+        """Closes the connections that did not identify themselves in time."""
         now = time.monotonic()
         for connection in [c for c, (_, until) in self._strangers.items() if until < now]:
             self._turn_away(connection)
 
     def turn_away_strangers(self) -> None:
-        """Closes all connections but those of hosts."""
+        """Closes all unidentified connections."""
         for connection in [*self._strangers]:
             self._turn_away(connection)
 
@@ -153,7 +156,7 @@ class _Reception:
 
 
 def _wait_for_all(port: int, hosts: int, token: str, deadline: float) -> dict[int, socket.socket]:
-    """Host 0: whoever comes until all have, or until the deadline."""
+    """Accepts connections on host 0 until all hosts have come, or until the deadline."""
     try:
         listener = socket.create_server(("", port), backlog=max(hosts, MOST_STRANGERS))
     except OSError as error:
@@ -193,7 +196,11 @@ def _report(
     deadline: float,
     seconds: float,
 ) -> tuple[socket.socket, Sequence[int]]:
-    """Another host: the connection to host 0, and who is missing; UserError if it never came."""
+    """Reports to host 0; returns the connection and the missing hosts.
+
+    Raises:
+      UserError: host 0 did not answer in time, or refused this host until then.
+    """
     why = "is host 0 up, and its port open?"
     while (left := deadline - time.monotonic()) > 0:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError, ValueError):
@@ -215,7 +222,7 @@ def _report(
 
 
 def number_of_host(value: object, hosts: int) -> int:
-    """What another host gave as the number of one of `hosts`; ValueError if it is none."""
+    """Returns the host number that another host sent; ValueError if it is none of `hosts`."""
     if type(value) is not int or not 0 <= value < hosts:
         raise ValueError("no host's number")
     return value
@@ -230,8 +237,9 @@ def receive(connection: socket.socket, *, seconds: float) -> dict:
     """Reads one line of JSON, and nothing after it.
 
     Raises:
-      ValueError: it is none, or the other side closed before its end.
-      OSError: the connection broke, or the line had not ended after so many seconds.
+      ValueError: the line is no JSON object, is too long, or had not ended when the other side
+        closed or the time was up.
+      OSError: the connection broke, or nothing came within the time that was left.
     """
     data, deadline = b"", time.monotonic() + seconds
     while not data.endswith(b"\n"):
@@ -244,7 +252,7 @@ def receive(connection: socket.socket, *, seconds: float) -> dict:
 
 
 def parse(line: bytes) -> dict:
-    """A line that anybody may have sent, as a JSON object; ValueError if it is none."""
+    """Parses an untrusted line as a JSON object; ValueError if it is none."""
     try:
         message = json.loads(line)
     except RecursionError:

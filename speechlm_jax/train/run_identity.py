@@ -1,4 +1,4 @@
-"""Identity of a run: a checkpoint is resumed if all that decides the result is equal in both."""
+"""Identity of a run: a checkpoint is resumed only if all that decides the result is equal."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.train.checkpoint_folder import Meta
 from speechlm_jax.train.stage import Stage
 
-# Fields that change how a run is carried out and not what comes out of it.
+# Fields, by class name, that change how a run is carried out but not its result.
 OPERATIONAL = {
     "TrainConfig": frozenset(
         {
@@ -29,7 +29,7 @@ OPERATIONAL = {
 
 
 def decisive(data: Any, operational: Mapping[str, frozenset[str]] = OPERATIONAL) -> Any:
-    """Config data without what may change between two sittings of one run."""
+    """Returns config data without the fields that may change when a run resumes."""
     if isinstance(data, list):
         return [decisive(item, operational) for item in data]
     if not isinstance(data, dict):
@@ -45,13 +45,13 @@ def check_run_identity(
     resolved: Any,
     operational: Mapping[str, frozenset[str]] = OPERATIONAL,
 ) -> None:
-    """A run is resumed as what it was, or not at all.
+    """Checks that a checkpoint is of the same run as a stage and its resolved config.
 
     Configs are compared field by field, as this version reads them: one that an older version wrote
     is of the same run, whatever fields were added or moved since.
 
     Raises:
-      UserError: names the fields that differ, with both values.
+      UserError: the runs differ; the message names the fields that do, with both values.
     """
     theirs = decisive(configs.upgraded(meta.config, resolved), operational)
     mine = decisive(configs.to_json(resolved), operational)
@@ -65,7 +65,7 @@ def check_run_identity(
 
 
 def _identities(meta: Meta, stage: Stage, same_config: bool) -> Iterator[str]:
-    """What differs of the stage's name and of what its identities stand for."""
+    """Yields the differences in the stage's name and in the data behind its identities."""
     mine = {"stage": stage.name, **stage.identity}
     theirs = {"stage": meta.stage, **meta.identity}
     for name in sorted(mine.keys() | theirs.keys()):

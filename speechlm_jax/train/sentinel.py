@@ -1,9 +1,9 @@
-"""A small process beside each host of a run: when one host is gone, the others end and say which.
+"""A small process beside each host of a run: when one host is gone, the others end and name it.
 
-JAX ends a process whose peers are gone with a stack of C++, after the heartbeat's time-out. A
-sentinel holds a pipe to its trainer and the connection that the hosts met on (rendezvous.py), so it
-outlives what it watches. The first fault goes to host 0, whose sentinel tells all; each ends its
-trainer and writes one line to standard error, after the trainer's last.
+JAX ends a process whose peers are gone with a C++ stack trace, after the heartbeat's timeout. A
+sentinel holds a pipe to its trainer and the connections on which the hosts met (rendezvous.py), so
+it outlives its trainer. The first fault goes to host 0, whose sentinel tells all others; each ends
+its trainer and writes one line to standard error, after the trainer's last.
 
     python -m speechlm_jax.train.sentinel HOST HOSTS PEER:DESCRIPTOR...
 """
@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from speechlm_jax.train.rendezvous import number_of_host, receive, send
 
 TICK_SECONDS = 0.5
-VERDICT_SECONDS = 5.0  # host 0 may have heard of an earlier fault
-ECHO_SECONDS = 1.0  # an error may be but the echo of a death that is reported a moment later
+VERDICT_SECONDS = 5.0  # wait for host 0, which may have heard of an earlier fault
+ECHO_SECONDS = 1.0  # an error may only follow from a death that is reported a moment later
 DIED = "died"
 MOST_SAID = 500  # characters of an error that are passed on
 MODULE = "speechlm_jax.train.sentinel"
@@ -33,17 +33,17 @@ MODULE = "speechlm_jax.train.sentinel"
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What ended the run: a host, and what it said (DIED: nothing)."""
+    """Cause of the run's end: a host and its error message (`DIED` if it gave none)."""
 
     host: int
     why: str
 
 
 class Sentinel:
-    """The trainer's side: starts the process and tells it how the trainer ends."""
+    """The trainer's side: starts the sentinel's process and tells it how the trainer ends."""
 
     def __init__(self, host: int, hosts: int, peers: Mapping[int, socket.socket]):
-        """Takes over the connections `peers`, by host; without any it sees its trainer only."""
+        """Takes over the connections `peers`, by host; without any it watches only its trainer."""
         given = [f"{peer}:{line.fileno()}" for peer, line in peers.items()]
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE, str(host), str(hosts), *given],
@@ -56,13 +56,13 @@ class Sentinel:
             line.close()
 
     def ended(self) -> None:
-        """Says that the trainer has done its work, or has saved and stops."""
+        """Reports that the trainer has finished, or has saved and stops."""
         self._say({"ended": True})
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(VERDICT_SECONDS)
 
     def failed(self, why: str) -> None:
-        """Says that the trainer ends with an error; the other hosts then end with this line."""
+        """Reports that the trainer ends with an error; the other hosts then end with this line."""
         self._say({"failed": why})
 
     def _say(self, message: dict[str, object]) -> None:
@@ -73,7 +73,7 @@ class Sentinel:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Watches until the run has ended."""
+    """Watches the trainer and the other sentinels until the run has ended."""
     host, hosts, trainer = int(arguments[0]), int(arguments[1]), os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):  # a notice of preemption goes to all processes
         signal.signal(number, signal.SIG_IGN)
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         fault = _verdict(peers, hosts) or fault
     if fault.host != host and os.getppid() == trainer:
         os.kill(trainer, signal.SIGKILL)
-    while os.read(0, 1):  # its last words come before ours
+    while os.read(0, 1):  # until the trainer is gone: its last line comes before ours
         pass
     if (fault.host, fault.why) == (host, DIED) or fault.host != host:
         print(f"speechlm: error: {_told(fault, host, hosts)}", file=sys.stderr, flush=True)
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
 def _first_fault(
     host: int, hosts: int, trainer: int, peers: dict[int, socket.socket]
 ) -> Fault | None:
-    """Waits for a fault, or for the trainer to end well (None); peers that have are left out."""
+    """Waits for a fault, or for the trainer to end well (None); drops peers that ended well."""
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ, host)
         for peer, line in peers.items():
@@ -122,7 +122,7 @@ def _first_fault(
 
 
 def _death(peers: Mapping[int, socket.socket], hosts: int) -> Fault | None:
-    """A host that died about when another failed."""
+    """Returns a death that is reported within `ECHO_SECONDS` of another host's failure, or None."""
     deadline = time.monotonic() + ECHO_SECONDS
     lines = {line: peer for peer, line in peers.items()}
     while lines and time.monotonic() < deadline:
@@ -139,7 +139,7 @@ def _from_trainer() -> dict:
 
 
 def _from_peer(line: socket.socket, peer: int, hosts: int) -> Fault | None:
-    """What another sentinel says: a fault, or that all is well (None); nonsense is its death."""
+    """Reads a sentinel's message: a fault, or a good end (None); nonsense counts as its death."""
     try:
         message = receive(line, seconds=VERDICT_SECONDS)
         if "ended" in message:
@@ -157,7 +157,7 @@ def _tell(peers: Mapping[int, socket.socket], message: dict) -> None:
 
 
 def _verdict(peers: Mapping[int, socket.socket], hosts: int) -> Fault | None:
-    """What host 0 heard of first; this host may only have followed."""
+    """Returns the fault that host 0 heard of first, from which this host's may only follow."""
     return _from_peer(peers[0], 0, hosts) if 0 in peers else None
 
 

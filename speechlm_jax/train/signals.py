@@ -16,12 +16,12 @@ _log = logging.getLogger("speechlm.signals")
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT ask the run to save and stop.
+    """Context in which SIGTERM and SIGINT ask the run to save and stop.
 
-    The first signal sets a flag that the loop reads between two steps; a second SIGINT leaves at
-    once, without saving. On several hosts SIGTERM belongs to JAX's preemption service, which agrees
-    on one step for all of them, and SIGINT is handed on to it. Outside the main thread, where
-    Python takes no signals, the context only reads the flag.
+    The first signal sets a flag that the loop reads between two steps; a second SIGINT ends the
+    process at once, without saving. On several hosts SIGTERM belongs to JAX's preemption service,
+    which agrees on one step for all of them, and SIGINT is passed on to it. Outside the main
+    thread, where Python takes no signals, the context only reads the flag.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def should_stop(self, step: int) -> bool:
-        """Whether to save this step and stop; on several hosts the same answer on all.
+        """Returns True if the run must save this step and stop; all hosts get the same answer.
 
-        Must be called after every step there, with the same steps on every host.
+        On several hosts it must be called after every step, with the same steps on every host.
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)

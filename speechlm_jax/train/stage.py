@@ -1,4 +1,4 @@
-"""What a stage hands to the training loop; the loop knows nothing else about a model."""
+"""Interface of a stage to the training loop, which knows nothing else about a model."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ class LossOutput(NamedTuple):
     Attributes:
       loss_sum: sum of weight times loss, float32.
       weight_sum: sum of the weights, float32.
-      variables: the variables after the batch (an EMA codebook), or those that came in.
+      variables: the variables after the batch (an EMA codebook), or those that were given.
       metrics: (numerator, denominator) sums by name, float32; logged as their ratio.
     """
 
@@ -33,10 +33,10 @@ class LossOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvalState:
-    """What an evaluation may read: the finished updates, parameters and variables.
+    """State that an evaluation may read: the finished updates, parameters and variables.
 
     Attributes:
-      alive: to be called whenever a part of it has ended (a batch): without a sign of life for
+      alive: must be called after each part of the evaluation (a batch): without a sign of life for
         `hang_seconds` a run of several hosts ends.
     """
 
@@ -52,8 +52,8 @@ class Evaluation:
 
     Attributes:
       name: prefix of its figures in the logs.
-      every_steps: how often it runs; it also runs after the last step. Where a run was stopped or
-        lost before it had logged its figures, the next start runs it.
+      every_steps: updates between evaluations; it also runs after the last step. If a run was
+        stopped or crashed before it logged the figures, the next start runs it.
       run: returns figures by name; all hosts call it at the same steps.
     """
 
@@ -67,21 +67,21 @@ class Stage:
     """A model and its data, as functions.
 
     Attributes:
-      name: what logs and messages call it.
+      name: name in logs and messages.
       init: draws (params, variables) from a key; pure, so it can be jitted, sharded or only shaped.
       axes: the tree of the parameters with a tuple of logical axes at each leaf (None: unsplit), or
-        None where nothing is ever split.
-      loss: (params, variables, batch, key) to the sums of `LossOutput`.
-      batches: from the number of rows already seen by all hosts, this host's batches from there on;
+        None if nothing is ever split.
+      loss: maps (params, variables, batch, key) to the sums of `LossOutput`.
+      batches: maps the number of rows already seen by all hosts to this host's batches after them;
         the leading axis of every array counts rows.
-      evals: what is measured while training.
-      progress: from the number of rows seen, figures to log of what the data gave so far.
-      work: what a batch of this host costs; None where nobody counts.
+      evals: evaluations during training.
+      progress: maps the number of rows seen to figures about the data so far, to be logged.
+      work: maps a batch of this host to its tokens and FLOPs; None if they are not counted.
       identity: fingerprints that a checkpoint must carry to be resumed, by name ("vocabulary",
         "tokenizer", "plan", ...).
-      described: JSON data that those fingerprints stand for, by the same names, where there is
-        some: a refusal to resume says what of it differs.
-      files: small files for those who open the trained model, by name: they are written beside the
+      described: JSON data that those fingerprints stand for, by the same names, where available: a
+        refusal to resume names the differences in it.
+      files: small files for users of the trained model, by name; they are written beside the
         checkpoints.
     """
 

@@ -1,4 +1,4 @@
-"""What training changes, and where it lies on the mesh."""
+"""The training state and its layout on the mesh."""
 
 import dataclasses
 from functools import partial
@@ -19,12 +19,13 @@ from speechlm_jax.train.trainable import overlay, part
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree of arrays, or of their shapes or shardings.
+    """Training state: a pytree of arrays, or of their shapes or shardings.
 
     Attributes:
-      step: finished updates, skipped ones included.
-      opt_state: of the trained parameters alone.
-      extras: what options need: "ema" (averaged parameters), "norms" (of recent gradients).
+      step: number of finished updates, skipped ones included.
+      opt_state: optimizer state of the trained parameters alone.
+      extras: state of options: "ema" (averaged parameters), "norms" (mean of recent gradient norms,
+        and their count).
     """
 
     step: Any
@@ -35,11 +36,11 @@ class TrainState:
 
     @property
     def averaged(self) -> PyTree:
-        """The parameters to evaluate: their average over steps, where one is kept."""
+        """The parameters to evaluate: their average over steps if one is kept."""
         return self.extras.get("ema", self.params)
 
     def starting_from(self, params: PyTree, variables: PyTree) -> "TrainState":
-        """The state with weights of another run; leaves that `params` lacks stay as drawn."""
+        """Returns the state with another run's weights; leaves absent in `params` stay as drawn."""
         params = overlay(self.params, params)
         extras = dict(self.extras)
         if "ema" in extras:
@@ -49,13 +50,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StateConfig:
-    """What a state holds beside parameters and moments.
+    """Options of the training state.
 
     Attributes:
       trainable: patterns of the parameters that are trained (see `trainable.part`); none: all.
-      ema_decay: of an average of the parameters over steps; 0 keeps none.
+      ema_decay: decay rate of an average of the parameters over steps; 0 keeps no average.
       skip_above: an update is skipped if its gradient's norm exceeds this many times the mean of
-        recent norms; 0 skips none for that.
+        recent norms; 0 skips none for its norm.
     """
 
     trainable: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ class StateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-    """The shapes of a state and where each array lies, both as a `TrainState`."""
+    """Shapes and shardings of a state, both as a `TrainState`."""
 
     shapes: TrainState
     shardings: TrainState
@@ -79,7 +80,7 @@ class StateLayout:
 
     @property
     def abstract(self) -> TrainState:
-        """Shapes with their shardings, as a checkpoint wants them."""
+        """Shapes with their shardings, as needed to restore a checkpoint."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             self.shapes,
@@ -90,9 +91,9 @@ class StateLayout:
 def make_layout(
     stage: Stage, optimizer: Optimizer, *, mesh: Mesh, config: StateConfig = StateConfig()
 ) -> StateLayout:
-    """Shapes and shardings of a stage's state; computes nothing.
+    """Returns the shapes and shardings of a stage's state; computes nothing.
 
-    Optimizer moments lie where their parameter lies; variables and counters lie on every device.
+    Optimizer moments are sharded like their parameter; variables and counters are on every device.
 
     Raises:
       ValueError, UserError: a parameter cannot be laid out (see `sharding.logical_to_spec`).
@@ -114,8 +115,9 @@ def make_layout(
 def _like_params(
     tree: PyTree, shapes: TrainState, params: PyTree, everywhere: NamedSharding
 ) -> PyTree:
-    """A moment's path in the optimizer's state ends with its parameter's path, however wrapped.
+    """Returns shardings of `tree`: a moment gets that of its parameter, the rest `everywhere`.
 
+    A moment's path in the optimizer's state ends with its parameter's path, however wrapped.
     (`optax.tree_utils.tree_map_params` cannot look into a partitioned optimizer such as Muon's.)
     """
     where = dict(jax.tree.leaves_with_path(params))
@@ -131,7 +133,7 @@ def _like_params(
 
 
 def init_state(stage: Stage, optimizer: Optimizer, layout: StateLayout, *, seed: int) -> TrainState:
-    """Draws a state; every device makes its own shards alone."""
+    """Draws a state; every device makes only its own shards."""
     make = partial(_make_state, stage, optimizer, layout.config)
     return jax.jit(make, out_shardings=layout.shardings)(jax.random.key(seed))
 

@@ -14,8 +14,8 @@ from speechlm_jax.train.stage import Metrics, Stage
 from speechlm_jax.train.state import StateConfig, StateLayout, TrainState
 from speechlm_jax.train.trainable import overlay, part
 
-NORMS_BEFORE_SPIKES = 20  # updates before a norm can be called unusual
-NORM_RATE = 0.02  # of the running mean of norms: about the last 50
+NORMS_BEFORE_SPIKES = 20  # updates before a norm can count as a spike
+NORM_RATE = 0.02  # of the running mean of norms: about the last 50 updates
 TrainStep = Callable[[TrainState, Mapping[str, Array], Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
@@ -29,12 +29,13 @@ class _Sums(NamedTuple):
 def make_train_step(
     stage: Stage, optimizer: Optimizer, layout: StateLayout, *, num_microbatches: int = 1
 ) -> TrainStep:
-    """Compiles (state, batch, run key) to (state, metrics); the state that goes in is given up.
+    """Returns the jitted step from (state, batch, run key) to (state, metrics).
 
-    The batch's leading axis holds the rows of all hosts. Metrics are (numerator, denominator): the
-    stage's own, and `loss`, `grad_norm`, `param_norm`, `learning_rate`, `skipped_steps`,
-    `spiked_steps`. An update without a finite gradient, or (`skip_above`) with a far larger one
-    than of late, is skipped: the step counts; parameters, variables and moments stay.
+    It donates the given state. The batch's leading axis holds the rows of all hosts. Metrics are
+    (numerator, denominator): the stage's own, and `loss`, `grad_norm`, `param_norm`,
+    `learning_rate`, `skipped_steps`, `spiked_steps`. An update is skipped if its gradient or loss
+    is not finite or, with `skip_above`, if its gradient is far larger than recent ones: the step
+    counts; parameters, variables and moments stay.
     """
     config = layout.config
 
@@ -85,7 +86,7 @@ def _spiked(state: TrainState, config: StateConfig, grad_norm: Array) -> Array:
 def _extras(
     state: TrainState, config: StateConfig, params: PyTree, grad_norm: Array
 ) -> dict[str, PyTree]:
-    """What options carry from a step that is not skipped to the next."""
+    """Returns the extras after a step that is not skipped."""
     extras = dict(state.extras)
     if config.ema_decay:
         rate = 1.0 - config.ema_decay
@@ -111,9 +112,9 @@ def _accumulate(
     count: int,
     layout: StateLayout,
 ) -> tuple[PyTree, _Sums]:
-    """Sums over `count` micro batches, one after the other; the variables pass through them.
+    """Returns the variables after `count` micro batches, one after the other, and their sums.
 
-    Each gradient lies where its parameter does, the sums too.
+    Each gradient is sharded like its parameter, and so is the sum of gradients.
     """
     trainable = layout.config.trainable
     shardings = part(layout.shardings.params, trainable)
@@ -149,9 +150,9 @@ def _accumulate(
 
 
 def split_rows(rows: Array, count: int) -> Array:
-    """[batch, ...] to [count, batch / count, ...]; every device keeps its rows.
+    """Splits [batch, ...] into [count, batch / count, ...]; every device keeps its rows.
 
     Micro batch i takes rows i, i + count, ...: consecutive rows lie on one device, so a split into
-    runs of rows would leave all devices but one idle in each micro batch.
+    contiguous blocks would leave all devices but one idle in each micro batch.
     """
     return rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]).swapaxes(0, 1)

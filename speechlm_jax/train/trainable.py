@@ -1,7 +1,7 @@
-"""Which parameters a run trains: a part of the tree, by the names of its leaves.
+"""Selects the parameters that a run trains: a part of the tree, by the names of its leaves.
 
-The part is the same nest of dicts with the other leaves left out, so that gradients, moments and
-logical axes of what stays frozen are never made.
+The part is the same nest of dicts without the other leaves, so that gradients, moments and logical
+axes of frozen parameters are never made.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,12 @@ from speechlm_jax.errors import UserError
 
 
 def part(tree: PyTree, patterns: Sequence[str]) -> PyTree:
-    """The leaves whose path, joined by "/", fits one of the patterns; no patterns take the whole.
+    """Returns the leaves whose path, joined by "/", matches a pattern; without patterns, all.
 
     `tree` is a nest of dicts: parameters, or their logical axes.
 
     Raises:
-      UserError: a pattern fits no leaf.
+      UserError: a pattern matches no leaf.
     """
     if not patterns:
         return tree
@@ -32,7 +32,7 @@ def part(tree: PyTree, patterns: Sequence[str]) -> PyTree:
 
 
 def select(tree: PyTree, wanted: Callable[[str], bool]) -> PyTree:
-    """The leaves whose path is wanted; dicts that are left empty go too."""
+    """Returns the leaves whose path `wanted` accepts, without dicts that this leaves empty."""
 
     def chosen(node: Any, path: str) -> Any:
         if not isinstance(node, dict):
@@ -44,7 +44,7 @@ def select(tree: PyTree, wanted: Callable[[str], bool]) -> PyTree:
 
 
 def overlay(tree: PyTree, changed: PyTree) -> PyTree:
-    """`tree` with the leaves of a part of it in place of its own."""
+    """Returns `tree` with the leaves of `changed`, a part of it, in place of its own."""
     if not isinstance(tree, dict):
         return changed
     return {k: overlay(v, changed[k]) if k in changed else v for k, v in tree.items()}

@@ -1,4 +1,4 @@
-"""A hang shows its stacks: what every thread was doing when no step had ended for a while."""
+"""Stack traces of a hang: all threads' stacks when no step has ended for a while."""
 
 import faulthandler
 import sys
@@ -6,10 +6,10 @@ from typing import TextIO
 
 
 class Watchdog:
-    """Writes all threads' stacks whenever `seconds` pass without `alive`; 0 never does.
+    """Timer that writes all threads' stacks after `seconds` without a call of `alive`; 0: never.
 
-    With `end` the process ends then, with code 1: others may wait for it in a barrier, or it for
-    them.
+    It repeats, unless `end` is true: then the process ends, with code 1, because other hosts may
+    wait for it in a barrier, or it for them.
     """
 
     def __init__(self, seconds: float, *, file: TextIO | None = None, end: bool = False):
@@ -24,7 +24,7 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def alive(self) -> None:
-        """Says that a step, or what else takes long, has ended."""
+        """Restarts the timer: a step, or another long task, has ended."""
         if self._seconds:
             file = self._file or sys.__stderr__
             if file is not None:  # there is none under pythonw

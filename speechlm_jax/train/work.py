@@ -1,9 +1,9 @@
-"""What a batch costs in model FLOPs, and what a device can do: MFU in both conventions.
+"""Model FLOPs of a batch and peak FLOP/s of devices: MFU in both conventions.
 
-6 FLOPs a token and weight that multiplies it, and attention: forward 2 x 2 x length x heads x
-head_dim a token and layer, twice that backward (Chowdhery et al. 2022, appendix B). `full` counts
+A token takes 6 FLOPs per weight that multiplies it, and attention: forward 2 x 2 x length x heads x
+head_dim per token and layer, twice that backward (Chowdhery et al. 2022, appendix B). `full` counts
 every pair of positions of a document, `causal` the half that is not masked. Documents that share a
-row do not see each other: pairs are counted document by document, not over the row.
+row do not attend to each other, so pairs are counted per document, not over the row.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ PEAK_FLOPS = {
 
 @dataclasses.dataclass(frozen=True)
 class FlopCount:
-    """Tokens and model FLOPs of a batch; sums of batches are batches.
+    """Tokens and model FLOPs of a batch; counts can be added.
 
     Attributes:
-      tokens: ids, padding excluded.
-      flops_full, flops_causal: of forward and backward pass, without recomputation.
+      tokens: number of ids, padding excluded.
+      flops_full, flops_causal: FLOPs of forward and backward pass, without recomputation.
     """
 
     tokens: float = 0.0
@@ -48,7 +48,7 @@ class FlopCount:
         )
 
     def times(self, number: float | int) -> "FlopCount":
-        """The work of so many of it."""
+        """Returns the work of `number` such batches."""
         return FlopCount(*(number * value for value in dataclasses.astuple(self)))
 
 
@@ -57,11 +57,11 @@ Measure = Callable[[Mapping[str, np.ndarray]], FlopCount]
 
 
 def packed_work(weights: int, *, layers: int, heads: int, head_dim: int) -> Measure:
-    """Work of a decoder-only model on packed rows (`segments`).
+    """Returns the measure of a decoder-only model's work on packed rows (`segments`).
 
     Args:
-      weights: parameters that multiply every token: all but the embedding table, and the table too
-        where it is the output layer.
+      weights: number of parameters that multiply every token: all but the embedding table, and that
+        table too if it is the output layer.
     """
 
     def measure(batch: Mapping[str, np.ndarray]) -> FlopCount:
@@ -75,7 +75,7 @@ def packed_work(weights: int, *, layers: int, heads: int, head_dim: int) -> Meas
 
 
 def document_lengths(segments: Int[ndarray, "batch length"]) -> Int[ndarray, " documents"]:
-    """Lengths of the documents of packed rows, padding excluded."""
+    """Returns the lengths of the documents of packed rows, padding excluded."""
     rows = np.broadcast_to(np.arange(len(segments))[:, None], segments.shape)
     most = int(segments.max(initial=0)) + 1
     counts = np.bincount((rows * most + segments).ravel(), minlength=len(segments) * most)
@@ -84,7 +84,7 @@ def document_lengths(segments: Int[ndarray, "batch length"]) -> Int[ndarray, " d
 
 
 def rates(work: FlopCount, seconds: float, *, chips: int, device_kind: str) -> dict[str, float]:
-    """Tokens a second, a chip too, and MFU where the chip's peak is known."""
+    """Returns tokens per second, in all and per chip, and MFU if the chip's peak is known."""
     figures: dict[str, Any] = {
         "tokens_per_second": work.tokens / seconds,
         "tokens_per_second_per_chip": work.tokens / seconds / chips,

@@ -1,1 +1,1 @@
-"""What the command line does with a run's models: one verb a file, which gives a JSON object."""
+"""Functions behind the commands that use a run's models: one a file, which returns JSON data."""

@@ -1,4 +1,4 @@
-"""Trained stages -> a bundle; what a bundle holds; the upgrade of a run of an earlier version."""
+"""Trained stages -> a bundle; contents of a bundle; upgrade of a run of an earlier version."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,15 @@ Action = Literal["show", "make", "upgrade"]
 def bundle(
     action: Action, folder: str | Path, *, parts: Mapping[PartName, str | Path]
 ) -> dict[str, Any]:
-    """Shows, makes or upgrades the bundle of a folder, and returns what it holds.
+    """Shows, makes or upgrades the bundle of a folder, and returns its contents.
 
     Args:
-      folder: of the bundle.
-      parts: of `make`: a folder for each part that is joined.
+      folder: folder of the bundle.
+      parts: for `make`, a folder for each part to be joined.
 
     Raises:
-      UserError: the folder is no bundle or no such run, or the parts do not belong together.
+      UserError: the folder is no bundle (`show`) or no whole run (`upgrade`), or the parts do not
+        belong together (`make`).
     """
     if action == "make":
         return make_bundle(folder, parts)

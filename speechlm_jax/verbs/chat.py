@@ -26,14 +26,15 @@ def chat(
     """Answers a spoken question (GLM-4-Voice report, section 5); writes reply.wav and reply.json.
 
     Args:
-      audio: the question, in any format and rate.
+      audio: recording of the question, in any format and at any sample rate.
       run: a bundle (see `bundle.open.open_bundle`).
       out: folder of the reply.
       mode: `text_guided` (text first, then speech) or `speech_only`.
-      seed: of the reply's sound.
+      seed: seed of the reply's audio.
 
     Raises:
-      UserError: the recording cannot be used, or the run has no chat model.
+      UserError: the recording cannot be used, or the run lacks a chat model, a speech tokenizer or
+        a speech decoder.
     """
     models, out = open_bundle(run), Path(out)
     for name in ("chat", "tokenizer", "speech_decoder"):
@@ -64,7 +65,7 @@ def chat(
         result["audio"] = str(out / "reply.wav")
         write_wav(out / "reply.wav", reply.wav, sample_rate=models.mel.sample_rate)
     else:
-        (out / "reply.wav").unlink(missing_ok=True)  # of an earlier question
+        (out / "reply.wav").unlink(missing_ok=True)  # left from an earlier question
         _log.warning("the model gave no speech; only the reply's text is written")
     artifacts.write_json(out / "reply.json", result)
     return result

@@ -28,7 +28,7 @@ from speechlm_jax.verbs.paths import check_source
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import vocab_to_files
 
-RELEASED = "released"  # folder in a base: what lay beside the weights that it was made from
+RELEASED = "released"  # folder in a converted run with the files that were beside the weights
 
 _log = logging.getLogger("speechlm.convert")
 
@@ -44,25 +44,27 @@ def convert(
 ) -> dict[str, Any]:
     """Turns a Hugging Face model folder into a run, or a run into such a folder.
 
-    Into a run: the vocabulary is extended by the specials and the codes of `run`'s speech
-    tokenizer (see `convert.extension` for what new rows start from), unless the model has codes
-    already (GLM-4-Voice), and weights are read onto all devices of this machine. `out` then serves
-    as `init_from`, and as `--run` of `prepare`.
+    Into a run: the vocabulary is extended by the specials and the codes of the speech tokenizer of
+    `run` (see `convert.extension` for the initial values of new rows), unless the model has codes
+    already (GLM-4-Voice). The weights are read onto all devices of this machine. `out` can then be
+    `init_from` of a training, and `--run` of `prepare`.
 
-    Into a folder: `transformers` opens it unchanged, its tokenizer has every id; the chat template
-    and the generation config of the base that `run` is come along.
+    Into a folder: `transformers` opens it without changes, and its tokenizer has every id. If `run`
+    is a converted model, its chat template and generation config are written too.
 
-    Whatever can be refused is refused before weights are read, and `out` appears when it is whole.
+    Inputs are checked before weights are read, and `out` is created only when it is complete.
 
     Args:
-      source: either.
-      run: whose speech tokenizer (into a run), or whose vocabulary (into a folder), it is; into a
-        run, it may also be a folder of codes made elsewhere (`data.declare`).
-      dtype, length: of an exported model: its weights, its longest context.
-      seed: of new rows.
+      source: a Hugging Face model folder or a run.
+      run: a bundle: its speech tokenizer makes the codes (into a run), or its vocabulary is that of
+        `source` (into a folder). Into a run, it may also be a folder of codes made elsewhere
+        (`data.declare`).
+      dtype: dtype of exported weights.
+      length: longest context of an exported model, in ids.
+      seed: seed of new rows.
 
     Raises:
-      UserError: `source` is neither, tensors do not fit, or `out` holds something.
+      UserError: `source` is neither, tensors do not fit, or `out` is not empty.
     """
     source, out = Path(source), Path(out)
     check_source(source, out)
@@ -72,7 +74,7 @@ def convert(
 
 
 def _is_released(source: Path) -> bool:
-    """Whether a folder holds a Hugging Face model; a run's config.json names its class."""
+    """Returns whether a folder holds a Hugging Face model; a run's config.json has a "class"."""
     if (source / CONFIG).is_file():
         return "class" not in read_object(source, CONFIG)
     return source.is_dir() and any(source.glob("*.safetensors"))
@@ -136,7 +138,7 @@ def _into_folder(
 def _tokenizer_files(
     released: Path, text: TextTokenizer, vocab: Vocab, *, length: int
 ) -> tuple[bytes, Companions] | None:
-    """The extended tokenizer.json and what lies beside it; None of a SentencePiece vocabulary."""
+    """Returns the extended tokenizer.json and its companions; None for SentencePiece."""
     if not text.is_json:
         return None
     extended = tokenizers.extend_tokenizer(text.model, vocab)

@@ -1,4 +1,4 @@
-"""A language model's checkpoint -> figures and the items behind them."""
+"""A language model's checkpoint -> figures and their scored items."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ from speechlm_jax.experiment.runs import held_out_losses, load_inference
 from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
 
-PREPARED = "prepared"  # folder of a run's rows
+PREPARED = "prepared"  # folder of the rows in a run
 _log = logging.getLogger("speechlm.evaluate")
 
 
@@ -29,19 +29,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a language model; writes figures.json and items/*.jsonl.
 
-    Held-out loss by task, and where the bundle is a run on a closed world, spoken questions and
-    stories.
+    The figures are the held-out loss by task and, if the bundle is a run on a closed world, those
+    of spoken questions and stories.
 
     Args:
-      checkpoint: a training run's folder, or one of its steps.
-      run: a bundle of the checkpoint's vocabulary: its tokenizer reads answers, its evaluation
-        clips are asked about. None takes the run that the checkpoint lies in, if it is one, else
-        the checkpoint alone: held-out loss needs no more.
-      out: folder; each checkpoint has its own inside.
-      seed: of the controls and the intervals.
+      checkpoint: a training run's folder or one of its checkpoints.
+      run: a bundle with the checkpoint's vocabulary: its tokenizer reads the answers, and its
+        evaluation clips are the questions. None takes the bundle that contains the checkpoint, if
+        there is one, and otherwise only the checkpoint, which is enough for the held-out loss.
+      out: folder in which each checkpoint has a folder of its own.
+      seed: seed of the controls and the intervals.
 
     Raises:
-      UserError: no checkpoint, one of another vocabulary, or nothing to score it on.
+      UserError: there is no checkpoint, it has another vocabulary, or nothing can be scored.
     """
     checkpoint = Path(checkpoint)
     check_folder(checkpoint, CHECKPOINT)
@@ -56,7 +56,7 @@ def evaluate(
             f"and {bundle.folder} no evaluation clips"
         )
     folder = Path(out) / name
-    shutil.rmtree(folder / "items", ignore_errors=True)  # of an earlier step of this checkpoint
+    shutil.rmtree(folder / "items", ignore_errors=True)  # left from an earlier evaluation
     write_items(folder / "items", items)
     figures = {
         figure: dataclasses.asdict(value)
@@ -68,7 +68,10 @@ def evaluate(
 
 
 def _around(checkpoint: Path) -> Path:
-    """The bundle that holds a checkpoint and has its vocabulary; else the checkpoint itself."""
+    """Returns the folder of the bundle around a checkpoint, if it has the checkpoint's vocabulary.
+
+    Otherwise returns the checkpoint itself.
+    """
     workdir = checkpoint_folder.training_folder(checkpoint)
     if not (workdir.parent / BUNDLE).is_file():
         if is_whole_run(workdir.parent):
@@ -87,7 +90,7 @@ def _items(
 ) -> Iterator[Item]:
     prepared = mixture
     if not (bucket.is_address(mixture) or Path(mixture).is_file()):
-        prepared = bundle.folder / PREPARED / Path(mixture).name  # of a run that was moved
+        prepared = bundle.folder / PREPARED / Path(mixture).name  # the run may have been moved
     if bucket.is_address(prepared) or Path(prepared).is_file():
         yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
     else:
@@ -99,7 +102,7 @@ def _items(
 
 
 def _name(checkpoint: Path) -> str:
-    """A name for figures: the run's, as in the report, and the step if one is given."""
+    """Returns a name for figures: the run's, as in the report, with the step if one is given."""
     path = checkpoint.resolve()
     if not path.name.isdigit():
         return path.name.removeprefix("lm_")

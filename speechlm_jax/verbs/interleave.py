@@ -23,7 +23,7 @@ from speechlm_jax.text_to_token.synthesize import SynthesisConfig
 from speechlm_jax.verbs.paths import check_documents, check_out_folder
 
 _PRINTED = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
-MOST_TOLD = 10  # rows set aside that are told one by one; the file lists all
+MOST_TOLD = 10  # most rows set aside that are logged one by one; the file lists all
 _log = logging.getLogger("speechlm.interleave")
 
 
@@ -38,17 +38,17 @@ def interleave(
 ) -> dict[str, Any]:
     """Replaces spans of words by codes (paper section 2.2).
 
-    Writes documents.jsonl, bad.jsonl (what was set aside, with its reason) and stage.json. A
-    document's spans, voice and codes follow from its text, its id if it has one, and the seed.
+    Writes documents.jsonl, bad.jsonl (rows set aside, with reasons) and stage.json. A document's
+    spans, voice and codes depend only on its text, its id (if it has one) and the seed.
 
     Args:
-      file: .txt (a document a line), .jsonl (rows with "text", and "id" and "speaker" if they have
-        one) or .parquet.
+      file: .txt (a document a line), .jsonl (rows with "text", and optional "id" and "speaker") or
+        .parquet.
       run: a bundle (see `bundle.open.open_bundle`).
-      out: the interleaved folder; a build that was interrupted goes on.
-      span_corruption_ratio: fraction of the words that become speech, of those that can be said.
-      mean_span_length: in words.
-      seed: of spans, voices and sampling.
+      out: the interleaved folder; an interrupted build continues.
+      span_corruption_ratio: fraction of the sayable words that become speech.
+      mean_span_length: mean length of a span, in words.
+      seed: seed of spans, voices and sampling.
 
     Raises:
       UserError: the file is missing, not UTF-8 or without a document, a speaker is none of the
@@ -87,7 +87,7 @@ def interleave(
 
 
 def _check(file: Path, out: Path) -> None:
-    """UserError if the file is missing, or `out` cannot be its folder."""
+    """Raises UserError if the file is missing or would be overwritten, or if `out` is a file."""
     check_documents(file)
     check_out_folder(out)
     if file.resolve() in ((out / name).resolve() for name in (DOCUMENTS, BAD)):
@@ -97,7 +97,7 @@ def _check(file: Path, out: Path) -> None:
 def _read_documents(
     file: Path, voices: Sequence[str], bad: list[dict[str, Any]], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows {"id", "text", "speaker"}; a document that names no speaker gets one of the voices."""
+    """Returns rows {"id", "text", "speaker"}; documents without a speaker get one of the voices."""
     documents = []
     for row in good_documents(_placed_rows(file, bad), bad):
         if row.get("speaker") in (None, ""):
@@ -119,7 +119,7 @@ def _placed_rows(file: Path, bad: list[dict[str, Any]]) -> Iterator[tuple[str, d
         if isinstance(row, UserError):
             bad.append({"place": place, "reason": str(row)})
         else:
-            # Columns of Parquet that JSON has no word for are carried over as they are printed.
+            # Values of Parquet that JSON cannot represent are kept as text.
             yield place, {k: str(v) if isinstance(v, _PRINTED) else v for k, v in row.items()}
 
 
@@ -131,7 +131,7 @@ def _tell(file: Path, bad: Sequence[dict[str, Any]]) -> None:
 
 
 def _check_speakers(file: Path, documents: Iterable[dict[str, Any]], voices: Sequence[str]) -> None:
-    """UserError where a document's speaker is none of the voices; the nearest one is named."""
+    """Raises UserError if a document's speaker is no voice; the message suggests the nearest."""
     known = set(voices)
     for row in documents:
         if not isinstance(row["speaker"], str) or row["speaker"] not in known:

@@ -1,4 +1,4 @@
-"""What a command is given, looked at before JAX is imported; verbs look by the same functions."""
+"""Checks of a command's arguments, made before JAX is imported; the verbs use them too."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,30 +11,32 @@ from speechlm_jax.bundle.contents import check_bundle
 from speechlm_jax.codes import CODES
 from speechlm_jax.errors import UserError
 
-AUDIO_SUFFIXES = (".wav", ".flac")  # that are written
-RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # that are read
+AUDIO_SUFFIXES = (".wav", ".flac")  # formats of written audio
+RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # formats of read audio
 CHECKPOINT = "a run's folder, or one of its steps"
 
 
 def check_places(places: Sequence[Path]) -> None:
-    """UserError for the first place that is neither a file with something in it nor a folder with
-    recordings, or with a manifest of them."""
+    """Raises UserError for the first place that is no recording and no folder of recordings.
+
+    A file must not be empty; a folder must have a manifest, or recordings in or below it.
+    """
     for place in places:
-        if not os.path.isdir(place):  # pathlib's raises where a name is too long
+        if not os.path.isdir(place):  # Path.is_dir raises if a name is too long
             check_file(place)
         elif not os.path.isfile(os.path.join(place, CLIPS)):
             require_recordings(place)
 
 
 def find_files(folder: Path) -> Iterator[Path]:
-    """All files in and below a folder, but for hidden ones."""
+    """Yields all files in and below a folder, without hidden files and folders."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def require_recordings(folder: Path) -> None:
-    """UserError where a folder without a manifest has no recordings in or below it."""
+    """Raises UserError if a folder without a manifest has no recordings in or below it."""
     if not any(path.suffix.lower() in RECORDINGS for path in find_files(folder)):
         raise UserError(
             f"{folder}: has no {CLIPS} and no recordings ({', '.join(RECORDINGS)}); give a "
@@ -43,15 +45,16 @@ def require_recordings(folder: Path) -> None:
 
 
 def check_out_folder(out: Path) -> None:
-    """UserError where a folder is to be written and a file is."""
+    """Raises UserError if the folder to be written is a file."""
     if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"--out {out}: is a file; name a folder")
 
 
 def check_speech(what: str, out: Path) -> None:
-    """UserError where codes, a codes file, or text cannot be what is said, or `out` its audio.
+    """Raises UserError if `what` is no codes, codes file or text, or `out` cannot be its audio.
 
-    A folder of codes or a file of another kind is refused; a word may be the name of either.
+    A codes folder and a file of another kind (with a suffix) are refused. A word is taken as text,
+    even if it is also the name of a file or of another folder.
     """
     if what.endswith(".jsonl"):
         if not os.path.isfile(what):
@@ -68,18 +71,18 @@ def check_speech(what: str, out: Path) -> None:
 
 
 def out_folder(out: Path) -> Path:
-    """The folder of several clips: `out`, without the suffix of one."""
+    """Returns the folder of several clips: `out` without an audio suffix."""
     return out.with_suffix("") if out.suffix.lower() in AUDIO_SUFFIXES else out
 
 
 def check_out_audio(out: Path) -> None:
-    """UserError where audio is to be written and the name is not that of such a file."""
+    """Raises UserError if the audio to be written has no audio suffix, or is a folder."""
     if out.suffix.lower() not in AUDIO_SUFFIXES or os.path.isdir(out):
         raise UserError(f"--out {out}: audio is written as .wav or .flac; name such a file")
 
 
 def check_documents(file: Path) -> None:
-    """UserError where a file of documents is none."""
+    """Raises UserError if a file of documents is missing or is a folder."""
     if os.path.isdir(file):
         raise UserError(f"{file}: is a folder; give documents in .txt or .jsonl")
     if not os.path.isfile(file):
@@ -87,19 +90,19 @@ def check_documents(file: Path) -> None:
 
 
 def check_folder(folder: Path, wanted: str) -> None:
-    """UserError where a folder is none; `wanted` says what it should be."""
+    """Raises UserError if there is no such folder; `wanted` says what it should be."""
     if not os.path.isdir(folder):
         what = "is a file" if os.path.lexists(folder) else "no such folder"
         raise UserError(f"{folder}: {what}; give {wanted}")
 
 
 def check_source(source: Path, out: Path) -> None:
-    """UserError where a model to convert is no folder, or what it is turned into is there."""
+    """Raises UserError if the model to convert is no folder, or if `out` is not empty."""
     check_folder(source, "a model folder of Hugging Face, or a run")
     artifacts.require_new(out)
 
 
 def check_codes(place: Path) -> None:
-    """UserError where a folder says of no codes what they are: it holds none, and is no bundle."""
+    """Raises UserError if a folder has no manifest and is no bundle: its codes are not known."""
     if not os.path.isfile(place / artifacts.MANIFEST):
         check_bundle(place)

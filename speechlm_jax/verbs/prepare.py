@@ -30,19 +30,20 @@ def prepare(
     seed: int = 0,
     allow_unknown: bool = False,
 ) -> dict[str, Any]:
-    """Prepares a mixture (or one task) that imported modules have registered.
+    """Prepares a mixture (or one task) that an imported module has registered.
 
     Args:
-      mixture: its name.
-      run: a bundle whose vocabulary is that of the rows: a run, a converted model, or what
-        `speechlm vocab` wrote.
+      mixture: name of the mixture or task.
+      run: a bundle with the vocabulary of the rows: a run, a converted model, or a folder from
+        `speechlm vocab`.
       out: folder of the shards and of the mixture's file, which training reads.
-      length: ids in a row.
-      seed: of the order of documents.
-      allow_unknown: whether more than a fifth of a task's text may be words without an id.
+      length: number of ids in a row.
+      seed: seed of the order of documents.
+      allow_unknown: true to allow a task in which more than a fifth of the text is words without
+        an id.
 
     Raises:
-      UserError: an unknown name (the nearest is given), or bad data.
+      UserError: the name is unknown (the message suggests the nearest), or the data is bad.
     """
     if length < 2:
         raise UserError(f"--length {length}: must be 2 or more")
@@ -70,7 +71,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _exported(run: str | Path) -> Iterator[None]:
-    """Meanwhile SPEECHLM_RUN names the run, by which the shipped tasks find its data."""
+    """Sets SPEECHLM_RUN to the run during the block, so that the shipped tasks find its data."""
     before = os.environ.get(RUN_VARIABLE)
     os.environ[RUN_VARIABLE] = str(Path(run).resolve())
     try:
@@ -82,6 +83,6 @@ def _exported(run: str | Path) -> Iterator[None]:
 
 
 def _counts(out: Path, folder: str | None) -> dict[str, int]:
-    """The counts of a split; zeros of one that has no rows."""
+    """Returns the counts of a split; zeros if it has no rows."""
     counts = {} if folder is None else artifacts.read_manifest(out / folder).counts
     return {name: counts.get(name, 0) for name in COUNTS}

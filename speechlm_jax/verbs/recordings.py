@@ -1,4 +1,4 @@
-"""Audio files and clip folders -> rows and log-mel frames; what cannot be used is set aside."""
+"""Audio files and clip folders -> rows and log-mel frames; unusable recordings are set aside."""
 
 import dataclasses
 import os
@@ -14,12 +14,12 @@ from speechlm_jax.audio.wav import BadAudio, read_wav
 from speechlm_jax.data.content import has_words
 from speechlm_jax.verbs.paths import RECORDINGS, find_files, require_recordings
 
-MAX_SECONDS = 30.0  # as in Whisper; attention costs the square of it
+MAX_SECONDS = 30.0  # as in Whisper; the cost of attention grows with its square
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A recording's file, and its row: `id`, `audio` (relative), and what is known of it."""
+    """A recording's file and its row: `id`, `audio` (relative) and its known fields."""
 
     path: Path
     row: dict[str, Any]
@@ -35,13 +35,13 @@ class Recording(Found):
 def find_recordings(
     places: Sequence[Path], *, audio_anywhere: bool = False
 ) -> tuple[list[Found], list[dict[str, Any]]]:
-    """Recordings of files and folders, and the rows that are set aside, each with a `reason`.
+    """Returns the recordings of files and folders, and the rows set aside, each with a `reason`.
 
-    What `manifest.jsonl` in the folder, or beside the file, says of a recording is in its row; of
-    what no manifest names, the text is that of a file of its name in .txt (`clip.flac`,
-    `clip.txt`). A folder without a manifest gives all recordings in and below it. A row whose text
-    has no words is set aside. Ids and `audio` are relative: to the one folder, or to what several
-    places have in common.
+    A recording's row has the fields of its row in `manifest.jsonl`, which is in the folder or
+    beside the file. For a recording that no manifest lists, the text is that of the .txt file of
+    the same name (`clip.flac`, `clip.txt`). A folder without a manifest gives all recordings in and
+    below it. A row whose text has no words is set aside. Ids and `audio` are relative to the
+    folder, if `places` is one folder, and otherwise to the deepest common folder.
 
     Raises:
       UserError: a folder has neither a manifest nor recordings, or none of its rows can be used.
@@ -59,11 +59,11 @@ def find_recordings(
 
 @dataclasses.dataclass
 class _Finder:
-    """Gathers recordings.
+    """Collector of recordings.
 
     Attributes:
-      home: what ids and `audio` are relative to.
-      audio_anywhere: whether recordings may lie outside of their folder.
+      home: folder that ids and `audio` are relative to.
+      audio_anywhere: true to allow recordings outside of their folder.
     """
 
     home: Path
@@ -75,14 +75,14 @@ class _Finder:
     )
 
     def add_clips(self, folder: Path) -> None:
-        """Every row of a clip folder."""
+        """Adds every row of a clip folder."""
         clips = read_clips(folder, audio_anywhere=self.audio_anywhere)
         for row in clips.rows:
             self._add(folder / row["audio"], self._row(folder, row))
         self.bad += [self._row(folder, row) for row in clips.bad]
 
     def add_folder(self, folder: Path) -> None:
-        """Every recording in and below a folder without a manifest."""
+        """Adds every recording in and below a folder without a manifest."""
         require_recordings(folder)
         for path in sorted(p for p in find_files(folder) if p.suffix.lower() in RECORDINGS):
             try:
@@ -94,12 +94,12 @@ class _Finder:
                 self.add_file(path)
 
     def add_file(self, path: Path) -> None:
-        """A recording with what is known of it."""
+        """Adds a recording with its known fields."""
         row, reason = self._known(path)
         self._add(path, self._row(path.parent, row), reason)
 
     def _known(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """A file's row, and why it cannot be used."""
+        """Returns a file's row, and the reason why it cannot be used, or None."""
         folder = path.parent
         if folder not in self._beside:
             self._beside[folder] = {}
@@ -115,7 +115,7 @@ class _Finder:
         return {"audio": path.name, **({} if text is None else {"text": text})}, reason
 
     def _row(self, folder: Path, row: dict[str, Any]) -> dict[str, Any]:
-        """The row of a recording in `folder`, with an id and `audio` that are relative to home."""
+        """Returns the row of a recording in `folder`, with `id` and `audio` relative to `home`."""
         prefix = os.path.relpath(folder, self.home)
         audio = os.path.normpath(os.path.join(prefix, str(row.get("audio", ""))))
         named = row.get("id", audio)
@@ -124,7 +124,7 @@ class _Finder:
         return {**row, "id": named, "audio": audio}
 
     def _add(self, path: Path, row: dict[str, Any], reason: str | None = None) -> None:
-        """Takes a row, or sets it aside for a reason."""
+        """Adds a row to `found`, or to `bad` with a reason."""
         name = row["audio"].encode(errors="replace").decode()
         if name != row["audio"]:
             row, reason = {"id": name, "audio": name}, f"{name}: its name is not UTF-8; rename it"
@@ -137,7 +137,10 @@ class _Finder:
 
 
 def _transcript(path: Path, *, anywhere: bool) -> tuple[str | None, str | None]:
-    """The text of the file beside a recording that has its name in .txt; or why there is none."""
+    """Returns the text of the .txt file beside a recording, and the reason why it cannot be used.
+
+    Both are None if there is no such file.
+    """
     beside = path.with_suffix(".txt")
     home = os.path.realpath(path.parent)
     if not anywhere and not Path(os.path.realpath(beside)).is_relative_to(home):
@@ -153,7 +156,7 @@ def _transcript(path: Path, *, anywhere: bool) -> tuple[str | None, str | None]:
 
 
 def _home(places: Sequence[Path]) -> Path:
-    """The one folder, or that of the one file; of several places the deepest that holds them."""
+    """Returns the only place if it is a folder; otherwise the deepest folder with all places."""
     if len(places) == 1 and places[0].is_dir():
         return places[0]
     return Path(os.path.commonpath([os.path.abspath(place.parent) for place in places]))
@@ -162,9 +165,9 @@ def _home(places: Sequence[Path]) -> Path:
 def read_recordings(
     found: Sequence[Found], bad: list[dict[str, Any]], *, mel: MelConfig, seen: set[str]
 ) -> Iterator[Recording]:
-    """Reads recordings one by one; a row that cannot be used goes to `bad`, with its `reason`.
+    """Yields recordings one by one; adds a row that cannot be used to `bad`, with its `reason`.
 
-    `seen` holds the ids of those that were read before, and takes the others'.
+    `seen` holds the ids of recordings that were read before; the new ids are added to it.
     """
     for one in found:
         try:
@@ -179,7 +182,7 @@ def read_recordings(
 
 
 def read_samples(path: str | Path, mel: MelConfig) -> Float[ndarray, " samples"]:
-    """Samples at the rate of `mel` of a recording in any format and at any rate.
+    """Reads a recording in any format and rate, and returns its samples at the rate of `mel`.
 
     Raises:
       BadAudio: it is missing, unreadable, empty, cut off, silent, too long or short, or holds NaN.

@@ -1,4 +1,4 @@
-"""What the text-to-token model is asked to say: a voice by name, and words that it knows."""
+"""Checks of requests to the text-to-token model: a voice by name, and words that it knows."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,7 +11,11 @@ from speechlm_jax.errors import UserError
 
 
 def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:
-    """The voice of this name, or one drawn by `seed`; UserError names the nearest."""
+    """Returns `name`, or a voice drawn by `seed` if it is None.
+
+    Raises:
+      UserError: there is no such voice; the message suggests the nearest.
+    """
     if name is None:
         return voices[int(np.random.default_rng((seed, 0x701CE)).integers(len(voices)))]
     if name not in voices:
@@ -23,7 +27,11 @@ def choose_voice(voices: Sequence[str], name: str | None, *, seed: int) -> str:
 
 
 def sayable(models: Bundle, text: str) -> str:
-    """The text as it is said; UserError if it holds no words, or one that cannot be said."""
+    """Returns the text as it is spoken.
+
+    Raises:
+      UserError: the text has no words, or one that cannot be said.
+    """
     said = {word: models.say(word) for word in text.split()}
     for word, its in said.items():
         if its is None and word_to_said(word) is None:

@@ -28,17 +28,18 @@ NAME_LENGTH, DIGEST_LENGTH = 50, 12  # 50 characters of 4 bytes still leave room
 def speak(
     what: str, *, run: str | Path, out: str | Path, voice: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Writes audio of codes or text.
+    """Turns codes or text into audio and writes it.
 
     Args:
       what: codes as numbers ("17 301 44"), a codes.jsonl file, or text.
       run: a bundle (see `bundle.open.open_bundle`).
       out: an audio file (.wav, .flac), or for a codes file the folder of its clips.
-      voice: a training voice; None draws one for text, and lets the decoder choose for codes.
-      seed: of voice, codes and audio.
+      voice: a training voice; None draws one for text, and stands for any voice for codes.
+      seed: seed of voice, codes and audio.
 
     Raises:
-      UserError: codes outside the codebook or of another tokenizer, an unknown voice or word.
+      UserError: codes are outside the codebook or of another tokenizer, or a voice or word is
+        unknown.
     """
     models, out = open_bundle(run), Path(out)
     models.part("speech_decoder")
@@ -57,7 +58,7 @@ def speak(
         temperature = SynthesisConfig().temperature
         codes = requests_to_codes(models, [request], temperature=temperature)
     else:
-        # Longer numbers than any codebook's are none; int() refuses very long ones.
+        # A number too long for any codebook becomes -1, an error; int() rejects very long ones.
         numbers = [int(number) if len(number) < 10 else -1 for number in what.split()]
         paths, codes = [out], [_to_codes(numbers, models, "codes")]
     wavs = codes_to_wavs(models, codes, voice=voice, seed=seed)
@@ -74,7 +75,7 @@ def codes_to_wavs(
     voice: str | None = None,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Samples of each clip of codes, in a training voice where one is named."""
+    """Returns the samples of each clip of codes, in `voice` if the speech decoder knows it."""
     decoder = models.speech_decoder
     names = () if voice is None else models.decoder_voices
     number = 1 + names.index(voice) if voice in names else 0  # 0: the flow's "any voice"
@@ -82,7 +83,7 @@ def codes_to_wavs(
 
 
 def _read_codes(path: Path, models: Bundle) -> list[dict[str, Any]]:
-    """Rows with codes; UserError if they are not of the run's tokenizer."""
+    """Reads rows with codes; raises UserError if they are of another tokenizer than the run's."""
     rows = list(artifacts.read_jsonl(path))
     if not rows or not all("codes" in row and "id" in row for row in rows):
         raise UserError(f'{path}: holds no codes; give rows with "id" and "codes"')
@@ -107,14 +108,14 @@ def _to_codes(values: Any, models: Bundle, where: str) -> Int[ndarray, " frames"
 
 
 def ids_to_file_names(ids: Sequence[str]) -> list[str]:
-    """A file name for each id, without a suffix; other ids have other names on any file system.
+    """Returns a file name without suffix for each id; the names differ on any file system.
 
-    An id of letters, digits, dots, dashes and low lines that is no longer than NAME_LENGTH is its
-    own name, unless another differs from it in case alone. Of every other id, what can be read is
-    followed by a digest of the whole.
+    An id of at most NAME_LENGTH letters, digits, dots, dashes and underscores is its own name,
+    unless another name differs from it only in case. The name of every other id is its readable
+    part followed by a digest of the id.
 
     Raises:
-      UserError: an id stands there twice.
+      UserError: an id occurs twice.
     """
     counts = Counter(ids)
     for name, count in counts.items():
@@ -135,6 +136,6 @@ def _digest(name: str) -> str:
 
 
 def _readable(name: str) -> str:
-    """What can be read of an id, composed (some file systems compose names, others part them)."""
+    """Returns the readable part of an id, in NFC (some file systems compose names, some do not)."""
     composed = unicodedata.normalize("NFC", name)
     return re.sub(r"[^\w.-]+", "-", composed)[:NAME_LENGTH].strip("-.") or "clip"

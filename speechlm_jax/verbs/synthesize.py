@@ -29,15 +29,15 @@ def synthesize(
     """Turns texts into codes (paper section 2.2); writes `codes.jsonl` and `stage.json`.
 
     Args:
-      texts: what to say; case and punctuation are dropped.
+      texts: texts to speak; case and punctuation are dropped.
       run: a bundle (see `bundle.open.open_bundle`).
       out: the codes folder.
       voice: a training voice; None draws one for each text.
-      temperature: of the sampling; 0 is greedy.
-      seed: of voices and sampling.
+      temperature: sampling temperature; 0 is greedy.
+      seed: seed of voices and sampling.
 
     Raises:
-      UserError: nothing could be said, an unknown voice, or a text without words.
+      UserError: no text gave speech, a voice or word is unknown, or a text has no words.
     """
     if temperature < 0:
         raise UserError(f"--temperature {temperature}: must be 0 (greedy) or more")
@@ -71,10 +71,10 @@ def synthesize(
 def requests_to_codes(
     models: Bundle, requests: Sequence[SpeechRequest], *, temperature: float
 ) -> list[Int[ndarray, " frames"]]:
-    """Codes of each request; none where the model did not end, with a warning that names it.
+    """Returns the codes of each request; empty, with a warning, if the model gave no likely speech.
 
     Raises:
-      UserError: it ended in no request.
+      UserError: the model gave no likely speech for any request.
     """
     model = models.make_text_to_token(SynthesisConfig(temperature=temperature))
     spoken = model.text_to_codes(requests)

@@ -28,17 +28,17 @@ def tokenize(
 ) -> dict[str, Any]:
     """Turns recordings into codes with a run's speech tokenizer (paper section 2.1).
 
-    Writes `codes.jsonl`, `bad.jsonl` (what was set aside, with its reason) and `stage.json`.
-    Killed, the same command goes on.
+    Writes `codes.jsonl`, `bad.jsonl` (rows set aside, with reasons) and `stage.json`. After an
+    interruption, the same command continues.
 
     Args:
       audio: files and folders (see `verbs.recordings.find_recordings`).
       run: a bundle (see `bundle.open.open_bundle`).
       out: the codes folder.
-      audio_anywhere: whether a folder's recordings may lie outside of it.
+      audio_anywhere: true to allow recordings outside of their folder.
 
     Raises:
-      UserError: none of the recordings can be used, or the run has no tokenizer.
+      UserError: none of the recordings can be used, or the run has no speech tokenizer.
     """
     models, out = open_bundle(run), Path(out)
     models.part("tokenizer")
@@ -67,7 +67,7 @@ def tokenize(
         "without_text": without_text,
         "codes": sum(len(row["codes"]) for row in codes_rows),
     }
-    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # of what lay there before
+    (out / artifacts.MANIFEST).unlink(missing_ok=True)  # left from earlier codes
     artifacts.write_jsonl(out / BAD, bad)
     write_codes(
         out, codes_rows, identity, config={}, counts=counts, files=[BAD],
@@ -88,8 +88,8 @@ def tokenize(
 def _encode(
     found: Sequence[Found], bad: list[dict[str, Any]], models: Bundle, out: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """SHA-256 of the files, and their rows with codes; what is set aside goes to `bad`."""
-    if not found:  # told before the model is loaded
+    """Yields each file's SHA-256 and row with codes; adds the rows set aside to `bad`."""
+    if not found:  # so that the error comes before the model is loaded
         return
     groups = [found[i : i + CLIPS_PER_CALL] for i in range(0, len(found), CLIPS_PER_CALL)]
     files = [[str(one.path), *_stamp(one.path), one.row] for one in found]
@@ -114,7 +114,10 @@ def _encode(
 def _encode_group(
     group: Sequence[Found], seen: set[str], models: Bundle, path: Path
 ) -> dict[str, Any]:
-    """Shard task: writes rows with their codes, and rows that are set aside with their reason."""
+    """Shard task: writes rows with their codes, and the rows set aside with their reasons.
+
+    Returns the ids that were read, as "seen".
+    """
     bad: list[dict[str, Any]] = []
     recordings = list(read_recordings(group, bad, mel=models.mel, seen=seen))
     codes_of = models.reader.mels_to_codes([recording.mel for recording in recordings])
@@ -131,7 +134,7 @@ def _encode_group(
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Bytes and time of change of a file; zeros where it has gone meanwhile."""
+    """Returns a file's size in bytes and change time in ns; zeros if it no longer exists."""
     try:
         stat = path.stat()
     except OSError:

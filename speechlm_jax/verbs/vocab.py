@@ -1,4 +1,4 @@
-"""Text files -> a vocabulary that can write any text, joined with the codes of a run."""
+"""Text files -> a vocabulary that can encode any text, joined with the codes of a run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer, make_vocab
 from speechlm_jax.vocab_files import TEXT_MODEL, VOCAB, find_text
 
-PIECE = 1000  # characters of a text that are looked at as one, at most
-MOST_PIECES = 100_000  # of a larger text every second, fourth, ... piece is looked at
+PIECE = 1000  # most characters of a piece that the vocabulary is trained on
+MOST_PIECES = 100_000  # of a larger text, every second, fourth, ... piece is used
 
 
 def vocab(
@@ -24,19 +24,20 @@ def vocab(
     field: str = "text",
     voices: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Learns a text vocabulary and writes it with the codes' identity; `prepare` takes `out`.
+    """Trains a text vocabulary and writes it joined with codes; `out` can be `--run` of `prepare`.
 
     Args:
       files: .txt, .jsonl (both also .gz) or .parquet, or globs; rows of other splits than "train"
         are left out.
-      run: whose speech codes the vocabulary has: a bundle, or a folder of codes.
+      run: a bundle or a folder of codes, whose codes the vocabulary has.
       out: folder of the vocabulary.
-      size: text ids at most.
-      field: of a row that holds the text.
-      voices: folder of codes whose speakers get an id each: of the rows of a text-to-token model.
+      size: maximum number of text ids.
+      field: field of a row that holds the text.
+      voices: folder of codes whose speakers each get an id, for the rows of a text-to-token model.
 
     Raises:
-      UserError: no text, more characters than `size` has room for, or `out` is in use.
+      UserError: there is no text, it has more characters than `size` has room for, or `out` is in
+        use.
     """
     rows = Rows(tuple(files), False, {"text": field}, validation_ratio=0.0)
     its_files, out = rows.files(), Path(out)
@@ -56,7 +57,7 @@ def vocab(
 
 
 def _speakers(folder: Path) -> tuple[str, ...]:
-    """The speakers of a codes folder's rows, sorted; UserError where none has one."""
+    """Returns the sorted speakers of a codes folder's rows; raises UserError if there are none."""
     files = row_files(folder, artifacts.read_manifest(folder).kind)
     named = (row.get("speaker") for file in files for row in read_rows(file))
     found = sorted({name for name in named if isinstance(name, str) and name})
@@ -66,7 +67,7 @@ def _speakers(folder: Path) -> tuple[str, ...]:
 
 
 def text_to_pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most PIECE characters, cut before a blank where there is one."""
+    """Yields a text in pieces of at most `PIECE` characters, cut before a blank if there is one."""
     at = 0
     while at < len(text):
         end = at + PIECE
@@ -77,7 +78,7 @@ def text_to_pieces(text: str) -> Iterator[str]:
 
 
 def _thinned(pieces: Iterable[str], most: int) -> list[str]:
-    """At most so many of the pieces, evenly spread over all of them."""
+    """Returns at most `most` of the pieces, evenly spread over all of them."""
     kept: list[str] = []
     step = 1
     for number, piece in enumerate(pieces):
@@ -89,7 +90,7 @@ def _thinned(pieces: Iterable[str], most: int) -> list[str]:
 
 
 def _write(out: Path, text: TextTokenizer, made: dict[str, Any]) -> None:
-    """Writes the vocabulary, unless the folder holds another one or a run."""
+    """Writes the vocabulary; raises UserError if the folder holds another one or a run."""
     known = out / VOCAB
     if known.is_file():
         is_other = artifacts.read_json(known) != made

@@ -1,1 +1,1 @@
-"""A closed world: people, facts, and every text that is told about them."""
+"""A closed world: people, facts, and every text about them."""

@@ -1,4 +1,4 @@
-"""The tables of a closed world: who there is, what can be true of them, and how it is told."""
+"""The tables of a closed world: its people, attributes and values, and the sentences of facts."""
 
 import dataclasses
 import re
@@ -24,9 +24,9 @@ class Tables:
       people: names.
       attributes: attribute -> its values.
       questions: attribute -> a question with {person}.
-      answer_lead: what every answer starts with; the value follows.
+      answer_lead: words that start every answer; the value follows.
       statements: attribute -> sentences with {person} and, later in them, {value}.
-      unseen_words: words that nothing else uses (for tests of sounds that were never trained on).
+      unseen_words: words that nothing else uses, to test sounds that were never trained on.
     """
 
     people: tuple[str, ...]
@@ -37,7 +37,7 @@ class Tables:
     unseen_words: tuple[str, ...]
 
     def wordings(self, attribute: str) -> tuple[str, ...]:
-        """All sentences that tell the attribute; wording 0 is the question and its answer."""
+        """Returns the sentences that tell the attribute; wording 0 is the question and answer."""
         asked = f"{self.questions[attribute]} {self.answer_lead} {{value}}"
         return (asked, *self.statements[attribute])
 
@@ -49,7 +49,7 @@ class Tables:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Every word of the world, sorted; the unseen words are not among them."""
+        """Every word of the world, sorted; without the unseen words."""
         told = {
             word
             for attribute in self.attributes
@@ -61,10 +61,10 @@ class Tables:
 
 
 def load_tables(path: str | Path | None = None) -> Tables:
-    """Reads a world file (JSON, laid out as the shipped `world.json`); None is the shipped one.
+    """Reads a world file (JSON, laid out as the shipped `world.json`); None reads the shipped one.
 
     Raises:
-      UserError: names the field that is missing or against the rules of `Tables`.
+      UserError: a field is missing or breaks a rule of `Tables`; the message names it.
     """
     path = SHIPPED if path is None else Path(path)
     data = artifacts.read_json(path)
@@ -83,14 +83,14 @@ def load_tables(path: str | Path | None = None) -> Tables:
 
 
 def to_json(tables: Tables) -> dict[str, Any]:
-    """Plain data that `load_tables` reads back from a file."""
+    """Returns plain data that `load_tables` reads back from a file."""
     data = configs.to_json(tables)
     del data["class"]
     return data
 
 
 def _fault(tables: Tables) -> str | None:
-    """The first rule that the tables break, or None."""
+    """Returns the first rule that the tables break, or None."""
     if len(tables.people) < MIN_PEOPLE:
         return f"people: give at least {MIN_PEOPLE}"
     if not tables.attributes:
@@ -147,7 +147,7 @@ def _sentence_fault(tables: Tables) -> str | None:
 
 
 def _fields(template: str) -> list[str] | None:
-    """The {fields} of a template in order; None unless all between them is words of a-z."""
+    """Returns the {fields} of a template in order; None unless all between them is words of a-z."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:

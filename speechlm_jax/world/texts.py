@@ -1,4 +1,4 @@
-"""A world -> texts: random strings and sentences, documents of facts, stories with two endings.
+"""Draws texts of a world: random strings and sentences, documents of facts, two-ended stories.
 
 Every function draws from the generator it is given, and from nothing else.
 """
@@ -17,7 +17,7 @@ STORY_SENTENCES = (3, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """A fact in one of its wordings (`wording` counts as `Tables.wordings` does: 0 asks)."""
+    """A fact in one of its wordings, numbered as in `Tables.wordings` (0 asks)."""
 
     text: str
     fact: Fact
@@ -26,7 +26,7 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Sentences that stand together."""
+    """A sequence of sentences."""
 
     sentences: tuple[Sentence, ...]
 
@@ -40,7 +40,7 @@ class Document:
 class Story:
     """True sentences about one person, and two endings of which one is true.
 
-    Both endings tell the attribute of a sentence of the story in one other wording.
+    Both endings tell the attribute of one of the story's sentences, in one other wording.
     """
 
     sentences: tuple[Sentence, ...]
@@ -59,16 +59,16 @@ class Story:
 
 
 def random_string(world: World, rng: np.random.Generator) -> str:
-    """3 to 6 words of the world, each drawn alone: nothing but the sounds tells them."""
+    """Returns 3 to 6 words of the world, each drawn alone, so that only their sounds tell them."""
     count = rng.integers(STRING_WORDS[0], STRING_WORDS[1] + 1)
     return " ".join(rng.choice(world.tables.words, count))
 
 
 def random_sentence(world: World, rng: np.random.Generator) -> str:
-    """A sentence that pairs a person and a value at random: it tells nothing about the facts.
+    """Returns a sentence that pairs a person and a value at random: it tells nothing about facts.
 
-    The true value is drawn as often as any other. Where a fact must not meet the question's
-    wording, no random sentence asks for that person and attribute either, whatever the value.
+    The true value is drawn as often as any other. If a fact must not meet the question's wording,
+    no random sentence uses that wording for its person and attribute either, whatever the value.
     """
     tables = world.tables
     person = str(rng.choice(tables.people))
@@ -79,7 +79,7 @@ def random_sentence(world: World, rng: np.random.Generator) -> str:
 
 
 def random_passage(world: World, rng: np.random.Generator, num_words: int) -> str:
-    """So many words of random sentences one after the other, cut anywhere, as spans are."""
+    """Returns `num_words` words of random sentences in sequence, cut anywhere, as spans are."""
     words = random_sentence(world, rng).split()
     start = int(rng.integers(len(words)))
     while len(words) < start + num_words:
@@ -88,7 +88,7 @@ def random_passage(world: World, rng: np.random.Generator, num_words: int) -> st
 
 
 def tell(world: World, fact: Fact, rng: np.random.Generator) -> Sentence:
-    """A fact in a wording that training may use for it."""
+    """Returns a fact in a wording that training may use for it."""
     allowed = world.wordings(fact.person, fact.attribute)
     chosen = allowed[rng.integers(len(allowed))]
     number = world.tables.wordings(fact.attribute).index(chosen)
@@ -98,7 +98,7 @@ def tell(world: World, fact: Fact, rng: np.random.Generator) -> Sentence:
 def documents(
     world: World, rng: np.random.Generator, facts: Sequence[Fact], *, num_words: int = 100
 ) -> Iterator[Document]:
-    """An endless stream of documents of at least `num_words` words, about mixed people.
+    """Yields documents of at least `num_words` words, about mixed people, without end.
 
     Each pass over the facts tells every one once, in an order of its own.
     """
@@ -118,9 +118,9 @@ def documents(
 
 
 def stories(world: World, rng: np.random.Generator, facts: Sequence[Fact]) -> Iterator[Story]:
-    """An endless stream of stories of 3 or 4 sentences about people with at least two of `facts`.
+    """Yields stories of 3 or 4 sentences about people with at least two of `facts`, without end.
 
-    Sentences tell different facts while the person has any left; the ending returns to one.
+    Sentences tell different facts as long as the person has more; the ending returns to one.
     """
     by_person: dict[str, list[Fact]] = {}
     for fact in facts:

@@ -1,4 +1,4 @@
-"""Tables and a seed -> facts, and which of them are told how."""
+"""Draws a world's facts from its tables and a seed, and decides how training tells each."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("text_only", "new_wording", "interleaved", "interleav
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What is true of a person, and how training meets it.
+    """A fact about a person, and the way in which training meets it.
 
     `text_only`: in text alone. `interleaved`: in speech and text. `new_wording`: in both, but never
     in the wording of the question.
@@ -31,13 +31,13 @@ class Fact:
 
     @property
     def id(self) -> str:
-        """Names the fact in item files, e.g. "anna/city"."""
+        """Name of the fact in item files, e.g. "anna/city"."""
         return f"{self.person}/{self.attribute}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, how its answer starts, the right value, and all values (a guess is 1 of them)."""
+    """A question, its answer's start, the right value, and all values (a guess is 1 of them)."""
 
     fact: Fact
     text: str
@@ -47,7 +47,7 @@ class Question:
 
     @property
     def reply(self) -> str:
-        """The answer as a sentence, as a dialogue gives it: "it is paris"."""
+        """The answer as a sentence of a dialogue: "it is paris"."""
         return f"{self.answer_lead} {self.answer}"
 
 
@@ -64,7 +64,7 @@ class World:
         """Draws one value for each person and attribute, as evenly as the numbers allow.
 
         Kinds are balanced over attributes and people, and values over kinds: neither a kind nor a
-        value can be told from the other, or from the attribute.
+        value can be inferred from the other, or from the attribute.
         """
         rng = np.random.default_rng((seed, 0xFAC7))
         people = [tables.people[i] for i in rng.permutation(len(tables.people))]
@@ -80,11 +80,11 @@ class World:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of tables and assignment."""
+        """Identity of the tables and the assignment."""
         return configs.fingerprint({"tables": self.tables, "facts": self.facts})
 
     def facts_of(self, *kinds: Kind, people: Iterable[str] | None = None) -> tuple[Fact, ...]:
-        """The facts of these kinds (all kinds if none is named), about these people (None: all)."""
+        """Returns the facts of these kinds (none named: all) about these people (None: all)."""
         chosen = None if people is None else set(people)
         return tuple(
             fact
@@ -94,22 +94,22 @@ class World:
 
     @cached_property
     def dialogue_people(self) -> tuple[str, ...]:
-        """Half of the people, from the seed: chat is tuned on them and scored on the others."""
+        """Half of the people, by the seed: chat is tuned on them and scored on the others."""
         people = np.random.default_rng((self.seed, 0xD1A)).permutation(self.tables.people)
         return tuple(sorted(map(str, people[: len(people) // 2])))
 
     @cached_property
     def new_wording_pairs(self) -> frozenset[tuple[str, str]]:
-        """(person, attribute) whose question must not be heard or read in training."""
+        """(person, attribute) pairs whose question must not be heard or read in training."""
         return frozenset((f.person, f.attribute) for f in self.facts_of("new_wording"))
 
     def wordings(self, person: str, attribute: str) -> tuple[str, ...]:
-        """The sentences in which training may speak of this person and attribute."""
+        """Returns the sentences in which training may speak of this person and attribute."""
         wordings = self.tables.wordings(attribute)
         return wordings[1:] if (person, attribute) in self.new_wording_pairs else wordings
 
     def questions(self, facts: Iterable[Fact]) -> list[Question]:
-        """The question that each fact answers."""
+        """Returns the question that each fact answers."""
         tables = self.tables
         return [
             Question(

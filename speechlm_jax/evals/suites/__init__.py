@@ -1,1 +1,1 @@
-"""Suites: what is asked of a trained model, and the scored items that its answers give."""
+"""Suites: a trained model -> scored items of its answers to the questions of an evaluation."""

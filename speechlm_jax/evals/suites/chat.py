@@ -1,4 +1,4 @@
-"""A spoken chat: replies in both modes, their speech read back."""
+"""Suite for a spoken chat: replies in both modes, their speech read back."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from speechlm_jax.evals.suites.language_model import exchange_codes
 def chat_items(
     questions: Sequence[Question], chat: Chat, read: ReadCodes, *, suffix: str = "", seed: int
 ) -> list[Item]:
-    """Replies in both modes, their speech read back, and with other questions' codes."""
+    """Scores replies in both modes, read back from speech, also with other questions' codes."""
     items = []
     modes: tuple[Mode, ...] = ("speech_only", "text_guided")
     for mode in modes:

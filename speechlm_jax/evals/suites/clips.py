@@ -1,4 +1,4 @@
-"""Evaluation clips about a closed world, as the questions, stories and words that are scored."""
+"""Evaluation clips about a closed world -> the questions, stories and words to score."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class EvaluationClips:
 
     @classmethod
     def find(cls, run: Path) -> "EvaluationClips | None":
-        """The evaluation clips of a run on a closed world; None where it is on another."""
+        """Returns the evaluation clips of a run on a closed world; None if it has no such world."""
         if not (run / WORLD).is_file():
             return None
         return cls(run / EVALUATION, configs.from_json(World, artifacts.read_json(run / WORLD)))
@@ -40,11 +40,11 @@ class EvaluationClips:
         return list(read_codes(self.folder))
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """The rows of one kind of clip."""
+        """Returns the rows of one kind of clip."""
         return [row for row in self.rows if row["kind"] == kind]
 
     def questions(self, kind: str = "question") -> list[Question]:
-        """Every spoken question, with spoken answers of the same voice where there are any."""
+        """Returns every spoken question, with the spoken answers of the same voice that exist."""
         answers = {(row["speaker"], row["text"]): row["codes"] for row in self.of_kind("answer")}
         tables = self.world.tables
         facts = {fact.id: fact for fact in self.world.facts}
@@ -70,7 +70,7 @@ class EvaluationClips:
         return made
 
     def stories(self) -> list[Story]:
-        """Every spoken story with its two endings."""
+        """Returns every spoken story with its two endings."""
         parts: dict[str, dict[str, dict[str, Any]]] = {}
         for row in self.of_kind("story"):
             parts.setdefault(row["story"], {})[row["part"]] = row
@@ -87,7 +87,7 @@ class EvaluationClips:
         ]
 
     def unseen_words(self) -> list[SpokenWord]:
-        """The words that the tokenizer never heard, in several voices."""
+        """Returns the words that the tokenizer never heard, in several voices."""
         return [
             SpokenWord(row["text"], row["speaker"], np.array(row["codes"], np.int32))
             for row in self.of_kind("unseen_word")
@@ -99,12 +99,12 @@ def _part(row: dict[str, Any]) -> Part:
 
 
 def by_class(questions: Sequence[Question], kind: str) -> list[Question]:
-    """The questions about facts of one class."""
+    """Returns the questions about facts of one class."""
     return [question for question in questions if question.wording == kind]
 
 
 def readings(rows: Sequence[dict[str, Any]], heard: Sequence[str]) -> list[Reading]:
-    """Clips (rows of a codes folder) and what was heard in each."""
+    """Pairs clips (rows of a codes folder) with the words heard in each."""
     return [
         Reading(row["text"], text, voice=row["speaker"], fact=row.get("fact", ""))
         for row, text in zip(rows, heard, strict=True)

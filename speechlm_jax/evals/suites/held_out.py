@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from speechlm_jax.evals.items import Item
 from speechlm_jax.lm.row_losses import RowLoss
 
-LOSSES = "held_out_loss/"  # how figures in nats begin; a task's name follows
+LOSSES = "held_out_loss/"  # prefix of figures in nats; a task's name follows
 
 
 def loss_items(losses: Mapping[str, Sequence[RowLoss]]) -> list[Item]:
-    """Held-out loss in nats an id: one item a row of each task."""
+    """Returns items of held-out loss in nats per id: one for each row of each task."""
     return [
         Item(f"{LOSSES}{task}", "", "", "", f"row {number}", "", row.loss_sum, row.num_ids)
         for task, rows in losses.items()

@@ -1,4 +1,4 @@
-"""Interleaved documents: their spoken spans are read back."""
+"""Suite for interleaved documents: their spoken spans are read back."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -10,7 +10,7 @@ from speechlm_jax.evals.wer import Reading, wer_items
 
 
 def span_items(documents: Iterable[Mapping[str, Any]], read: ReadCodes, *, most: int) -> list[Item]:
-    """WER of the first spans of interleaved documents, as the language model gets to see them."""
+    """Scores the WER of the first `most` spoken spans, as the language model is trained on them."""
     told = (segment for row in documents for segment in row["segments"] if "codes" in segment)
     spans = list(islice(told, most))
     heard = read([span["codes"] for span in spans])

@@ -1,4 +1,4 @@
-"""A speech-text language model: spoken questions, stories, and controls."""
+"""Suite for a speech-text language model: spoken questions, stories, and controls."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def lm_items(
     *,
     seed: int,
 ) -> list[Item]:
-    """Spoken questions (greedy and by likelihood), stories, and controls, under the name `arm`."""
+    """Scores questions (greedily and by likelihood), stories and controls, under the name `arm`."""
     questions = spoken.questions()
     items = []
     for kind, suffix in (
@@ -63,7 +63,7 @@ def _question_items(
     writer: Writer,
     read: ReadCodes,
 ) -> list[Item]:
-    """One class of facts in every mode."""
+    """Scores questions about one class of facts in every mode."""
     written = list({question.fact: question for question in asked}.values())
     generate, score = inference.generate, inference.score
     items = []
@@ -97,6 +97,6 @@ def _question_items(
 
 
 def exchange_codes(questions: Sequence[Question], *, seed: int) -> list[Question]:
-    """Each question with the codes of a question about another fact."""
+    """Returns each question with the codes of a question about another fact."""
     codes = exchange([q.codes for q in questions], [q.fact for q in questions], seed=seed)
     return [dataclasses.replace(q, codes=c) for q, c in zip(questions, codes, strict=True)]

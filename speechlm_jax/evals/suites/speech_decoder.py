@@ -1,4 +1,4 @@
-"""A speech decoder: audio made from codes is read back; its level and clipping."""
+"""Suite for a speech decoder: audio made from codes is read back; its level and clipping."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,9 +22,9 @@ def decoder_items(
     mel: MelConfig,
     seed: int,
 ) -> list[Item]:
-    """WER of audio made from codes, read by the tokenizer's own ASR; level and clipping.
+    """Scores audio made from codes: WER as read by the tokenizer's own ASR, level and clipping.
 
-    `speech_decoder/level_difference_db` is the mean level of what was made, less its source's.
+    `speech_decoder/level_difference_db` is the mean level of the audio minus that of its source.
     """
     codes = [np.array(row["codes"], np.int32) for row in rows]
     made = decoder.codes_to_wav(codes, mel=mel, seed=seed)

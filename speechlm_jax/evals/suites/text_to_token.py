@@ -1,4 +1,4 @@
-"""A text-to-token model: what it says is read back."""
+"""Suite for a text-to-token model: its codes are read back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ def text_to_token_items(
     voices: Sequence[str],
     seed: int,
 ) -> list[Item]:
-    """Read-back WER on unseen texts by kind; what the model could not say counts as deleted."""
+    """Scores read-back WER on unseen texts, by figure; words left unsaid count as deleted."""
     items = []
     for name, lines in texts.items():
         requests = [

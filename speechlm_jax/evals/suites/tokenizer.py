@@ -1,4 +1,4 @@
-"""A speech tokenizer on held-out clips: word errors, controls, codebook usage, ABX."""
+"""Suite for a speech tokenizer on held-out clips: word errors, controls, codebook usage, ABX."""
 
 from speechlm_jax.evals import abx, codebook
 from speechlm_jax.evals.controls import exchange
@@ -12,7 +12,7 @@ from speechlm_jax.speech_tokenizer.reading import Transcriber
 def tokenizer_items(
     spoken: EvaluationClips, read: ReadCodes, reader: Transcriber, *, seed: int
 ) -> list[Item]:
-    """WER on held-out voices, on entities alone, with other clips' codes; usage; ABX."""
+    """Scores WER on held-out voices, on entities alone, with other clips' codes; usage; ABX."""
     entities = spoken.world.tables.entities
     strings = spoken.of_kind("eval_string")
     items = []
@@ -40,6 +40,6 @@ def tokenizer_items(
 
 
 def held_out_codes(spoken: EvaluationClips) -> list[list[int]]:
-    """The codes of held-out strings, sentences and questions."""
+    """Returns the codes of held-out strings, sentences and questions."""
     kinds = ("eval_string", "eval_sentence", "question")
     return [row["codes"] for kind in kinds for row in spoken.of_kind(kind)]
