@@ -100,7 +100,8 @@ def choose(
     """
     size = logits.shape[-1]
     greedy = settings.temperature == 0
-    ranked = ~greedy & ((settings.top_p < 1) | ((settings.top_k > 0) & (settings.top_k < size)))
+    # Whatever the size: an id is chosen alike from all logits and from a cut layer's.
+    ranked = ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
     logits = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
     likeliest = jnp.argmax(logits, axis=-1)
 
@@ -130,7 +131,7 @@ def draw(logits: Float[Array, "rows ids"], uniform: Float[Array, " rows"]) -> In
     sums = jnp.sum(blocks, axis=-1)
     edges = jnp.cumsum(sums, axis=-1)
     goal = uniform * edges[:, -1]
-    block = jnp.minimum(jnp.sum(edges <= goal[:, None], axis=-1), sums.shape[1] - 1)
+    block = _first_above(sums, goal)
 
     def take(x: Array) -> Array:
         return jnp.take_along_axis(x, block[:, None], axis=1)[:, 0]
@@ -141,11 +142,16 @@ def draw(logits: Float[Array, "rows ids"], uniform: Float[Array, " rows"]) -> In
 
 
 def _first_above(chances: Array, goal: Array) -> Array:
-    """The first place where the sum so far is above the goal; rounding never gives chance 0."""
-    place = jnp.sum(jnp.cumsum(chances, axis=-1) <= goal[:, None], axis=-1)
+    """The first place where the sum so far is above the goal; never one of chance 0.
+
+    Sums over many places are rounded each in its own order: they may rise where nothing is added,
+    and fall.
+    """
     numbers = jnp.arange(chances.shape[-1])
-    last = jnp.max(jnp.where(chances > 0, numbers, 0), axis=-1)
-    return jnp.minimum(place, last)
+    real = chances > 0
+    above = real & (jnp.cumsum(chances, axis=-1) > goal[:, None])
+    last = jnp.max(jnp.where(real, numbers, 0), axis=-1, keepdims=True)
+    return jnp.min(jnp.where(above, numbers, last), axis=-1)
 
 
 def _draw_ranked(
