@@ -16,6 +16,7 @@ from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 
 CANDIDATES = 64  # likeliest ids among which a nucleus is looked for before all are sorted
+COLDEST = 1e-5  # temperature; what is below is greedy, and divides nothing beyond float32
 BLOCK = 128  # ids whose chances are summed together before one of them is drawn
 
 
@@ -24,7 +25,7 @@ class Sampling:
     """How the next id is chosen. Penalty, temperature, top-k, top-p come in this order.
 
     Attributes:
-      temperature: logits are divided by it; 0 is greedy.
+      temperature: logits are divided by it; 0 is greedy, and so is less than `COLDEST`.
       top_p: the likeliest ids that together have this probability are kept (nucleus, Holtzman et
         al. 2020), and always the likeliest one; 1 keeps all.
       top_k: number of likeliest ids that are kept; 0 keeps all.
@@ -99,7 +100,7 @@ def choose(
       used: the rows that count; others get any place.
     """
     size = logits.shape[-1]
-    greedy = settings.temperature == 0
+    greedy = settings.temperature < COLDEST
     # Whatever the size: an id is chosen alike from all logits and from a cut layer's.
     ranked = ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
     logits = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
