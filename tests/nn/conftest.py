@@ -79,7 +79,9 @@ def answer():
         cancel = cancel or {}
         order = range(len(requests)) if order is None else order
         subset = engine._weights.subset
-        sayable = IdSet(((0, engine.config.vocab_size),)) if subset is None else IdSet.of(subset)
+        sayable = (
+            IdSet(((0, engine.config.vocab_size),)) if subset is None else IdSet.of(subset.tolist())
+        )
         jobs = [
             make_job(
                 number, requests[number], sampling=GREEDY,

@@ -260,7 +260,7 @@ def request_of(plain, context, prompt, ended, turn):
 @pytest.mark.parametrize("ended", ["limit", "stop", "empty", "cancel", "early cancel", "nothing"])
 def test_a_session_equals_sending_everything_again(inference, plain, ended):
     with inference.session() as session:
-        for turn, size in enumerate((20, 5, 1, 0, 17)):
+        for turn, size in enumerate((20, 5, 0, 1)):
             context, prompt = session.ids, ids_of(turn, size)
             request = request_of(plain, context, prompt, ended, turn)
             expected = plain.generate([dataclasses.replace(request, prompt=[*context, *prompt])])[0]
@@ -276,8 +276,8 @@ def test_a_session_equals_sending_everything_again(inference, plain, ended):
                 expected = expected[: 2 * (ended == "cancel")]
             assert reply == expected
             assert session.ids == [*context, *prompt, *reply]
-            # what the slot goes on doing for a reply that was cancelled does no harm
-            assert inference.generate(asked()) == plain.generate(asked())
+        # what a slot goes on doing for a reply that was cancelled does no harm
+        assert inference.generate(asked(3)) == plain.generate(asked(3))
 
 
 def test_only_new_ids_are_read(inference):
@@ -312,9 +312,9 @@ def test_two_sessions_and_plain_requests_share_the_slots(inference, plain):
 
 
 def test_a_long_dialogue_is_read_in_parts(talker, talker_params):
-    inference = make(talker, talker_params, batch_size=2, length=1120)
+    inference = make(talker, talker_params, batch_size=2, length=1072)
     with inference.session() as session:
-        for turn, size in enumerate((530, 12, 520)):
+        for turn, size in enumerate((525, 9, 516)):
             request = GenerateRequest(ids_of(turn, size), max_new=5, seed=turn, sampling=SAMPLING)
             again = dataclasses.replace(request, prompt=[*session.ids, *request.prompt])
             reply = inference.generate([dataclasses.replace(request, session=session)])
