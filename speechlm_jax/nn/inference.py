@@ -1,5 +1,6 @@
 """A trained language model that answers requests: replies, streams of ids, dialogues and scores."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -187,8 +188,9 @@ class Inference:
           UserError: a request cannot be answered; nothing was run.
         """
         replies: list[list[int]] = [[] for _ in requests]
-        for number, id_ in self.generate_stream(requests, sampling=sampling):
-            replies[number].append(id_)
+        with contextlib.closing(self.generate_stream(requests, sampling=sampling)) as stream:
+            for number, id_ in stream:
+                replies[number].append(id_)
         return replies
 
     def generate_stream(
