@@ -4,9 +4,9 @@
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`; what is around it is written
 by hand. NAME is `commands` (from the parsers behind `speechlm COMMAND --help`), `configs` (from the
-dataclasses behind `speechlm train CONFIG --show`), `files` (from the first lines of modules) or the full name of a dataclass, whose fields it
-lists. The pages are committed, so that they can be read without building anything;
-tests/test_docs.py fails while a block differs from the code.
+dataclasses behind `speechlm train CONFIG --show`), `files` (from the first lines of modules) or the
+full name of a dataclass, whose fields it lists. The pages are committed, so that they can be read
+without building anything; tests/test_docs.py fails while a block differs from the code.
 """
 
 import argparse
