@@ -63,11 +63,13 @@ class Cache(NamedTuple):
 
     def put(self, rows: Int[Array, " some"], part: "Cache") -> "Cache":
         """Returns the cache with some of its rows replaced; rows beyond the last are dropped."""
-        k, v = jax.tree.map(
-            lambda x, part: x.at[:, rows].set(part, mode="drop"),
-            (self.k, self.v), (part.k, part.v),
-        )  # fmt: skip
-        return Cache(k, v, self.filled.at[rows].set(part.filled, mode="drop"))
+
+        def put(whole: Array, part: Array) -> Array:
+            return whole.at[:, rows].set(part, mode="drop")
+
+        filled = self.filled.at[rows].set(part.filled, mode="drop")
+        k, v = jax.tree.map(put, (self.k, self.v), (part.k, part.v))
+        return Cache(k, v, filled)
 
 
 def write(
