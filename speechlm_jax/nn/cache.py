@@ -38,13 +38,13 @@ class Cache(NamedTuple):
         head_dim: int,
         rows: int,
         length: int,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: str = "float32",
     ) -> "Cache":
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
 
         def zeros() -> Kept:
             values = jnp.zeros((kv_heads, rows, length, head_dim), dtype)
-            if dtype != jnp.int8:
+            if dtype != "int8":
                 return values
             return Quantised(values, jnp.zeros(values.shape[:-1]))
 

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, Int, PyTree, ndarray
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.int8 import quantise_kernels
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
+from speechlm_jax.nn.layers import Linear
 from speechlm_jax.sharding import PARAM_RULES, param_shardings
 
 # Weights are whole along `embed`: a step would otherwise gather each of them.
@@ -27,15 +29,21 @@ class Model:
     """A language model whose layers stand alone; equal ones share their compiled programs.
 
     Attributes:
-      int8: whether its kernels are int8.
+      transposed: kernels lie as (outputs, inputs).
+      int8: kernels are int8, with scales.
     """
 
     config: LanguageModelConfig
+    transposed: bool = False
     int8: bool = False
 
     def bind(self, params: PyTree) -> LanguageModel:
         """Returns the model with these parameters."""
-        return functional(self.config, stacked=False, int8=self.int8).bind(params)
+        bound = functional(self.config, stacked=False, int8=self.int8).bind(params)
+        for _, module in nnx.iter_graph(bound):
+            if isinstance(module, Linear):
+                module.transposed = self.transposed
+        return bound
 
 
 class Weights(NamedTuple):
@@ -52,6 +60,7 @@ def prepare(
     *,
     vocab_subset: Int[ndarray, " ids"] | None = None,
     int8: bool = False,
+    transposed: bool = False,
     mesh: Mesh | None = None,
 ) -> Weights:
     """Returns the weights that decoding reads.
@@ -60,27 +69,37 @@ def prepare(
       params: of `language_model.functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
       int8: whether the maps of blocks and the output layer are int8 (`nn/int8.py`).
+      transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
+        to twice as fast, and one row a little slower (docs/log.md).
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
     plain = dataclasses.replace(config.transformer, lora=None)
     tied = config.tied and vocab_subset is None and not int8
-    model = Model(dataclasses.replace(config, transformer=plain, tied=tied), int8)
-    arrange = partial(_arrange, config, vocab_subset, int8)
+    cut = dataclasses.replace(config, transformer=plain, tied=tied)
+    arrange = partial(_arrange, config, vocab_subset, int8, transposed)
     places = None
     if mesh is not None:
-        made = functional(model.config, stacked=False, int8=int8)
-        shapes, axes = jax.eval_shape(arrange, params), made.axes
+        shapes = jax.eval_shape(arrange, params)
+        axes = functional(cut, stacked=False, int8=int8).axes
+        if transposed:
+            axes = jax.tree_util.tree_map_with_path(
+                lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
+                axes, is_leaf=lambda node: isinstance(node, tuple),
+            )  # fmt: skip
         places = param_shardings(shapes, axes, mesh=mesh, rules=RULES)
-    return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+    return Weights(
+        Model(cut, transposed, int8), jax.jit(arrange, out_shardings=places)(params), vocab_subset
+    )
 
 
 def _arrange(
     config: LanguageModelConfig,
     vocab_subset: Int[ndarray, " ids"] | None,
     int8: bool,
+    transposed: bool,
     params: PyTree,
 ) -> PyTree:
-    """Folds adapters, sets layers apart, cuts the output layer, and rounds or casts."""
+    """Folds adapters, sets layers apart, cuts the output layer, rounds, transposes and casts."""
     _, params = merge_adapters(config, params)
     stacked = params["transformer"]["blocks"]
     layers = {
@@ -94,11 +113,12 @@ def _arrange(
     params = quantise_kernels(params) if int8 else params
     dtype = jnp.dtype(config.dtype)
 
-    def cast(path: tuple, leaf: Array) -> Array:
+    def finish(path: tuple, leaf: Array) -> Array:
+        name = path[-1].key
+        leaf = leaf.T if transposed and name == "kernel" else leaf
         if leaf.dtype == jnp.int8:
             return leaf
         # Norms are computed in float32, and so are products with int8.
-        scales = path[-1].key in ("scale", "kernel_scale")
-        return leaf.astype(jnp.float32 if scales else dtype)
+        return leaf.astype(jnp.float32 if name in ("scale", "kernel_scale") else dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(finish, params)

@@ -204,7 +204,7 @@ def empty_slots(
 ) -> Slots:
     """Returns slots in which nothing is going on."""
     zeros = jnp.zeros(slots, jnp.int32)
-    dtype = jnp.dtype("int8" if int8_cache else config.dtype)
+    dtype = "int8" if int8_cache else config.dtype
     return Slots(
         config.transformer.empty_cache(rows=slots, length=length, dtype=dtype),
         history=jnp.zeros((slots, length), jnp.int32),

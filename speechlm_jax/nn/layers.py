@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Array, Float
+from speechlm_jax.arrays import Array, Float, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.sharding import platform
 
@@ -59,12 +59,18 @@ class Linear(nnx.Module):
         self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
         self.kernel_scale: nnx.Param | None = None
         self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
+        self.transposed = False  # whether the kernel lies as (outputs, inputs): `decoding_params`
         self.lora_scale = lora.scale if lora else 0.0
         down, up = (axes[0], None), (None, axes[1])
         self.lora_a = (
             param.normal(rngs, (inputs, lora.rank), down, stddev=inputs**-0.5) if lora else None
         )
         self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
+
+    @property
+    def matrix(self) -> Shaped[Array, "inputs outputs"]:
+        """The kernel, in the parameters' dtype; of int8, without its scales."""
+        return self.kernel[...].T if self.transposed else self.kernel[...]
 
     def scale_outputs(self) -> None:
         """Makes room for what an int8 kernel needs: a scale of each output."""
@@ -78,7 +84,7 @@ class Linear(nnx.Module):
             # one axis to sum over in the backward pass: XLA would copy the inputs for two. Where
             # the axes lie on a mesh, they stay apart.
             x = x.reshape(-1, x.shape[-1])
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = self.matrix.astype(x.dtype)
         if self.kernel_scale is None:
             y = x @ kernel
         else:
