@@ -4,14 +4,18 @@ A row is a request in its slot. Rows differ in length: a row's keys lie at `0 ..
 nothing beyond them is ever read, whatever stands there.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.nn.int8 import Quantised, dequantise, quantise
 
 KEY_BLOCK = 128  # keys that are read at a time; never a function of the batch
+
+# Keys or values of a layer; in int8 each has a scale for each head.
+Kept: TypeAlias = Float[Array, "kv_heads rows length head_dim"] | Quantised
 
 
 class Cache(NamedTuple):
@@ -21,8 +25,8 @@ class Cache(NamedTuple):
     the kernels of Pallas take them so.
     """
 
-    k: tuple[Float[Array, "kv_heads rows length head_dim"], ...]
-    v: tuple[Float[Array, "kv_heads rows length head_dim"], ...]
+    k: tuple[Kept, ...]
+    v: tuple[Kept, ...]
     filled: Int[Array, " rows"]
 
     @classmethod
@@ -38,11 +42,14 @@ class Cache(NamedTuple):
     ) -> "Cache":
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
 
-        def zeros() -> tuple[Array, ...]:
-            shape = (kv_heads, rows, length, head_dim)
-            return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+        def zeros() -> Kept:
+            values = jnp.zeros((kv_heads, rows, length, head_dim), dtype)
+            if dtype != "int8":
+                return values
+            return Quantised(values, jnp.zeros(values.shape[:-1]))
 
-        return cls(zeros(), zeros(), jnp.zeros(rows, jnp.int32))
+        k, v = (tuple(zeros() for _ in range(layers)) for _ in range(2))
+        return cls(k, v, jnp.zeros(rows, jnp.int32))
 
     @property
     def length(self) -> int:
@@ -51,36 +58,34 @@ class Cache(NamedTuple):
 
     def take(self, rows: Int[Array, " some"]) -> "Cache":
         """Returns the cache of some rows; a row beyond the last is some other's."""
-        pick = lambda x: x.at[:, rows].get(mode="clip")  # noqa: E731
-        k, v = (tuple(map(pick, each)) for each in (self.k, self.v))
+        k, v = jax.tree.map(lambda x: x.at[:, rows].get(mode="clip"), (self.k, self.v))
         return Cache(k, v, self.filled.at[rows].get(mode="clip"))
 
     def put(self, rows: Int[Array, " some"], part: "Cache") -> "Cache":
         """Returns the cache with some of its rows replaced; rows beyond the last are dropped."""
 
-        def put(whole: tuple[Array, ...], parts: tuple[Array, ...]) -> tuple[Array, ...]:
-            pairs = zip(whole, parts, strict=True)
-            return tuple(x.at[:, rows].set(part, mode="drop") for x, part in pairs)
+        def put(whole: Array, part: Array) -> Array:
+            return whole.at[:, rows].set(part, mode="drop")
 
         filled = self.filled.at[rows].set(part.filled, mode="drop")
-        return Cache(put(self.k, part.k), put(self.v, part.v), filled)
+        k, v = jax.tree.map(put, (self.k, self.v), (part.k, part.v))
+        return Cache(k, v, filled)
 
 
 def write(
-    kept: Float[Array, "kv_heads rows length head_dim"],
-    new: Float[Array, "rows new kv_heads head_dim"],
-    places: Int[Array, "rows new"],
-) -> Float[Array, "kv_heads rows length head_dim"]:
+    kept: Kept, new: Float[Array, "rows new kv_heads head_dim"], places: Int[Array, "rows new"]
+) -> Kept:
     """Returns keys (or values) with new ones at their places; those beyond `length` are dropped."""
     rows = jnp.arange(places.shape[0])[:, None]
-    new = new.transpose(2, 0, 1, 3).astype(kept.dtype)
-    return kept.at[:, rows, places].set(new, mode="drop")
+    new = new.transpose(2, 0, 1, 3)
+    parts = quantise(new) if isinstance(kept, Quantised) else new.astype(kept.dtype)
+    return jax.tree.map(lambda x, part: x.at[:, rows, places].set(part, mode="drop"), kept, parts)
 
 
 def attend(
     q: Float[Array, "rows queries heads head_dim"],
-    k: Float[Array, "kv_heads rows length head_dim"],
-    v: Float[Array, "kv_heads rows length head_dim"],
+    k: Kept,
+    v: Kept,
     positions: Int[Array, "rows queries"],
     ends: Int[Array, " rows"],
     block: int | None,
@@ -107,7 +112,7 @@ def attend(
         top, total, out = carry
         # The last block may start earlier, to end with the cache: what was read is masked.
         first = jnp.minimum(number * size, length - size)
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in (k, v))
+        keys, values = (_block(x, first, size) for x in (k, v))
         places = first + jnp.arange(size)
         real = (places < ends[:, None]) & (places >= number * size)
         seen = real[:, None]
@@ -138,3 +143,9 @@ def attend(
     out = (out / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
     out = out.reshape(*shape, head_dim).transpose(1, 3, 0, 2, 4)
     return out.reshape(rows, queries, heads, head_dim)
+
+
+def _block(kept: Kept, first: Array, size: int) -> Float[Array, "kv_heads rows size head_dim"]:
+    """Keys (or values) of some positions."""
+    part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, axis=2), kept)
+    return dequantise(part) if isinstance(part, Quantised) else part
