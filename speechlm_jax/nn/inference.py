@@ -122,6 +122,8 @@ class Inference:
         batch_size: int = 64,
         length: int | None = None,
         vocab_subset: IdSet | None = None,
+        int8_weights: bool = False,
+        int8_cache: bool = False,
         steps_per_call: int | None = None,
         multiple: int = 16,
         mesh: Mesh | None = None,
@@ -133,6 +135,8 @@ class Inference:
           length: ids of prompt and reply that a slot has room for; None: what the requests need,
             which compiles again whenever they need more.
           vocab_subset: the only ids that are ever said: the output layer is cut to them.
+          int8_weights, int8_cache: whether replies are made with weights, and with kept keys and
+            values, in int8: half the bytes of bfloat16, slightly other replies (docs/decoding.md).
           steps_per_call: see `Scheduler`.
           multiple: scored rows are padded to multiples of it.
           mesh: devices over which slots and weights are split; None: one device.
@@ -156,10 +160,11 @@ class Inference:
         self._length = length
         self._sayable = sayable
         self._steps = steps_per_call
+        self._int8_cache = int8_cache
         self._multiple = multiple
         self._mesh = mesh
         self._weights = decoding_params.prepare(
-            config, params, mesh=mesh,
+            config, params, int8=int8_weights, mesh=mesh,
             transposed=jax.default_backend() == "cpu" and batch_size > 1,
             vocab_subset=None if vocab_subset is None else vocab_subset.to_array(),
         )  # fmt: skip
@@ -237,7 +242,10 @@ class Inference:
                     f"{self._scheduler.engine.length}; give `length`"
                 )
             length = self._length or max(LEAST_LENGTH, 1 << (needed - 1).bit_length())
-            engine = Engine(self._weights, slots=self._slots, length=length, mesh=self._mesh)
+            engine = Engine(
+                self._weights, slots=self._slots, length=length, int8_cache=self._int8_cache,
+                mesh=self._mesh,
+            )  # fmt: skip
             self._scheduler = Scheduler(
                 engine, steps_per_call=self._steps, overlap=jax.default_backend() != "cpu"
             )

@@ -74,6 +74,7 @@ class Stats:
     Attributes:
       ids: of all replies.
       steps, slot_steps, busy: steps of the device; times slots; of these, those of a request.
+      waiting_slot_steps, waiting_busy: the same of calls during which requests waited.
       calls, reads: calls of `Engine.advance` and of `Engine.read`.
       sorted_all: choices that had to sort all ids.
       host_seconds, seconds: of the host's own work, and from begin to end.
@@ -83,6 +84,8 @@ class Stats:
     steps: int = 0
     slot_steps: int = 0
     busy: int = 0
+    waiting_slot_steps: int = 0
+    waiting_busy: int = 0
     calls: int = 0
     reads: int = 0
     sorted_all: int = 0
@@ -163,7 +166,7 @@ class Scheduler:
                 at = time.perf_counter()
                 self._fill()
                 report = self.engine.advance(self.pace.steps, self._leave())
-                told.append((report, dict(self._answering)))
+                told.append((report, dict(self._answering), bool(self._waiting)))
                 if len(told) > self._lookahead:
                     yield from self._take(*told.popleft(), at)
         finally:
@@ -285,7 +288,9 @@ class Scheduler:
             job.slot, start, ids, starts, job.limit, self._rules[job.rule], job.seed, job.sampling
         )
 
-    def _take(self, report, asked: dict[int, Job], begun: float) -> Iterator[tuple[int, int]]:
+    def _take(
+        self, report, asked: dict[int, Job], waiting: bool, begun: float
+    ) -> Iterator[tuple[int, int]]:
         """Hands out what a call has found."""
         waits = time.perf_counter()
         found = unpack(report)
@@ -298,7 +303,7 @@ class Scheduler:
             for number in found.ids[job.slot, : found.steps].tolist()
             if number >= 0
         ]
-        self._count(found, len(said))
+        self._count(found, len(said), waiting=waiting)
         host = waits - begun + time.perf_counter() - ready
         self.stats.host_seconds += host
         self.pace.saw(host=host, device=ready - waits, steps=found.steps)
@@ -310,13 +315,16 @@ class Scheduler:
             if not found.active[job.slot] and self._answering.get(job.slot) is job:
                 self._end(job)
 
-    def _count(self, found, ids: int) -> None:
+    def _count(self, found, ids: int, *, waiting: bool) -> None:
         stats = self.stats
         stats.ids += ids
         stats.calls += 1
         stats.steps += found.steps
         stats.slot_steps += found.steps * self.engine.slots
         stats.busy += found.busy
+        if waiting:
+            stats.waiting_slot_steps += found.steps * self.engine.slots
+            stats.waiting_busy += found.busy
         stats.sorted_all += found.sorted_all
 
     def _end(self, job: Job) -> None:
