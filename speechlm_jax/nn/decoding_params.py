@@ -1,7 +1,7 @@
 """A trained language model's parameters -> what decoding reads at each step, and no more.
 
-Layers stand alone, adapters are folded into the maps, weights have the dtype of the activations,
-and the output layer may be cut to the ids that can be said.
+Layers stand alone, adapters are folded into the maps, weights have the dtype of the activations
+or are int8, and the output layer may be cut to the ids that can be said.
 """
 
 import dataclasses
@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, Int, PyTree, ndarray
 from speechlm_jax.nn.adapters import merge_adapters
+from speechlm_jax.nn.int8 import quantise_kernels
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
+from speechlm_jax.nn.layers import Linear
 from speechlm_jax.sharding import PARAM_RULES, param_shardings
 
 # Weights are whole along `embed`: a step would otherwise gather each of them.
@@ -23,13 +26,24 @@ RULES = {**PARAM_RULES, "embed": None}
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A language model whose layers stand alone; equal ones share their compiled programs."""
+    """A language model whose layers stand alone; equal ones share their compiled programs.
+
+    Attributes:
+      transposed: kernels lie as (outputs, inputs).
+      int8: kernels are int8, with scales.
+    """
 
     config: LanguageModelConfig
+    transposed: bool = False
+    int8: bool = False
 
     def bind(self, params: PyTree) -> LanguageModel:
         """Returns the model with these parameters."""
-        return functional(self.config, stacked=False).bind(params)
+        bound = functional(self.config, stacked=False, int8=self.int8).bind(params)
+        for _, module in nnx.iter_graph(bound):
+            if isinstance(module, Linear):
+                module.transposed = self.transposed
+        return bound
 
 
 class Weights(NamedTuple):
@@ -45,29 +59,47 @@ def prepare(
     params: PyTree,
     *,
     vocab_subset: Int[ndarray, " ids"] | None = None,
+    int8: bool = False,
+    transposed: bool = False,
     mesh: Mesh | None = None,
 ) -> Weights:
     """Returns the weights that decoding reads.
 
     Args:
-      params: of `functional(config)`, in any dtype.
+      params: of `language_model.functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
+      int8: whether the maps of blocks and the output layer are int8 (`nn/int8.py`).
+      transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
+        to twice as fast, and one row a little slower (docs/log.md).
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
     plain = dataclasses.replace(config.transformer, lora=None)
-    cut = dataclasses.replace(config, transformer=plain, tied=config.tied and vocab_subset is None)
-    arrange = partial(_arrange, config, vocab_subset)
+    tied = config.tied and vocab_subset is None and not int8
+    cut = dataclasses.replace(config, transformer=plain, tied=tied)
+    arrange = partial(_arrange, config, vocab_subset, int8, transposed)
     places = None
     if mesh is not None:
-        shapes, axes = jax.eval_shape(arrange, params), functional(cut, stacked=False).axes
+        shapes = jax.eval_shape(arrange, params)
+        axes = functional(cut, stacked=False, int8=int8).axes
+        if transposed:
+            axes = jax.tree_util.tree_map_with_path(
+                lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
+                axes, is_leaf=lambda node: isinstance(node, tuple),
+            )  # fmt: skip
         places = param_shardings(shapes, axes, mesh=mesh, rules=RULES)
-    return Weights(Model(cut), jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+    return Weights(
+        Model(cut, transposed, int8), jax.jit(arrange, out_shardings=places)(params), vocab_subset
+    )
 
 
 def _arrange(
-    config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None, params: PyTree
+    config: LanguageModelConfig,
+    vocab_subset: Int[ndarray, " ids"] | None,
+    int8: bool,
+    transposed: bool,
+    params: PyTree,
 ) -> PyTree:
-    """Folds adapters, sets layers apart, cuts the output layer and casts."""
+    """Folds adapters, sets layers apart, cuts the output layer, rounds, transposes and casts."""
     _, params = merge_adapters(config, params)
     stacked = params["transformer"]["blocks"]
     layers = {
@@ -75,13 +107,18 @@ def _arrange(
         for number in range(config.transformer.num_layers)
     }
     params = {**params, "transformer": {"blocks": layers}}
-    if vocab_subset is not None:
+    if vocab_subset is not None or (int8 and config.tied):
         table = params["embedding"].T if config.tied else params["head"]["kernel"]
-        params["head"] = {"kernel": table[:, vocab_subset]}
+        params["head"] = {"kernel": table if vocab_subset is None else table[:, vocab_subset]}
+    params = quantise_kernels(params) if int8 else params
     dtype = jnp.dtype(config.dtype)
 
-    def cast(path: tuple, leaf: Array) -> Array:
-        # Norms are computed in float32.
-        return leaf.astype(jnp.float32 if path[-1].key == "scale" else dtype)
+    def finish(path: tuple, leaf: Array) -> Array:
+        name = path[-1].key
+        leaf = leaf.T if transposed and name == "kernel" else leaf
+        if leaf.dtype == jnp.int8:
+            return leaf
+        # Norms are computed in float32, and so are products with int8.
+        return leaf.astype(jnp.float32 if name in ("scale", "kernel_scale") else dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(finish, params)
