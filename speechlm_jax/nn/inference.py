@@ -1,7 +1,7 @@
 """A trained language model that answers requests: replies, streams of ids, dialogues and scores."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -27,7 +27,7 @@ class GenerateRequest:
     """Continue `prompt`.
 
     Attributes:
-      prompt: ids, at least one.
+      prompt: ids, at least one; in a session that has some, none goes on with its last reply.
       allowed: the ids that may be said, stop ids included; None: all that the model can say.
       stops: ids that end the reply; they are not part of it.
       max_new: longest reply; None: until a stop id comes, or the slot is full.
@@ -61,22 +61,18 @@ class ReplyStream:
 
     def __init__(self, scheduler: Scheduler, jobs: Sequence[Job]):
         self._scheduler = scheduler
-        self._ids: Generator[tuple[int, int]] = scheduler.run(jobs)
-        self._cancelled: set[int] = set()
+        self._jobs = {job.number: job for job in jobs}
+        self._ids = scheduler.run(jobs)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return self
 
     def __next__(self) -> tuple[int, int]:
-        number, id_ = next(self._ids)
-        while number in self._cancelled:
-            number, id_ = next(self._ids)
-        return number, id_
+        return next(self._ids)
 
     def cancel(self, number: int) -> None:
         """Ends the reply to a request: no id of it comes after this."""
-        self._cancelled.add(number)
-        self._scheduler.cancel(number)
+        self._scheduler.cancel(self._jobs[number])
 
     def close(self) -> None:
         """Ends all replies."""
@@ -90,9 +86,9 @@ class Session:
     request until `close`.
     """
 
-    def __init__(self, close: Callable[[Kept], None]):
+    def __init__(self, inference: "Inference"):
         self.kept = Kept()
-        self._close = close
+        self.inference = inference
 
     @property
     def ids(self) -> list[int]:
@@ -101,7 +97,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the slot back and forgets the dialogue."""
-        self._close(self.kept)
+        self.inference.forget(self)
 
     def __enter__(self) -> "Session":
         return self
@@ -185,7 +181,7 @@ class Inference:
 
     def session(self) -> Session:
         """Begins a dialogue; name it in each of its requests."""
-        return Session(self._forget)
+        return Session(self)
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, sampling: Sampling = GREEDY
@@ -209,6 +205,9 @@ class Inference:
             sayable=self._sayable, length=self._length,
         )  # fmt: skip
         jobs = [check(number, request) for number, request in enumerate(requests)]
+        for number, request in enumerate(requests):
+            if request.session is not None and request.session.inference is not self:
+                raise UserError(f"request {number}: its session is one of another model")
         kept = [job.kept for job in jobs if job.kept is not None]
         if len(kept) != len(set(map(id, kept))):
             raise UserError("two requests go on with one session; send one after the other")
@@ -249,16 +248,19 @@ class Inference:
                 engine, steps_per_call=self._steps, overlap=jax.default_backend() != "cpu"
             )
         new = sum(job.kept is not None and job.kept.slot is None for job in jobs)
-        if new > self._scheduler.unkept:
+        plain = any(job.kept is None for job in jobs)
+        if new + plain > self._scheduler.unkept:
             raise UserError(
-                f"{new} sessions begin, and {self._scheduler.unkept} slots are not held by others; "
+                f"{new} sessions begin{', and others need a slot too' if plain else ''}: "
+                f"{self._scheduler.unkept} slots are not held by sessions; "
                 "close sessions, or give a larger batch_size"
             )
         return self._scheduler
 
-    def _forget(self, kept: Kept) -> None:
+    def forget(self, session: Session) -> None:
+        """Gives a session's slot back; see `Session.close`."""
         if self._scheduler is not None:
-            self._scheduler.forget(kept)
+            self._scheduler.forget(session.kept)
 
 
 def make_job(
@@ -291,7 +293,7 @@ def make_job(
     def refuse(why: str) -> UserError:
         return UserError(f"request {number}: {why}")
 
-    if len(ids) == (kept.filled if kept else 0):
+    if not ids:
         raise refuse("its prompt is empty")
     if foreign is not None:
         raise refuse(f"id {foreign} is not in the vocabulary, which has {vocab_size}")
