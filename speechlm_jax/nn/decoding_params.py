@@ -69,8 +69,8 @@ def prepare(
       params: of `language_model.functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
       int8: whether the maps of blocks and the output layer are int8 (`nn/int8.py`).
-      transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
-        to twice as fast, and one row a little slower (docs/log.md).
+      transposed: whether kernels lie as (outputs, inputs), as a CPU reads them fastest
+        (`layers.times_transposed`).
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
     plain = dataclasses.replace(config.transformer, lora=None)

@@ -165,7 +165,7 @@ class Inference:
         self._mesh = mesh
         self._weights = decoding_params.prepare(
             config, params, int8=int8_weights, mesh=mesh,
-            transposed=jax.default_backend() == "cpu" and batch_size > 1,
+            transposed=jax.default_backend() == "cpu",
             vocab_subset=None if vocab_subset is None else vocab_subset.to_array(),
         )  # fmt: skip
         self._scheduler: Scheduler | None = None
