@@ -38,11 +38,12 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     options.add_out(parser, "runs/figures", "figures.json and the scored items")
     options.add_seed(parser)
+    options.add_tensor(parser)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError if the checkpoint or the run does not exist."""
-    paths.check_folder(args.checkpoint, paths.CHECKPOINT)
+    paths.check_checkpoint(args.checkpoint)
     paths.check_out_folder(args.out)
     if args.run_folder is not None:
         paths.check_bundle(args.run_folder)
@@ -51,5 +52,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the checkpoint and prints its figures."""
     return options.show(
-        evaluate.evaluate(args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed)
+        evaluate.evaluate(
+            args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed, tensor=args.tensor
+        )
     )

@@ -40,6 +40,16 @@ class Weights(NamedTuple):
     subset: Int[ndarray, " ids"] | None
 
 
+def layout(config: LanguageModelConfig, mesh: Mesh) -> PyTree:
+    """Returns the shapes of a trained model's parameters, with their shardings over a mesh."""
+    model = functional(config)
+    places = param_shardings(model.shapes, model.axes, mesh=mesh, rules=RULES)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        model.shapes, places,
+    )  # fmt: skip
+
+
 def prepare(
     config: LanguageModelConfig,
     params: PyTree,

@@ -16,16 +16,22 @@ from speechlm_jax.evals.items import Item, figures_from_items, write_items
 from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.evals.suites.held_out import loss_items
 from speechlm_jax.evals.suites.language_model import lm_items
-from speechlm_jax.experiment.runs import held_out_losses, load_inference
+from speechlm_jax.experiment.runs import held_out_losses, trained_language_model
 from speechlm_jax.train import checkpoint_folder
-from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
+from speechlm_jax.verbs.devices import decoding_mesh
+from speechlm_jax.verbs.paths import check_checkpoint
 
 PREPARED = "prepared"  # folder of the rows in a run
 _log = logging.getLogger("speechlm.evaluate")
 
 
 def evaluate(
-    checkpoint: str | Path, *, run: str | Path | None = None, out: str | Path, seed: int = 0
+    checkpoint: str | Path,
+    *,
+    run: str | Path | None = None,
+    out: str | Path,
+    seed: int = 0,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Scores a language model; writes figures.json and items/*.jsonl.
 
@@ -39,15 +45,16 @@ def evaluate(
         there is one, and otherwise only the checkpoint, which is enough for the held-out loss.
       out: folder in which each checkpoint has a folder of its own.
       seed: seed of the controls and the intervals.
+      tensor: see `devices.decoding_mesh`.
 
     Raises:
       UserError: there is no checkpoint, it has another vocabulary, or nothing can be scored.
     """
     checkpoint = Path(checkpoint)
-    check_folder(checkpoint, CHECKPOINT)
-    bundle = open_bundle(_around(checkpoint) if run is None else run, batch_size=64)
+    meta, mesh = check_checkpoint(checkpoint), decoding_mesh(tensor)
+    bundle = open_bundle(_around(checkpoint) if run is None else run, batch_size=64, mesh=mesh)
     vocab = None if run is None else bundle.vocab
-    _, experiment = load_inference(checkpoint, kind="lm", vocab=vocab)
+    experiment = trained_language_model(checkpoint, meta, kind="lm", vocab=vocab)
     name = _name(checkpoint)
     items = list(_items(bundle, checkpoint, experiment.data.mixture, name, seed=seed))
     if not items:
@@ -92,7 +99,7 @@ def _items(
     if not (bucket.is_address(mixture) or Path(mixture).is_file()):
         prepared = bundle.folder / PREPARED / Path(mixture).name  # the run may have been moved
     if bucket.is_address(prepared) or Path(prepared).is_file():
-        yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
+        yield from loss_items(held_out_losses(checkpoint, mixture=prepared, mesh=bundle.mesh))
     else:
         _log.warning("%s: is not there; held-out loss is left out", mixture)
     spoken = EvaluationClips.find(bundle.folder)
@@ -103,7 +110,6 @@ def _items(
 
 def _name(checkpoint: Path) -> str:
     """Returns a name for figures: the run's, as in the report, with the step if one is given."""
-    path = checkpoint.resolve()
-    if not path.name.isdigit():
-        return path.name.removeprefix("lm_")
-    return f"{path.parent.parent.name.removeprefix('lm_')}-{int(path.name)}"
+    path, training = checkpoint.resolve(), checkpoint_folder.training_folder(checkpoint)
+    name = training.name.removeprefix("lm_")
+    return f"{name}-{int(path.name)}" if path.name.isdigit() and path != training else name

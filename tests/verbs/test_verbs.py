@@ -16,6 +16,8 @@ from speechlm_jax.data.sources import Rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
 from speechlm_jax.speech_tokenizer.reading import Transcriber
+from speechlm_jax.train import checkpoints
+from speechlm_jax.verbs import chat as verbs_chat
 from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs import tokenize as verbs_tokenize
 from speechlm_jax.verbs.chat import chat
@@ -165,6 +167,49 @@ def test_evaluate_gives_figures_that_can_be_recounted(run, tmp_path):
     assert abs(said["figures"][name]["value"] - np.log(size)) < 1.5
     step = evaluate(run / "lm_interleaved/checkpoints/00000001", run=run, out=tmp_path / "figures")
     assert step["figures"] == said["figures"] and Path(step["items"]).parent.name == "interleaved-1"
+    every = evaluate(run / "lm_interleaved/checkpoints", run=run, out=tmp_path / "figures")
+    assert every["figures"] == said["figures"] and every["items"] == said["items"]
+
+
+def test_evaluate_reads_the_weights_once(run, tmp_path, monkeypatch):
+    read, really = [], checkpoints.load_params
+    monkeypatch.setattr(
+        checkpoints, "load_params", lambda *a, **given: read.append(a) or really(*a, **given)
+    )
+    evaluate(run / "lm_interleaved", run=run, out=tmp_path / "figures")
+    assert len(read) == 1
+
+
+def test_requests_are_split_over_all_devices_and_layers_as_asked(run, tmp_path, monkeypatch):
+    said, figures = [], []
+    for name, tensor in (("a", 1), ("b", 2)):
+        given = {"out": tmp_path / name, "tensor": tensor}
+        synthesize(["the city of anna", "it is the cat"], run=run, voice="Ann", **given)
+        said.append(list(artifacts.read_jsonl(tmp_path / name / "codes.jsonl")))
+        scored = evaluate(run / "lm_interleaved", **given)["figures"]
+        figures.append([figure["value"] for figure in scored.values()])
+    assert said[0] == said[1] and said[0]
+    np.testing.assert_allclose(*figures, rtol=1e-5)
+    with pytest.raises(UserError, match="--tensor 3: does not divide the 4 devices"):
+        synthesize(["it is"], run=run, out=tmp_path / "c", tensor=3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "rows"),
+    [(verbs_chat.chat, "b.flac", 1), (speak, "it is the cat", 1), (speak, "codes.jsonl", 8)],
+)
+def test_what_answers_one_question_has_one_row(run, tmp_path, monkeypatch, verb, what, rows):
+    opened = []
+
+    def stop(place, *, batch_size):
+        opened.append(batch_size)
+        raise KeyboardInterrupt
+
+    for module in (verbs_chat, verbs_speak):
+        monkeypatch.setattr(module, "open_bundle", stop)
+    with pytest.raises(KeyboardInterrupt):
+        verb(what, run=run, out=tmp_path / "a.wav")
+    assert opened == [rows]
 
 
 def test_evaluate_needs_no_run_beyond_the_checkpoints_vocabulary(run, tmp_path):
