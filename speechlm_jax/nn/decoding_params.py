@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -76,8 +77,11 @@ def prepare(
       vocab_subset: the ids that can be said, ascending; None: all.
       transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
         to twice as fast, and one row a little slower (docs/log.md).
-      mesh: where the parameters lie, split over `tensor`; None: on one device.
+      mesh: where the parameters lie, split over `tensor`; None: on one device. A subset that does
+        not divide over it gets ids that no request allows.
     """
+    if vocab_subset is not None and mesh is not None:
+        vocab_subset = _fill_up(vocab_subset, config.vocab_size, mesh.shape["tensor"])
     plain = dataclasses.replace(config.transformer, lora=None)
     cut = dataclasses.replace(config, transformer=plain, tied=config.tied and vocab_subset is None)
     arrange = partial(_arrange, config, vocab_subset, transposed)
@@ -93,6 +97,13 @@ def prepare(
     return Weights(
         Model(cut, transposed), jax.jit(arrange, out_shardings=places)(params), vocab_subset
     )
+
+
+def _fill_up(ids: Int[ndarray, " ids"], size: int, multiple: int) -> Int[ndarray, " more_ids"]:
+    """Adds the last other ids of a vocabulary, until the number of ids is a multiple."""
+    others = np.setdiff1d(np.arange(size, dtype=ids.dtype), ids)
+    missing = -len(ids) % multiple
+    return np.sort(np.concatenate([ids, others[len(others) - missing :]]))
 
 
 def _arrange(

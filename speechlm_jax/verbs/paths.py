@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
 from speechlm_jax.bundle.contents import check_bundle
@@ -101,6 +101,14 @@ def check_checkpoint(place: Path) -> Meta:
     """Returns the metadata of a run's newest checkpoint, or of one; raises UserError if none."""
     check_folder(place, "a run's folder, or one of its steps")
     return checkpoint_folder.told_meta(place)
+
+
+def check_mixture(place: str | Path) -> None:
+    """Raises UserError if there is no such file of prepared rows; a bucket is not asked."""
+    if not bucket.is_address(place) and not os.path.isfile(place):
+        raise UserError(
+            f"--mixture {place}: no such file; give the .mixture.json that `speechlm prepare` wrote"
+        )
 
 
 def check_source(source: Path, out: Path) -> None:

@@ -88,6 +88,9 @@ def _read_codes(path: Path, models: Bundle) -> list[dict[str, Any]]:
     rows = list(artifacts.read_jsonl(path))
     if not rows or not all("codes" in row and "id" in row for row in rows):
         raise UserError(f'{path}: holds no codes; give rows with "id" and "codes"')
+    for number, row in enumerate(rows, 1):
+        if type(row["id"]) not in (str, int):
+            raise UserError(f"{path}: row {number}: its id is no text and no whole number; name it")
     wanted = models.codes.tokenizer
     if (path.parent / artifacts.MANIFEST).is_file():
         found = read_identity(path.parent).tokenizer

@@ -1,5 +1,7 @@
 """A bundle's language models over a mesh: each device has its part, and nothing else changes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +44,10 @@ def answers(lm, mixture, mesh):
     """All that a model is asked: greedy and sampled replies, scores, and losses of rows."""
     bundle = open_bundle(lm, batch_size=3, mesh=mesh)
     model, size = bundle.part_model("lm"), bundle.vocab.size
+    spoken, _ = runs.load_inference(
+        lm, batch_size=3, sayable=bundle.vocab.allowed("speech", specials=("end_of_speech",)),
+        mesh=mesh,
+    )  # fmt: skip
     random = np.random.default_rng(0)
     # of one padded length: each length compiles its own program
     prompts = [random.integers(0, size, 1 + 5 * i % 8).tolist() for i in range(7)]
@@ -51,7 +57,8 @@ def answers(lm, mixture, mesh):
     ]
     scored = [ScoreRequest(prompt, prompts[i - 1]) for i, prompt in enumerate(prompts)]
     losses = runs.held_out_losses(lm, mixture=mixture, mesh=mesh)["task"]
-    return model.generate(asked), model.score(scored), [row.loss_sum for row in losses]
+    codes = spoken.generate([dataclasses.replace(request, stops=()) for request in asked])
+    return model.generate(asked) + codes, model.score(scored), [row.loss_sum for row in losses]
 
 
 @pytest.fixture(scope="module")
