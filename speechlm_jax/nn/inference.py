@@ -19,6 +19,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.sampling import GREEDY, Sampling
 from speechlm_jax.nn.scheduler import Job, Kept, Scheduler, Stats
 from speechlm_jax.padding import round_up, run_in_batches
+from speechlm_jax.sharding import row_shards
 
 LEAST_LENGTH = 128  # ids of a slot, where none is given
 
@@ -131,7 +132,8 @@ class Inference:
         """Takes a model's parameters.
 
         Args:
-          batch_size: slots: requests that are answered at once.
+          batch_size: slots: requests that are answered at once; rounded up to what divides over
+            the mesh.
           length: ids of prompt and reply that a slot has room for; None: what the requests need,
             which compiles again whenever they need more.
           vocab_subset: the only ids that are ever said: the output layer is cut to them.
@@ -156,7 +158,7 @@ class Inference:
             )
         self.config = config
         self._params = params
-        self._slots = batch_size
+        self._slots = round_up(batch_size, 1 if mesh is None else row_shards(mesh))
         self._length = length
         self._sayable = sayable
         self._steps = steps_per_call
@@ -221,7 +223,8 @@ class Inference:
 
         def run(numbers: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> list[float]:
             starts = np.array([len(requests[i].prompt) for i in numbers], np.int32)
-            return np.asarray(score(self._params, ids, lengths, starts)).tolist()
+            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                return np.asarray(score(self._params, ids, lengths, starts)).tolist()
 
         rows = [[*request.prompt, *request.continuation] for request in requests]
         return run_in_batches(
