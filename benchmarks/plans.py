@@ -44,6 +44,8 @@ DECODING = {
     "decode_9b_v5e-2x4": "configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 64",
     "decode_9b_v5p-2x2x1": "configs/lm_9b_paper.py --topology v5p:2x2x1 --decode --requests 256",
     "decode_1b5_v5e-1x1": "configs/lm_1b5.py --topology v5e:1x1 --decode --requests 16",
+    "decode_1b5_v5e-2x4": "configs/lm_1b5.py --topology v5e:2x4 --decode --requests 256",
+    "decode_1b5_v6e-2x4": "configs/lm_1b5.py --topology v6e:2x4 --decode --requests 256",
 }
 SEARCHED = {
     "search_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096 --search",

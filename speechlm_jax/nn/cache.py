@@ -72,9 +72,11 @@ def write(
     places: Int[Array, "rows new"],
 ) -> Float[Array, "kv_heads rows length head_dim"]:
     """Returns keys (or values) with new ones at their places; those beyond `length` are dropped."""
-    rows = jnp.arange(places.shape[0])[:, None]
+    # Heads are counted out too: a TPU would keep those of a window side by side, and so copy the
+    # cache to that layout and back.
+    groups, rows = jnp.arange(kept.shape[0])[:, None, None], jnp.arange(places.shape[0])[:, None]
     new = new.transpose(2, 0, 1, 3).astype(kept.dtype)
-    return kept.at[:, rows, places].set(new, mode="drop")
+    return kept.at[groups, rows, places].set(new, mode="drop")
 
 
 def attend(

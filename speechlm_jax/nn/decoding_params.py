@@ -54,14 +54,36 @@ def prepare(
       vocab_subset: the ids that can be said, ascending; None: all.
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
+    model, arrange = _model(config, vocab_subset), partial(_arrange, config, vocab_subset)
+    places = None if mesh is None else _places(model, jax.eval_shape(arrange, params), mesh)
+    return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+
+
+def planned(
+    config: LanguageModelConfig,
+    *,
+    vocab_subset: Int[ndarray, " ids"] | None = None,
+    mesh: Mesh,
+) -> Weights:
+    """Returns what `prepare` would, with shapes and places instead of parameters."""
+    model = _model(config, vocab_subset)
+    shapes = jax.eval_shape(partial(_arrange, config, vocab_subset), functional(config).shapes)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes, _places(model, shapes, mesh),
+    )  # fmt: skip
+    return Weights(model, params, vocab_subset)
+
+
+def _model(config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None) -> Model:
     plain = dataclasses.replace(config.transformer, lora=None)
-    cut = dataclasses.replace(config, transformer=plain, tied=config.tied and vocab_subset is None)
-    arrange = partial(_arrange, config, vocab_subset)
-    places = None
-    if mesh is not None:
-        shapes, axes = jax.eval_shape(arrange, params), functional(cut, stacked=False).axes
-        places = param_shardings(shapes, axes, mesh=mesh, rules=RULES)
-    return Weights(Model(cut), jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+    tied = config.tied and vocab_subset is None
+    return Model(dataclasses.replace(config, transformer=plain, tied=tied))
+
+
+def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:
+    axes = functional(model.config, stacked=False).axes
+    return param_shardings(shapes, axes, mesh=mesh, rules=RULES)
 
 
 def _arrange(
