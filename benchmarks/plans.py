@@ -64,7 +64,9 @@ bounds (below).
 DECODE_HEAD = """
 ## Generation
 
-One step: an id for each request, weights and cache in bfloat16, room for 8,192 ids a request.
+The engine's two programs: one step of `advance` adds an id to each request; `read` takes up to 512
+ids of some prompts in, and counts for memory only. Weights and cache are in bfloat16, with room for
+8,192 ids a request; time is that of a step with a full cache.
 
 """
 SEARCH_HEAD = """
