@@ -34,7 +34,7 @@ class Cache(NamedTuple):
         head_dim: int,
         rows: int,
         length: int,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: str = "float32",
     ) -> "Cache":
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
 

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, Int, PyTree, ndarray
 from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
+from speechlm_jax.nn.layers import Linear
 from speechlm_jax.sharding import PARAM_RULES, param_shardings
 
 # Weights are whole along `embed`: a step would otherwise gather each of them.
@@ -23,13 +25,22 @@ RULES = {**PARAM_RULES, "embed": None}
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A language model whose layers stand alone; equal ones share their compiled programs."""
+    """A language model whose layers stand alone; equal ones share their compiled programs.
+
+    Attributes:
+      transposed: kernels lie as (outputs, inputs).
+    """
 
     config: LanguageModelConfig
+    transposed: bool = False
 
     def bind(self, params: PyTree) -> LanguageModel:
         """Returns the model with these parameters."""
-        return functional(self.config, stacked=False).bind(params)
+        bound = functional(self.config, stacked=False).bind(params)
+        for _, module in nnx.iter_graph(bound):
+            if isinstance(module, Linear):
+                module.transposed = self.transposed
+        return bound
 
 
 class Weights(NamedTuple):
@@ -45,6 +56,7 @@ def prepare(
     params: PyTree,
     *,
     vocab_subset: Int[ndarray, " ids"] | None = None,
+    transposed: bool = False,
     mesh: Mesh | None = None,
 ) -> Weights:
     """Returns the weights that decoding reads.
@@ -52,9 +64,12 @@ def prepare(
     Args:
       params: of `functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
+      transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
+        to twice as fast, and one row a little slower (docs/log.md).
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
-    model, arrange = _model(config, vocab_subset), partial(_arrange, config, vocab_subset)
+    model = _model(config, vocab_subset, transposed)
+    arrange = partial(_arrange, config, vocab_subset, transposed)
     places = None if mesh is None else _places(model, jax.eval_shape(arrange, params), mesh)
     return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
 
@@ -63,11 +78,13 @@ def planned(
     config: LanguageModelConfig,
     *,
     vocab_subset: Int[ndarray, " ids"] | None = None,
+    transposed: bool = False,
     mesh: Mesh,
 ) -> Weights:
     """Returns what `prepare` would, with shapes and places instead of parameters."""
-    model = _model(config, vocab_subset)
-    shapes = jax.eval_shape(partial(_arrange, config, vocab_subset), functional(config).shapes)
+    model = _model(config, vocab_subset, transposed)
+    arrange = partial(_arrange, config, vocab_subset, transposed)
+    shapes = jax.eval_shape(arrange, functional(config).shapes)
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes, _places(model, shapes, mesh),
@@ -75,21 +92,31 @@ def planned(
     return Weights(model, params, vocab_subset)
 
 
-def _model(config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None) -> Model:
+def _model(
+    config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None, transposed: bool
+) -> Model:
     plain = dataclasses.replace(config.transformer, lora=None)
     tied = config.tied and vocab_subset is None
-    return Model(dataclasses.replace(config, transformer=plain, tied=tied))
+    return Model(dataclasses.replace(config, transformer=plain, tied=tied), transposed)
 
 
 def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:
     axes = functional(model.config, stacked=False).axes
+    if model.transposed:
+        axes = jax.tree_util.tree_map_with_path(
+            lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
+            axes, is_leaf=lambda node: isinstance(node, tuple),
+        )  # fmt: skip
     return param_shardings(shapes, axes, mesh=mesh, rules=RULES)
 
 
 def _arrange(
-    config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None, params: PyTree
+    config: LanguageModelConfig,
+    vocab_subset: Int[ndarray, " ids"] | None,
+    transposed: bool,
+    params: PyTree,
 ) -> PyTree:
-    """Folds adapters, sets layers apart, cuts the output layer and casts."""
+    """Folds adapters, sets layers apart, cuts the output layer, transposes and casts."""
     _, params = merge_adapters(config, params)
     stacked = params["transformer"]["blocks"]
     layers = {
@@ -102,8 +129,10 @@ def _arrange(
         params["head"] = {"kernel": table[:, vocab_subset]}
     dtype = jnp.dtype(config.dtype)
 
-    def cast(path: tuple, leaf: Array) -> Array:
+    def finish(path: tuple, leaf: Array) -> Array:
+        name = path[-1].key
+        leaf = leaf.T if transposed and name == "kernel" else leaf
         # Norms are computed in float32.
-        return leaf.astype(jnp.float32 if path[-1].key == "scale" else dtype)
+        return leaf.astype(jnp.float32 if name == "scale" else dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(finish, params)

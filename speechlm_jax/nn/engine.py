@@ -213,7 +213,7 @@ def empty_slots(config: LanguageModelConfig, slots: int, length: int) -> Slots:
     """Returns slots in which nothing is going on."""
     zeros = jnp.zeros(slots, jnp.int32)
     return Slots(
-        config.transformer.empty_cache(rows=slots, length=length, dtype=jnp.dtype(config.dtype)),
+        config.transformer.empty_cache(rows=slots, length=length, dtype=config.dtype),
         history=jnp.zeros((slots, length), jnp.int32),
         active=jnp.zeros(slots, bool),
         made=zeros,

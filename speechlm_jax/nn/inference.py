@@ -163,6 +163,7 @@ class Inference:
         self._mesh = mesh
         self._weights = decoding_params.prepare(
             config, params, mesh=mesh,
+            transposed=jax.default_backend() == "cpu" and batch_size > 1,
             vocab_subset=None if vocab_subset is None else vocab_subset.to_array(),
         )  # fmt: skip
         self._scheduler: Scheduler | None = None

@@ -67,7 +67,7 @@ class LanguageModel(nnx.Module):
     @property
     def head_kernel(self) -> Float[Array, "embed vocab"]:
         """The output layer, in the parameters' dtype."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return self.embedding[...].T if self.head is None else self.head.matrix
 
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output layer, in float32."""

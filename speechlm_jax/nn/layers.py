@@ -55,6 +55,7 @@ class Linear(nnx.Module):
     ):
         self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
         self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
+        self.transposed = False  # whether the kernel lies as (outputs, inputs): `decoding_params`
         self.lora_scale = lora.scale if lora else 0.0
         down, up = (axes[0], None), (None, axes[1])
         self.lora_a = (
@@ -62,13 +63,18 @@ class Linear(nnx.Module):
         )
         self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
 
+    @property
+    def matrix(self) -> Float[Array, "inputs outputs"]:
+        """The kernel, in the parameters' dtype."""
+        return self.kernel[...].T if self.transposed else self.kernel[...]
+
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         batch = x.shape[:-1]
         if platform() == "cpu":
             # one axis to sum over in the backward pass: XLA would copy the inputs for two. Where
             # the axes lie on a mesh, they stay apart.
             x = x.reshape(-1, x.shape[-1])
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ self.matrix.astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))

@@ -123,7 +123,7 @@ class TransformerConfig:
         """Of the initial weights of maps whose result is added to the stream."""
         return (2 * self.num_layers) ** -0.5
 
-    def empty_cache(self, *, rows: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    def empty_cache(self, *, rows: int, length: int, dtype: str = "float32") -> Cache:
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
         return Cache.empty(
             layers=self.num_layers, kv_heads=self.kv_heads, head_dim=self.head_dim,

@@ -35,7 +35,7 @@ def test_speech_alone(writer, scripted):
         ids, inputs = row(writer, question, [{"codes": codes}])
         assert list(request.prompt) == ids[: inputs + 1]  # begin of speech is given
         assert request.max_new == 9 and request.stops == (vocab["end_of_speech"],)
-        said = set(np.flatnonzero(request.allowed).tolist())
+        said = set(request.allowed)
         assert said == {*vocab.codes_to_ids(np.arange(16)).tolist(), vocab["end_of_speech"]}
     assert [request.seed for request in asked] == [4, 5]
 
@@ -53,12 +53,21 @@ def test_text_then_speech(writer, scripted):
         assert list(first[number].prompt) == ids[:inputs]
         assert list(second[number].prompt) == ids[: inputs + len(said[number]) + 1]
         assert first[number].max_new == 1, "no reply without text: its first id is held to text"
-        assert set(np.flatnonzero(first[number].allowed)) == set(range(vocab.text_size))
+        assert set(first[number].allowed) == set(range(vocab.text_size))
         assert list(rest[number].prompt) == [*ids[:inputs], said[number][0]]
         assert rest[number].stops == (vocab["begin_of_speech"],)
         assert rest[number].max_new == 5
-        allowed = np.flatnonzero(rest[number].allowed).tolist()
+        allowed = rest[number].allowed
         assert set(allowed) == {*range(vocab.text_size), vocab["begin_of_speech"]}
+
+
+def test_more_questions_than_slots_are_answered_in_turns(writer, scripted):
+    said = speech(writer.vocab)
+    model = scripted(said, said[:1])
+    replies = Chat(model, writer, CONFIG).reply([*QUESTIONS, QUESTIONS[0]], mode="speech_only")
+    assert [reply.codes.tolist() for reply in replies] == [*SPOKEN, SPOKEN[0]]
+    assert [[request.seed for request in asked] for asked in model.asked] == [[0, 1], [2]]
+    assert model.closed == 3, "each dialogue gives its slot back"
 
 
 @pytest.mark.parametrize("mode", ["speech_only", "text_guided"])

@@ -18,7 +18,6 @@ from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.data.declare import declare_codes
 from speechlm_jax.experiment.runs import load_language_model, save_language_model
 from speechlm_jax.lm.model import ids_to_logits
-from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.nn.language_model import functional
 from speechlm_jax.verbs.convert import convert
@@ -59,8 +58,7 @@ def test_a_released_model_comes_in_is_trained_and_leaves(tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-3)
     allowed = vocab.allowed("text")
     said = Inference(experiment.model, weights.params, batch_size=4).generate(
-        [GenerateRequest(ids, allowed, (), 16) for ids in prompts],
-        sampling=Sampling(temperature=0.0),
+        [GenerateRequest(ids, allowed, (), 16) for ids in prompts]
     )
     for ids, reply in zip(prompts, said, strict=True):
         asked = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": None}

@@ -12,7 +12,6 @@ from speechlm_jax.convert.safetensors_folder import Folder
 from speechlm_jax.convert.weights import read_config, read_params, write_params
 from speechlm_jax.errors import UserError
 from speechlm_jax.lm.model import ids_to_logits
-from speechlm_jax.nn.decode import Sampling
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.transformer import TransformerConfig
@@ -48,8 +47,7 @@ def test_greedy_generations_are_those_of_transformers(released, ours):
     config, params = ours
     prompts = [IDS[0, :5], IDS[1, :11]]
     found = Inference(config, params, batch_size=2).generate(
-        [GenerateRequest(prompt.tolist(), np.ones(40, bool), (), 12) for prompt in prompts],
-        sampling=Sampling(temperature=0.0),
+        [GenerateRequest(prompt.tolist(), max_new=12) for prompt in prompts]
     )
     for prompt, said in zip(prompts, found, strict=True):
         with torch.no_grad():

@@ -79,7 +79,7 @@ def test_a_model_goes_on_by_a_kernel_as_by_the_loop(config, params, monkeypatch)
         return functional(config).bind(params).extend(ids, held, new=new)
 
     ids = jnp.array([[3, 1, 4], [1, 5, 9], [2, 6, 5]])
-    held = config.transformer.empty_cache(rows=3, length=16, dtype=jnp.dtype("float32"))
+    held = config.transformer.empty_cache(rows=3, length=16)
     _, held = jax.jit(extend)(ids, held, jnp.array([3, 1, 2]))
     one = (ids[:, :1], held, jnp.array([1, 0, 1]))
     expected, kept = jax.jit(extend)(*one)

@@ -11,7 +11,6 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, visible, whole
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.nn.transformer import (
-    Cache,
     Context,
     ExecutionConfig,
     Transformer,
@@ -73,19 +72,18 @@ def test_reading_in_parts_equals_reading_at_once(make, block, parts):
 
     @jax.jit
     def in_parts(x):
-        cache = Cache.empty(stack.config, batch=2, slots=LENGTH + 3)
+        cache = stack.config.empty_cache(rows=2, length=LENGTH + 3)
         got, first = [], 0
         for size in parts:
             now = slice(first, first + size)
-            part = Layout(layout.segments[:, now], layout.positions[:, now])
-            y, cache = stack.extend(x[:, now], part, cache)
+            y, cache = stack.extend(x[:, now], cache)
             got.append(y)
             first += size
         return jnp.concatenate(got, axis=1), cache.filled
 
     got, filled = in_parts(x)
     np.testing.assert_allclose(got, jax.jit(stack)(x, layout), atol=1e-5)
-    assert filled == LENGTH
+    assert filled.tolist() == [LENGTH, LENGTH]
 
 
 def test_padding_in_the_cache_is_never_seen(make):
@@ -95,10 +93,8 @@ def test_padding_in_the_cache_is_never_seen(make):
 
     @jax.jit
     def after_prompts(x):
-        empty = Cache.empty(stack.config, batch=2, slots=6)
-        _, cache = stack.extend(x[:, :5], whole(lengths, 5), empty)
-        after = Layout(jnp.ones((2, 1), jnp.int32), lengths[:, None])
-        return stack.extend(x[:, 5:], after, cache)[0][:, 0]
+        _, cache = stack.extend(x[:, :5], stack.config.empty_cache(rows=2, length=6), new=lengths)
+        return stack.extend(x[:, 5:], cache)[0][:, 0]
 
     short = jnp.concatenate([x[:, :3], x[:, 5:], x[:, :2]], axis=1)  # what pads it is not read
     read = jax.jit(stack)
