@@ -8,8 +8,8 @@ for what the kernels do not take (`chosen`), the loop of `cache.attend` serves.
 JAX's own kernels (`pallas/ops/tpu/paged_attention`, `pallas/ops/gpu/decode_attention.py`) were the
 start. They let a NaN beyond a row's end into its result, and take only lengths that divide.
 
-State: compiled for v5e and v6e by the TPU compiler, lowered to Triton for GPUs, and tested in
-Pallas' interpreter. **Not run on a TPU, and not run on a GPU.**
+State: compiled for v4, v5e, v5p and v6e by the TPU compiler, lowered to Triton for GPUs, and tested
+in Pallas' interpreter. **Not run on a TPU, and not run on a GPU.**
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from speechlm_jax.sharding import BATCH_AXES, axis_size, over_mesh, platform
 
 TPU_KEYS = 512  # that a step of the TPU kernel reads of one head
 TRITON_KEYS = 64  # that a step of the GPU kernel reads of one head
-TRITON_HEADS = 16  # query heads are padded to it: the least that Triton multiplies
+TRITON_HEADS = 16  # of queries, padding included: the fewest that Triton multiplies
 SPLITS = 16  # parts in which a GPU reads a row side by side, at most
 LEAST_SPLIT = 256  # keys of such a part
 MASKED = -1e30
@@ -59,16 +59,18 @@ def attend(
 def chosen(q: Any, k: Any) -> Kernel | None:
     """The platform's kernel, where it takes these queries and keys; None: it does not.
 
-    It takes one query a row (the newest: it sees all that the row holds), bfloat16, heads of 64,
-    128 or 256 numbers, and rows and heads of keys that divide over the mesh.
+    It takes one query a row (the newest: it sees all that the row holds), bfloat16, heads of 128 or
+    256 numbers (on a GPU also of 64, for which a TPU would lay the cache out otherwise, and copy
+    it), and rows and heads of keys that divide over the mesh.
     """
-    kernel = {"tpu": attend_tpu, "gpu": attend_triton, "cuda": attend_triton}.get(platform())
+    on = platform()
+    kernel = {"tpu": attend_tpu, "gpu": attend_triton, "cuda": attend_triton}.get(on)
     rows, queries, _, head_dim = q.shape
     shards = axis_size("replica") * axis_size("fsdp")
     taken = (
         queries == 1
         and q.dtype == k.dtype == jnp.bfloat16
-        and head_dim in (64, 128, 256)
+        and head_dim in ((128, 256) if on == "tpu" else (64, 128, 256))
         and rows % shards == 0
         and k.shape[0] % axis_size("tensor") == 0
     )
@@ -235,10 +237,11 @@ def _triton_kernel(
     end: Any, q: Any, k: Any, v: Any, sums: Any, top: Any, total: Any, *, size: int, length: int
 ) -> None:
     repeats, head_dim = q.shape
-    heads = jnp.arange(TRITON_HEADS) < repeats
+    wide = max(TRITON_HEADS, pl.next_power_of_2(repeats))
+    every, heads = pl.ds(0, wide), jnp.arange(wide) < repeats
     first = pl.program_id(2) * size
     last = jnp.minimum(end[()], first + size)
-    asked = triton.load(q.at[pl.ds(0, TRITON_HEADS), :], mask=heads[:, None], other=0.0)
+    asked = triton.load(q.at[every, :], mask=heads[:, None], other=0.0)
 
     def read(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         highest, so_far, found = carry
@@ -254,11 +257,11 @@ def _triton_kernel(
         return higher, so_far * less + jnp.sum(weights, axis=1), found * less[:, None] + more
 
     start = (
-        jnp.full(TRITON_HEADS, MASKED, jnp.float32), jnp.zeros(TRITON_HEADS, jnp.float32),
-        jnp.zeros((TRITON_HEADS, head_dim), jnp.float32),
+        jnp.full(wide, MASKED, jnp.float32), jnp.zeros(wide, jnp.float32),
+        jnp.zeros((wide, head_dim), jnp.float32),
     )  # fmt: skip
     steps = jnp.maximum(pl.cdiv(last - first, TRITON_KEYS), 0)
     highest, so_far, found = jax.lax.fori_loop(0, steps, read, start)
-    triton.store(sums.at[pl.ds(0, TRITON_HEADS), :], found, mask=heads[:, None])
-    triton.store(top.at[pl.ds(0, TRITON_HEADS)], highest, mask=heads)
-    triton.store(total.at[pl.ds(0, TRITON_HEADS)], so_far, mask=heads)
+    triton.store(sums.at[every, :], found, mask=heads[:, None])
+    triton.store(top.at[every], highest, mask=heads)
+    triton.store(total.at[every], so_far, mask=heads)

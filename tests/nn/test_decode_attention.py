@@ -9,7 +9,6 @@ import pytest
 
 from speechlm_jax.nn import cache, decode_attention
 from speechlm_jax.nn.decode_attention import attend, attend_tpu, attend_triton, chosen
-from speechlm_jax.nn.language_model import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh
 
 KERNELS = {
@@ -72,37 +71,21 @@ def test_a_mesh_changes_nothing(monkeypatch):
     np.testing.assert_allclose(found[:, 0], KERNELS["tpu"](q, k, v, ends), atol=1e-6)
 
 
-def test_a_model_goes_on_by_a_kernel_as_by_the_loop(config, params, monkeypatch):
-    """Rows of unlike length, one of which is inactive, read one id each."""
-
-    def extend(ids, held, new):
-        return functional(config).bind(params).extend(ids, held, new=new)
-
-    ids = jnp.array([[3, 1, 4], [1, 5, 9], [2, 6, 5]])
-    held = config.transformer.empty_cache(rows=3, length=16)
-    _, held = jax.jit(extend)(ids, held, jnp.array([3, 1, 2]))
-    one = (ids[:, :1], held, jnp.array([1, 0, 1]))
-    expected, kept = jax.jit(extend)(*one)
-    monkeypatch.setattr(decode_attention, "chosen", lambda q, k: KERNELS["tpu"])
-    found, also = jax.jit(lambda *one: extend(*one))(*one)
-    for row in (0, 2):
-        np.testing.assert_allclose(found[row], expected[row], atol=1e-5)
-    np.testing.assert_array_equal(also.filled, kept.filled)
-
-
 def test_a_kernel_is_chosen_by_platform_and_shape(monkeypatch):
-    q, k = (jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in ((4, 1, 6, 64), (2, 4, 640, 64)))
+    q, k = (jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in ((4, 1, 6, 128), (2, 4, 640, 128)))
+    narrow = q.update(shape=(4, 1, 6, 64)), k.update(shape=(2, 4, 640, 64))
     assert chosen(q, k) is None, "on a CPU the loop serves"
     for platform, kernel in (("tpu", attend_tpu), ("gpu", attend_triton)):
         monkeypatch.setattr(decode_attention, "platform", lambda platform=platform: platform)
         assert chosen(q, k) is kernel
         for refused in (
-            (q.update(shape=(4, 2, 6, 64)), k),  # a prompt
+            (q.update(shape=(4, 2, 6, 128)), k),  # a prompt
             (q.update(dtype=jnp.float32), k.update(dtype=jnp.float32)),
             (q, k.update(dtype=jnp.int8)),
             (q.update(shape=(4, 1, 6, 80)), k.update(shape=(2, 4, 640, 80))),
         ):
             assert chosen(*refused) is None
+        assert (chosen(*narrow) is None) == (platform == "tpu")
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, tensor=4))):
         assert chosen(q, k) is None, "two heads of keys do not divide over four devices"
 
