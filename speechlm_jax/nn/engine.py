@@ -8,7 +8,7 @@ any mix of them shares these programs. `nn/scheduler.py` decides which request g
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +229,7 @@ def slots_shardings(slots: Slots, mesh: Mesh) -> Slots:
     heads = slots.cache.k[0].shape[0]
     split = "tensor" if heads % mesh.shape["tensor"] == 0 else None
 
-    def place(leaf: Array) -> NamedSharding:
+    def place(leaf: Any) -> NamedSharding:
         axes = (split, BATCH_AXES) if leaf.ndim == 4 else (BATCH_AXES,)
         return NamedSharding(mesh, PartitionSpec(*axes))
 

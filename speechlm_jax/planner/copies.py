@@ -46,10 +46,11 @@ def copies(program: str) -> list[Copy]:
         if name not in fused:  # what is inside a fusion has no memory of its own
             own = computation.instructions.values()
             found.update(_copied(line) for line in own if _copies(line, computations))
+    sizes = {shape: _elements(shape) for shape in found}
     return [
-        Copy(shape, size, count)
-        for shape, count in found.items()
-        if (size := _size(shape)) * _bytes(shape) >= LEAST_BYTES
+        Copy(shape, size, found[shape])
+        for shape, (size, bits) in sizes.items()
+        if size * bits >= 8 * LEAST_BYTES
     ]
 
 
@@ -68,11 +69,7 @@ def _copied(line: Instruction) -> str:
     return found[0] if found else ""
 
 
-def _size(shape: str) -> int:
+def _elements(shape: str) -> tuple[int, int]:
+    """Returns the number of elements of an array, and the bits of one; zeros if it is none."""
     found = _ARRAY.fullmatch(shape)
-    return math.prod(map(int, found[3].split(","))) if found else 0
-
-
-def _bytes(shape: str) -> float:
-    found = _ARRAY.fullmatch(shape)
-    return int(found[2]) / 8 if found else 0
+    return (math.prod(map(int, found[3].split(","))), int(found[2])) if found else (0, 0)
