@@ -1,15 +1,16 @@
-"""Writes the generated blocks of docs/reference/*.md: commands, configs, file formats.
+"""Writes the generated blocks of docs: commands, configs, file formats, the files of each room.
 
     python docs/make_reference.py
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`; what is around it is written
 by hand. NAME is `commands` (from the parsers behind `speechlm COMMAND --help`), `configs` (from the
-dataclasses behind `speechlm train CONFIG --show`) or the full name of a dataclass, whose fields it
-lists. The pages are committed, so that they can be read without building anything;
-tests/test_docs.py fails while a block differs from the code.
+dataclasses behind `speechlm train CONFIG --show`), `files` (from the first lines of modules) or the
+full name of a dataclass, whose fields it lists. The pages are committed, so that they can be read
+without building anything; tests/test_docs.py fails while a block differs from the code.
 """
 
 import argparse
+import ast
 import dataclasses
 import html
 import importlib
@@ -28,7 +29,8 @@ from unittest import mock
 from speechlm_jax import config as configs
 from speechlm_jax.cli import fields, options
 
-FOLDER = Path(__file__).parent / "reference"
+DOCS = Path(__file__).parent
+PACKAGE = DOCS.parent / "speechlm_jax"
 COMMON = "options of every command"
 BAR = "&#124;"
 BLOCK = re.compile(r"(<!-- generated: ([\w.]+) -->\n).*?(<!-- end -->)", re.S)
@@ -42,9 +44,14 @@ EXPERIMENTS = (
 
 def main() -> None:
     """Brings every page up to date."""
-    for page in sorted(FOLDER.glob("*.md")):
+    for page in pages():
         text = page.read_text(encoding="utf-8")
         page.write_text(updated(text), encoding="utf-8")
+
+
+def pages() -> list[Path]:
+    """Returns the pages that have generated blocks."""
+    return [*sorted((DOCS / "reference").glob("*.md")), DOCS / "architecture.md"]
 
 
 def updated(page: str) -> str:
@@ -58,7 +65,20 @@ def block(name: str) -> str:
         return "\n".join(command_lines())
     if name == "configs":
         return "\n".join(config_lines())
+    if name == "files":
+        return "\n".join(file_lines())
     return "\n".join(format_table(find_class(name)))
+
+
+def file_lines() -> Iterator[str]:
+    """Yields the files of each room, with the first line of each."""
+    folders = [PACKAGE, *sorted(path.parent for path in PACKAGE.rglob("__init__.py"))]
+    for folder in dict.fromkeys(folders):
+        room = folder.relative_to(PACKAGE.parent).as_posix()
+        yield f"\n**{room}/**\n"
+        for path in sorted(folder.glob("[!_]*.py")):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            yield f"- `{path.name}`: {docstring.partition(chr(10))[0]}"
 
 
 def command_lines() -> Iterator[str]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 MOUNTED = {ROOT / source: page for page, source in SITE["extra"]["mounted"].items()}
 PAGES = sorted([*MOUNTED, *(ROOT / "docs").rglob("*.md")])
-REFERENCE = sorted((ROOT / "docs/reference").glob("*.md"))
+REFERENCE = [*sorted((ROOT / "docs/reference").glob("*.md")), ROOT / "docs/architecture.md"]
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,19 @@ A row is a request in its slot. Rows differ in length: a row's keys lie at `0 ..
 nothing beyond them is ever read, whatever stands there.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.nn.int8 import Quantised, dequantise, quantise
 
 KEY_BLOCK = 128  # keys that are read at a time; never a function of the batch
+
+# Keys or values of a layer; in int8 each has a scale for each head.
+Kept: TypeAlias = Float[Array, "kv_heads rows length head_dim"] | Quantised
 
 
 class Cache(NamedTuple):
@@ -21,8 +26,8 @@ class Cache(NamedTuple):
     the kernels of Pallas take them so.
     """
 
-    k: tuple[Float[Array, "kv_heads rows length head_dim"], ...]
-    v: tuple[Float[Array, "kv_heads rows length head_dim"], ...]
+    k: tuple[Kept, ...]
+    v: tuple[Kept, ...]
     filled: Int[Array, " rows"]
 
     @classmethod
@@ -38,11 +43,14 @@ class Cache(NamedTuple):
     ) -> "Cache":
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
 
-        def zeros() -> tuple[Array, ...]:
-            shape = (kv_heads, rows, length, head_dim)
-            return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+        def zeros() -> Kept:
+            values = jnp.zeros((kv_heads, rows, length, head_dim), dtype)
+            if dtype != "int8":
+                return values
+            return Quantised(values, jnp.zeros(values.shape[:-1]))
 
-        return cls(zeros(), zeros(), jnp.zeros(rows, jnp.int32))
+        k, v = (tuple(zeros() for _ in range(layers)) for _ in range(2))
+        return cls(k, v, jnp.zeros(rows, jnp.int32))
 
     @property
     def length(self) -> int:
@@ -51,38 +59,40 @@ class Cache(NamedTuple):
 
     def take(self, rows: Int[Array, " some"]) -> "Cache":
         """Returns the cache of some rows; a row beyond the last is some other's."""
-        pick = lambda x: x.at[:, rows].get(mode="clip")  # noqa: E731
-        k, v = (tuple(map(pick, each)) for each in (self.k, self.v))
+        k, v = jax.tree.map(lambda x: x.at[:, rows].get(mode="clip"), (self.k, self.v))
         return Cache(k, v, self.filled.at[rows].get(mode="clip"))
 
     def put(self, rows: Int[Array, " some"], part: "Cache") -> "Cache":
         """Returns the cache with some of its rows replaced; rows beyond the last are dropped."""
 
-        def put(whole: tuple[Array, ...], parts: tuple[Array, ...]) -> tuple[Array, ...]:
-            pairs = zip(whole, parts, strict=True)
-            return tuple(x.at[:, rows].set(part, mode="drop") for x, part in pairs)
+        def put(whole: Array, part: Array) -> Array:
+            return whole.at[:, rows].set(part, mode="drop")
 
         filled = self.filled.at[rows].set(part.filled, mode="drop")
-        return Cache(put(self.k, part.k), put(self.v, part.v), filled)
+        k, v = jax.tree.map(put, (self.k, self.v), (part.k, part.v))
+        return Cache(k, v, filled)
 
 
 def write(
-    kept: Float[Array, "kv_heads rows length head_dim"],
-    new: Float[Array, "rows new kv_heads head_dim"],
-    places: Int[Array, "rows new"],
-) -> Float[Array, "kv_heads rows length head_dim"]:
+    kept: Kept, new: Float[Array, "rows new kv_heads head_dim"], places: Int[Array, "rows new"]
+) -> Kept:
     """Returns keys (or values) with new ones at their places; those beyond `length` are dropped."""
     # Heads are counted out too: a TPU would keep those of a window side by side, and so copy the
     # cache to that layout and back.
     groups, rows = jnp.arange(kept.shape[0])[:, None, None], jnp.arange(places.shape[0])[:, None]
-    new = new.transpose(2, 0, 1, 3).astype(kept.dtype)
-    return kept.at[groups, rows, places].set(new, mode="drop")
+    new = new.transpose(2, 0, 1, 3)
+    parts = quantise(new) if isinstance(kept, Quantised) else new.astype(kept.dtype)
+
+    def put(x: Array, part: Array) -> Array:
+        return x.at[groups, rows, places].set(part, mode="drop")
+
+    return jax.tree.map(put, kept, parts)
 
 
 def attend(
     q: Float[Array, "rows queries heads head_dim"],
-    k: Float[Array, "kv_heads rows length head_dim"],
-    v: Float[Array, "kv_heads rows length head_dim"],
+    k: Kept,
+    v: Kept,
     positions: Int[Array, "rows queries"],
     ends: Int[Array, " rows"],
     block: int | None,
@@ -99,44 +109,76 @@ def attend(
       block: attention block, as in `attention.visible`.
     """
     rows, queries, heads, head_dim = q.shape
-    groups, _, length, _ = k.shape
-    size = min(KEY_BLOCK, length)
+    groups = k.shape[0]
     shape = (groups, rows, heads // groups, queries)
-    q = (q * head_dim**-0.5).reshape(rows, queries, groups, heads // groups, head_dim)
-    q = q.transpose(2, 0, 3, 1, 4).reshape(groups, rows, -1, head_dim)
+    split = (q * head_dim**-0.5).reshape(rows, queries, groups, heads // groups, head_dim)
+    read = partial(
+        _read, split.transpose(2, 0, 3, 1, 4).reshape(groups, rows, -1, head_dim), k, v,
+        positions, ends, block,
+    )  # fmt: skip
+    out = read(clean=False)
+    # A weight of 0 hides what stands beyond a row's end, if that is a number. If it is not, all is
+    # read once more with zeros there: to write them at each step would take as long as attention.
+    spoilt = jnp.any(jnp.isnan(out) & (ends > 0)[:, None, None])
+    out = jax.lax.cond(spoilt, lambda: read(clean=True), lambda: out)
+    out = jnp.where((ends > 0)[:, None, None], out, 0).astype(q.dtype)
+    return out.reshape(*shape, head_dim).transpose(1, 3, 0, 2, 4).reshape(q.shape)
 
-    def read(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+
+def _read(
+    q: Float[Array, "kv_heads rows queries head_dim"],
+    k: Kept,
+    v: Kept,
+    positions: Int[Array, "rows positions"],
+    ends: Int[Array, " rows"],
+    block: int | None,
+    *,
+    clean: bool,
+) -> Float[Array, "kv_heads rows queries head_dim"]:
+    """Attention with the queries of each head of keys one after the other.
+
+    Args:
+      clean: whether values beyond the ends are replaced by zeros.
+    """
+    groups, rows, queries, head_dim = q.shape
+    length = k.shape[2]
+    size = min(KEY_BLOCK, length)
+
+    def add(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, out = carry
         # The last block may start earlier, to end with the cache: what was read is masked.
         first = jnp.minimum(number * size, length - size)
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, size, axis=2) for x in (k, v))
+        keys, values = (_block(x, first, size).astype(q.dtype) for x in (k, v))
         places = first + jnp.arange(size)
         real = (places < ends[:, None]) & (places >= number * size)
         seen = real[:, None]
         if block is not None:
             seen = seen & (positions[:, :, None] // block >= places // block)
-        seen = jnp.broadcast_to(seen[:, None], (rows, heads // groups, queries, size))
-        seen = seen.reshape(rows, -1, size)
-        scores = jnp.einsum(
-            "grqd,grkd->grqk", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
-        )
+        repeated = (rows, queries // seen.shape[1], *seen.shape[1:])
+        seen = jnp.broadcast_to(seen[:, None], repeated).reshape(rows, -1, size)
+        scores = jnp.einsum("grqd,grkd->grqk", q, keys, preferred_element_type=jnp.float32)
         scores = jnp.where(seen, scores, -1e30)
         highest = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights = jnp.where(seen, jnp.exp(scores - highest[..., None]), 0.0)
-        values = jnp.where(real[:, :, None], values, 0).astype(q.dtype)
+        values = jnp.where(real[:, :, None], values, 0) if clean else values
         found = jnp.einsum(
             "grqk,grkd->grqd", weights.astype(q.dtype), values, preferred_element_type=jnp.float32
         )
         less = jnp.exp(top - highest)
         return highest, total * less + jnp.sum(weights, axis=-1), out * less[..., None] + found
 
-    start = (
-        jnp.full((groups, rows, shape[2] * queries), -1e30),
-        jnp.zeros((groups, rows, shape[2] * queries)),
-        jnp.zeros((groups, rows, shape[2] * queries, head_dim)),
-    )
-    blocks = -(-jnp.max(ends, initial=0) // size)
-    _, total, out = jax.lax.fori_loop(0, blocks, read, start)
-    out = (out / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
-    out = out.reshape(*shape, head_dim).transpose(1, 3, 0, 2, 4)
-    return out.reshape(rows, queries, heads, head_dim)
+    none = jnp.zeros((groups, rows, queries))
+    start = (none - 1e30, none, jnp.zeros((groups, rows, queries, head_dim)))
+    if size == length:
+        _, total, out = add(jnp.int32(0), start)
+    else:
+        blocks = -(-jnp.max(ends, initial=0) // size)
+        _, total, out = jax.lax.fori_loop(0, blocks, add, start)
+    return out / jnp.maximum(total, 1e-30)[..., None]
+
+
+def _block(kept: Kept, first: Array, size: int) -> Float[Array, "kv_heads rows size head_dim"]:
+    """Keys (or values) of some positions; all of them as they are, where that is all."""
+    if size < kept.shape[2]:
+        kept = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, axis=2), kept)
+    return dequantise(kept) if isinstance(kept, Quantised) else kept

@@ -25,6 +25,8 @@ from jax.sharding import PartitionSpec
 
 from speechlm_jax.arrays import Array, Float, Int
 from speechlm_jax.nn import cache
+from speechlm_jax.nn.cache import Kept
+from speechlm_jax.nn.int8 import Quantised
 from speechlm_jax.sharding import BATCH_AXES, axis_size, over_mesh, platform
 
 TPU_KEYS = 512  # that a step of the TPU kernel reads of one head
@@ -40,8 +42,8 @@ Kernel: TypeAlias = Callable[[Array, Array, Array, Array], Array]
 
 def attend(
     q: Float[Array, "rows queries heads head_dim"],
-    k: Float[Array, "kv_heads rows length head_dim"],
-    v: Float[Array, "kv_heads rows length head_dim"],
+    k: Kept,
+    v: Kept,
     positions: Int[Array, "rows queries"],
     ends: Int[Array, " rows"],
     block: int | None,
@@ -59,8 +61,8 @@ def attend(
 def chosen(q: Any, k: Any) -> Kernel | None:
     """The platform's kernel, where it takes these queries and keys; None: it does not.
 
-    It takes one query a row (the newest: it sees all that the row holds), bfloat16, heads of 128 or
-    256 numbers (on a GPU also of 64, for which a TPU would lay the cache out otherwise, and copy
+    It takes one query a row (the newest: it sees all that the row holds), bfloat16 (a cache in int8
+    has no kernel), heads of 128 or 256 numbers (on a GPU also of 64, for which a TPU would lay the cache out otherwise, and copy
     it), and rows and heads of keys that divide over the mesh.
     """
     on = platform()
@@ -69,6 +71,7 @@ def chosen(q: Any, k: Any) -> Kernel | None:
     shards = axis_size("replica") * axis_size("fsdp")
     taken = (
         queries == 1
+        and not isinstance(k, Quantised)
         and q.dtype == k.dtype == jnp.bfloat16
         and head_dim in ((128, 256) if on == "tpu" else (64, 128, 256))
         and rows % shards == 0

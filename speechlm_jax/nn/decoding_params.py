@@ -1,7 +1,7 @@
 """A trained language model's parameters -> what decoding reads at each step, and no more.
 
-Layers stand alone, adapters are folded into the maps, weights have the dtype of the activations,
-and the output layer may be cut to the ids that can be said.
+Layers stand alone, adapters are folded into the maps, weights have the dtype of the activations
+or are int8, and the output layer may be cut to the ids that can be said.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, Int, PyTree, ndarray
 from speechlm_jax.nn.adapters import merge_adapters
+from speechlm_jax.nn.int8 import quantise_kernels
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
 from speechlm_jax.nn.layers import Linear
 from speechlm_jax.sharding import PARAM_RULES, param_shardings
@@ -29,14 +30,16 @@ class Model:
 
     Attributes:
       transposed: kernels lie as (outputs, inputs).
+      int8: kernels are int8, with scales.
     """
 
     config: LanguageModelConfig
     transposed: bool = False
+    int8: bool = False
 
     def bind(self, params: PyTree) -> LanguageModel:
         """Returns the model with these parameters."""
-        bound = functional(self.config, stacked=False).bind(params)
+        bound = functional(self.config, stacked=False, int8=self.int8).bind(params)
         for _, module in nnx.iter_graph(bound):
             if isinstance(module, Linear):
                 module.transposed = self.transposed
@@ -56,52 +59,44 @@ def prepare(
     params: PyTree,
     *,
     vocab_subset: Int[ndarray, " ids"] | None = None,
+    int8: bool = False,
     transposed: bool = False,
     mesh: Mesh | None = None,
 ) -> Weights:
     """Returns the weights that decoding reads.
 
     Args:
-      params: of `functional(config)`, in any dtype.
+      params: of `language_model.functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
+      int8: whether the maps of blocks and the output layer are int8 (`nn/int8.py`).
       transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
         to twice as fast, and one row a little slower (docs/log.md).
       mesh: where the parameters lie, split over `tensor`; None: on one device.
     """
-    model = _model(config, vocab_subset, transposed)
-    arrange = partial(_arrange, config, vocab_subset, transposed)
+    plain = dataclasses.replace(config.transformer, lora=None)
+    tied = config.tied and vocab_subset is None and not int8
+    cut = dataclasses.replace(config, transformer=plain, tied=tied)
+    model = Model(cut, transposed, int8)
+    arrange = partial(_arrange, config, vocab_subset, int8, transposed)
     places = None if mesh is None else _places(model, jax.eval_shape(arrange, params), mesh)
     return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
 
 
-def planned(
-    config: LanguageModelConfig,
-    *,
-    vocab_subset: Int[ndarray, " ids"] | None = None,
-    transposed: bool = False,
-    mesh: Mesh,
-) -> Weights:
-    """Returns what `prepare` would, with shapes and places instead of parameters."""
-    model = _model(config, vocab_subset, transposed)
-    arrange = partial(_arrange, config, vocab_subset, transposed)
+def planned(config: LanguageModelConfig, mesh: Mesh) -> Weights:
+    """Returns what `prepare` would on a mesh, with shapes and places instead of parameters."""
+    plain = dataclasses.replace(config.transformer, lora=None)
+    model = Model(dataclasses.replace(config, transformer=plain))
+    arrange = partial(_arrange, config, None, False, False)
     shapes = jax.eval_shape(arrange, functional(config).shapes)
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes, _places(model, shapes, mesh),
     )  # fmt: skip
-    return Weights(model, params, vocab_subset)
-
-
-def _model(
-    config: LanguageModelConfig, vocab_subset: Int[ndarray, " ids"] | None, transposed: bool
-) -> Model:
-    plain = dataclasses.replace(config.transformer, lora=None)
-    tied = config.tied and vocab_subset is None
-    return Model(dataclasses.replace(config, transformer=plain, tied=tied), transposed)
+    return Weights(model, params, None)
 
 
 def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:
-    axes = functional(model.config, stacked=False).axes
+    axes = functional(model.config, stacked=False, int8=model.int8).axes
     if model.transposed:
         axes = jax.tree_util.tree_map_with_path(
             lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
@@ -113,10 +108,11 @@ def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:
 def _arrange(
     config: LanguageModelConfig,
     vocab_subset: Int[ndarray, " ids"] | None,
+    int8: bool,
     transposed: bool,
     params: PyTree,
 ) -> PyTree:
-    """Folds adapters, sets layers apart, cuts the output layer, transposes and casts."""
+    """Folds adapters, sets layers apart, cuts the output layer, rounds, transposes and casts."""
     _, params = merge_adapters(config, params)
     stacked = params["transformer"]["blocks"]
     layers = {
@@ -124,15 +120,18 @@ def _arrange(
         for number in range(config.transformer.num_layers)
     }
     params = {**params, "transformer": {"blocks": layers}}
-    if vocab_subset is not None:
+    if vocab_subset is not None or (int8 and config.tied):
         table = params["embedding"].T if config.tied else params["head"]["kernel"]
-        params["head"] = {"kernel": table[:, vocab_subset]}
+        params["head"] = {"kernel": table if vocab_subset is None else table[:, vocab_subset]}
+    params = quantise_kernels(params) if int8 else params
     dtype = jnp.dtype(config.dtype)
 
     def finish(path: tuple, leaf: Array) -> Array:
         name = path[-1].key
         leaf = leaf.T if transposed and name == "kernel" else leaf
-        # Norms are computed in float32.
-        return leaf.astype(jnp.float32 if name == "scale" else dtype)
+        if leaf.dtype == jnp.int8:
+            return leaf
+        # Norms are computed in float32, and so are products with int8.
+        return leaf.astype(jnp.float32 if name in ("scale", "kernel_scale") else dtype)
 
     return jax.tree_util.tree_map_with_path(finish, params)

@@ -128,12 +128,21 @@ _NUMBERS = len(_FIELDS) + len(_FLOATS)
 class Engine:
     """A language model over a fixed number of slots; its attributes are those of `Sizes`."""
 
-    def __init__(self, weights: Weights, *, slots: int, length: int, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        slots: int,
+        length: int,
+        int8_cache: bool = False,
+        mesh: Mesh | None = None,
+    ):
         """Makes empty slots.
 
         Args:
           weights: of `decoding_params.prepare`, on the same mesh.
           slots: rounded up to what divides over the mesh.
+          int8_cache: whether keys and values are kept in int8 (`nn/int8.py`).
           mesh: devices over which slots are split; None: one device.
         """
         self.config = weights.model.config
@@ -144,7 +153,7 @@ class Engine:
         self._table = np.zeros((RULES, said), np.int8)
         self._rules = self._put(self._table.copy())
         self._subset = None if weights.subset is None else self._put(weights.subset)
-        make = partial(empty_slots, self.config, self.slots, self.length)
+        make = partial(empty_slots, self.config, self.slots, self.length, int8_cache=int8_cache)
         places = None if mesh is None else slots_shardings(jax.eval_shape(make), mesh)
         self._slots = jax.jit(make, out_shardings=places)()
         self._read, self._advance = programs(weights.model, mesh, places)
@@ -209,11 +218,14 @@ def sizes(slots: int, length: int, mesh: Mesh | None) -> Sizes:
     return Sizes(slots, length, round_up(max(1, slots // 16), shards), buckets)
 
 
-def empty_slots(config: LanguageModelConfig, slots: int, length: int) -> Slots:
+def empty_slots(
+    config: LanguageModelConfig, slots: int, length: int, *, int8_cache: bool = False
+) -> Slots:
     """Returns slots in which nothing is going on."""
     zeros = jnp.zeros(slots, jnp.int32)
+    dtype = "int8" if int8_cache else config.dtype
     return Slots(
-        config.transformer.empty_cache(rows=slots, length=length, dtype=config.dtype),
+        config.transformer.empty_cache(rows=slots, length=length, dtype=dtype),
         history=jnp.zeros((slots, length), jnp.int32),
         active=jnp.zeros(slots, bool),
         made=zeros,
@@ -230,7 +242,7 @@ def slots_shardings(slots: Slots, mesh: Mesh) -> Slots:
     split = "tensor" if heads % mesh.shape["tensor"] == 0 else None
 
     def place(leaf: Any) -> NamedSharding:
-        axes = (split, BATCH_AXES) if leaf.ndim == 4 else (BATCH_AXES,)
+        axes = (split, BATCH_AXES) if leaf.ndim > 2 else (BATCH_AXES,)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree.map(place, slots)

@@ -1,7 +1,8 @@
 """A trained language model that answers requests: replies, streams of ids, dialogues and scores."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -27,7 +28,7 @@ class GenerateRequest:
     """Continue `prompt`.
 
     Attributes:
-      prompt: ids, at least one.
+      prompt: ids, at least one; in a session that has some, none goes on with its last reply.
       allowed: the ids that may be said, stop ids included; None: all that the model can say.
       stops: ids that end the reply; they are not part of it.
       max_new: longest reply; None: until a stop id comes, or the slot is full.
@@ -61,22 +62,18 @@ class ReplyStream:
 
     def __init__(self, scheduler: Scheduler, jobs: Sequence[Job]):
         self._scheduler = scheduler
-        self._ids: Generator[tuple[int, int]] = scheduler.run(jobs)
-        self._cancelled: set[int] = set()
+        self._jobs = {job.number: job for job in jobs}
+        self._ids = scheduler.run(jobs)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return self
 
     def __next__(self) -> tuple[int, int]:
-        number, id_ = next(self._ids)
-        while number in self._cancelled:
-            number, id_ = next(self._ids)
-        return number, id_
+        return next(self._ids)
 
     def cancel(self, number: int) -> None:
         """Ends the reply to a request: no id of it comes after this."""
-        self._cancelled.add(number)
-        self._scheduler.cancel(number)
+        self._scheduler.cancel(self._jobs[number])
 
     def close(self) -> None:
         """Ends all replies."""
@@ -90,9 +87,9 @@ class Session:
     request until `close`.
     """
 
-    def __init__(self, close: Callable[[Kept], None]):
+    def __init__(self, inference: "Inference"):
         self.kept = Kept()
-        self._close = close
+        self.inference = inference
 
     @property
     def ids(self) -> list[int]:
@@ -101,7 +98,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the slot back and forgets the dialogue."""
-        self._close(self.kept)
+        self.inference.forget(self)
 
     def __enter__(self) -> "Session":
         return self
@@ -125,6 +122,8 @@ class Inference:
         batch_size: int = 64,
         length: int | None = None,
         vocab_subset: IdSet | None = None,
+        int8_weights: bool = False,
+        int8_cache: bool = False,
         steps_per_call: int | None = None,
         multiple: int = 16,
         mesh: Mesh | None = None,
@@ -136,6 +135,8 @@ class Inference:
           length: ids of prompt and reply that a slot has room for; None: what the requests need,
             which compiles again whenever they need more.
           vocab_subset: the only ids that are ever said: the output layer is cut to them.
+          int8_weights, int8_cache: whether replies are made with weights, and with kept keys and
+            values, in int8: half the bytes of bfloat16, slightly other replies (docs/decoding.md).
           steps_per_call: see `Scheduler`.
           multiple: scored rows are padded to multiples of it.
           mesh: devices over which slots and weights are split; None: one device.
@@ -159,10 +160,11 @@ class Inference:
         self._length = length
         self._sayable = sayable
         self._steps = steps_per_call
+        self._int8_cache = int8_cache
         self._multiple = multiple
         self._mesh = mesh
         self._weights = decoding_params.prepare(
-            config, params, mesh=mesh,
+            config, params, int8=int8_weights, mesh=mesh,
             transposed=jax.default_backend() == "cpu" and batch_size > 1,
             vocab_subset=None if vocab_subset is None else vocab_subset.to_array(),
         )  # fmt: skip
@@ -180,7 +182,7 @@ class Inference:
 
     def session(self) -> Session:
         """Begins a dialogue; name it in each of its requests."""
-        return Session(self._forget)
+        return Session(self)
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, sampling: Sampling = GREEDY
@@ -191,8 +193,9 @@ class Inference:
           UserError: a request cannot be answered; nothing was run.
         """
         replies: list[list[int]] = [[] for _ in requests]
-        for number, id_ in self.generate_stream(requests, sampling=sampling):
-            replies[number].append(id_)
+        with contextlib.closing(self.generate_stream(requests, sampling=sampling)) as stream:
+            for number, id_ in stream:
+                replies[number].append(id_)
         return replies
 
     def generate_stream(
@@ -204,6 +207,9 @@ class Inference:
             sayable=self._sayable, length=self._length,
         )  # fmt: skip
         jobs = [check(number, request) for number, request in enumerate(requests)]
+        for number, request in enumerate(requests):
+            if request.session is not None and request.session.inference is not self:
+                raise UserError(f"request {number}: its session is one of another model")
         kept = [job.kept for job in jobs if job.kept is not None]
         if len(kept) != len(set(map(id, kept))):
             raise UserError("two requests go on with one session; send one after the other")
@@ -236,21 +242,27 @@ class Inference:
                     f"{self._scheduler.engine.length}; give `length`"
                 )
             length = self._length or max(LEAST_LENGTH, 1 << (needed - 1).bit_length())
-            engine = Engine(self._weights, slots=self._slots, length=length, mesh=self._mesh)
+            engine = Engine(
+                self._weights, slots=self._slots, length=length, int8_cache=self._int8_cache,
+                mesh=self._mesh,
+            )  # fmt: skip
             self._scheduler = Scheduler(
                 engine, steps_per_call=self._steps, overlap=jax.default_backend() != "cpu"
             )
         new = sum(job.kept is not None and job.kept.slot is None for job in jobs)
-        if new > self._scheduler.unkept:
+        plain = any(job.kept is None for job in jobs)
+        if new + plain > self._scheduler.unkept:
             raise UserError(
-                f"{new} sessions begin, and {self._scheduler.unkept} slots are not held by others; "
+                f"{new} sessions begin{', and others need a slot too' if plain else ''}: "
+                f"{self._scheduler.unkept} slots are not held by sessions; "
                 "close sessions, or give a larger batch_size"
             )
         return self._scheduler
 
-    def _forget(self, kept: Kept) -> None:
+    def forget(self, session: Session) -> None:
+        """Gives a session's slot back; see `Session.close`."""
         if self._scheduler is not None:
-            self._scheduler.forget(kept)
+            self._scheduler.forget(session.kept)
 
 
 def make_job(
@@ -283,7 +295,7 @@ def make_job(
     def refuse(why: str) -> UserError:
         return UserError(f"request {number}: {why}")
 
-    if len(ids) == (kept.filled if kept else 0):
+    if not ids:
         raise refuse("its prompt is empty")
     if foreign is not None:
         raise refuse(f"id {foreign} is not in the vocabulary, which has {vocab_size}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Array, Float, Int
+from speechlm_jax.arrays import Array, Float, Int, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.cache import Cache
@@ -65,8 +65,8 @@ class LanguageModel(nnx.Module):
         return constrain(x, "batch", "length", "embed")
 
     @property
-    def head_kernel(self) -> Float[Array, "embed vocab"]:
-        """The output layer, in the parameters' dtype."""
+    def head_kernel(self) -> Shaped[Array, "embed vocab"]:
+        """The output layer, in the parameters' dtype; of int8, without its scales."""
         return self.embedding[...].T if self.head is None else self.head.matrix
 
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
@@ -75,6 +75,8 @@ class LanguageModel(nnx.Module):
         y = jnp.einsum(
             "ble,ev->blv", x, self.head_kernel.astype(x.dtype), preferred_element_type=jnp.float32
         )
+        if self.head is not None and self.head.kernel_scale is not None:
+            y = y * self.head.kernel_scale[...]
         return constrain(y, "batch", "length", "vocab")
 
     def hidden(
@@ -105,6 +107,20 @@ class LanguageModel(nnx.Module):
         return self.transformer.extend(self.embed(ids), cache, new=new)
 
 
-def functional(config: LanguageModelConfig, *, stacked: bool = True) -> param.Functional:
-    """The language model as functions of its parameters; see `Transformer` for `stacked`."""
-    return param.Functional(lambda rngs: LanguageModel(config, rngs=rngs, stacked=stacked))
+def functional(
+    config: LanguageModelConfig, *, stacked: bool = True, int8: bool = False
+) -> param.Functional:
+    """The language model as functions of its parameters; see `Transformer` for `stacked`.
+
+    Args:
+      int8: whether the kernels are int8, with scales (`int8.quantise_kernels`).
+    """
+
+    def make(rngs: nnx.Rngs) -> LanguageModel:
+        model = LanguageModel(config, rngs=rngs, stacked=stacked)
+        linears = [part for _, part in nnx.iter_graph(model) if isinstance(part, Linear)]
+        for linear in linears if int8 else ():
+            linear.scale_outputs()
+        return model
+
+    return param.Functional(make)

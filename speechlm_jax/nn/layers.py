@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Array, Float
+from speechlm_jax.arrays import Array, Float, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.sharding import platform
 
@@ -40,7 +40,10 @@ class Lora:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel (+ bias)` over the last axis; computes in the dtype of `x`."""
+    """`x @ kernel (+ bias)` over the last axis; computes in the dtype of `x`.
+
+    A kernel in int8 (`nn/int8.py`) has a `kernel_scale` for each output.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Linear(nnx.Module):
         lora: Lora | None = None,
     ):
         self.kernel = param.normal(rngs, (inputs, outputs), axes, stddev=scale * inputs**-0.5)
+        self.kernel_scale: nnx.Param | None = None
         self.bias = param.constant((outputs,), axes[1:], value=0.0) if bias else None
         self.transposed = False  # whether the kernel lies as (outputs, inputs): `decoding_params`
         self.lora_scale = lora.scale if lora else 0.0
@@ -64,9 +68,15 @@ class Linear(nnx.Module):
         self.lora_b = param.constant((lora.rank, outputs), up, value=0.0) if lora else None
 
     @property
-    def matrix(self) -> Float[Array, "inputs outputs"]:
-        """The kernel, in the parameters' dtype."""
+    def matrix(self) -> Shaped[Array, "inputs outputs"]:
+        """The kernel, in the parameters' dtype; of int8, without its scales."""
         return self.kernel[...].T if self.transposed else self.kernel[...]
+
+    def scale_outputs(self) -> None:
+        """Makes room for what an int8 kernel needs: a scale of each output."""
+        axes = self.kernel.get_metadata("logical")
+        scale = param.constant(self.kernel.shape[1:], axes[1:], value=1.0)
+        self.kernel_scale = nnx.data(scale)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         batch = x.shape[:-1]
@@ -74,7 +84,12 @@ class Linear(nnx.Module):
             # one axis to sum over in the backward pass: XLA would copy the inputs for two. Where
             # the axes lie on a mesh, they stay apart.
             x = x.reshape(-1, x.shape[-1])
-        y = x @ self.matrix.astype(x.dtype)
+        kernel = self.matrix.astype(x.dtype)
+        if self.kernel_scale is None:
+            y = x @ kernel
+        else:
+            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = (y * self.kernel_scale[...]).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))

@@ -16,6 +16,7 @@ from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 
 CANDIDATES = 64  # likeliest ids among which a nucleus is looked for before all are sorted
+COLDEST = 1e-5  # temperature; what is below is greedy, and divides nothing beyond float32
 BLOCK = 128  # ids whose chances are summed together before one of them is drawn
 
 
@@ -24,7 +25,7 @@ class Sampling:
     """How the next id is chosen. Penalty, temperature, top-k, top-p come in this order.
 
     Attributes:
-      temperature: logits are divided by it; 0 is greedy.
+      temperature: logits are divided by it; 0 is greedy, and so is less than `COLDEST`.
       top_p: the likeliest ids that together have this probability are kept (nucleus, Holtzman et
         al. 2020), and always the likeliest one; 1 keeps all.
       top_k: number of likeliest ids that are kept; 0 keeps all.
@@ -99,8 +100,9 @@ def choose(
       used: the rows that count; others get any place.
     """
     size = logits.shape[-1]
-    greedy = settings.temperature == 0
-    ranked = ~greedy & ((settings.top_p < 1) | ((settings.top_k > 0) & (settings.top_k < size)))
+    greedy = settings.temperature < COLDEST
+    # Whatever the size: an id is chosen alike from all logits and from a cut layer's.
+    ranked = ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
     logits = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
     likeliest = jnp.argmax(logits, axis=-1)
 
@@ -130,7 +132,7 @@ def draw(logits: Float[Array, "rows ids"], uniform: Float[Array, " rows"]) -> In
     sums = jnp.sum(blocks, axis=-1)
     edges = jnp.cumsum(sums, axis=-1)
     goal = uniform * edges[:, -1]
-    block = jnp.minimum(jnp.sum(edges <= goal[:, None], axis=-1), sums.shape[1] - 1)
+    block = _first_above(sums, goal)
 
     def take(x: Array) -> Array:
         return jnp.take_along_axis(x, block[:, None], axis=1)[:, 0]
@@ -141,11 +143,16 @@ def draw(logits: Float[Array, "rows ids"], uniform: Float[Array, " rows"]) -> In
 
 
 def _first_above(chances: Array, goal: Array) -> Array:
-    """The first place where the sum so far is above the goal; rounding never gives chance 0."""
-    place = jnp.sum(jnp.cumsum(chances, axis=-1) <= goal[:, None], axis=-1)
+    """The first place where the sum so far is above the goal; never one of chance 0.
+
+    Sums over many places are rounded each in its own order: they may rise where nothing is added,
+    and fall.
+    """
     numbers = jnp.arange(chances.shape[-1])
-    last = jnp.max(jnp.where(chances > 0, numbers, 0), axis=-1)
-    return jnp.minimum(place, last)
+    real = chances > 0
+    above = real & (jnp.cumsum(chances, axis=-1) > goal[:, None])
+    last = jnp.max(jnp.where(real, numbers, 0), axis=-1, keepdims=True)
+    return jnp.min(jnp.where(above, numbers, last), axis=-1)
 
 
 def _draw_ranked(

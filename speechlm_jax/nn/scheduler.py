@@ -8,9 +8,10 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from statistics import median
 
+from speechlm_jax.errors import UserError
 from speechlm_jax.id_set import IdSet
 from speechlm_jax.nn.engine import MAX_STEPS, RULES, Engine, Entry, unpack
 from speechlm_jax.nn.sampling import Sampling
@@ -26,7 +27,7 @@ class Kept:
     Attributes:
       slot: None until the first request is begun.
       ids: of the dialogue so far.
-      filled: how many of them the slot's cache holds.
+      filled: how many of them the slot's cache is known to hold; never the last.
     """
 
     slot: int | None = None
@@ -60,6 +61,11 @@ class Job:
         """What tells its rule from others."""
         return self.allowed, self.stops
 
+    @property
+    def has_slot(self) -> bool:
+        """Whether its session holds a slot already."""
+        return self.kept is not None and self.kept.slot is not None
+
 
 @dataclasses.dataclass
 class Stats:
@@ -68,6 +74,7 @@ class Stats:
     Attributes:
       ids: of all replies.
       steps, slot_steps, busy: steps of the device; times slots; of these, those of a request.
+      waiting_slot_steps, waiting_busy: the same of calls during which requests waited.
       calls, reads: calls of `Engine.advance` and of `Engine.read`.
       sorted_all: choices that had to sort all ids.
       host_seconds, seconds: of the host's own work, and from begin to end.
@@ -77,6 +84,8 @@ class Stats:
     steps: int = 0
     slot_steps: int = 0
     busy: int = 0
+    waiting_slot_steps: int = 0
+    waiting_busy: int = 0
     calls: int = 0
     reads: int = 0
     sorted_all: int = 0
@@ -129,9 +138,22 @@ class Scheduler:
         self._answering: dict[int, Job] = {}
         self._rules: dict[tuple, int] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
-        """Answers jobs; yields (number of the request, id of its reply) as they come."""
-        for job in jobs:
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, int], None, None]:
+        """Takes jobs; returns (number of the request, id of its reply) as they come.
+
+        To close what it returns, or to drop it, ends the replies.
+
+        Raises:
+          UserError: other jobs are not answered yet.
+        """
+        if self._waiting or self._answering:
+            raise UserError("an earlier stream of replies is open; read it to its end, or close it")
+        ids = self._answer(jobs)
+        next(ids)  # the jobs wait; from here on the generator ends them when it is closed
+        return ids
+
+    def _answer(self, jobs: Sequence[Job]) -> Generator[tuple[int, int], None, None]:
+        for job in sorted(jobs, key=lambda job: not job.has_slot):
             if job.limit:
                 self._waiting.append(job)
             elif job.kept is not None:
@@ -139,23 +161,27 @@ class Scheduler:
         begun = time.perf_counter()
         told: deque = deque()
         try:
+            yield -1, -1
             while self._waiting or self._answering:
                 at = time.perf_counter()
                 self._fill()
                 report = self.engine.advance(self.pace.steps, self._leave())
-                told.append((report, dict(self._answering)))
+                told.append((report, dict(self._answering), bool(self._waiting)))
                 if len(told) > self._lookahead:
                     yield from self._take(*told.popleft(), at)
         finally:
-            self._abandon()
+            for job in [*self._waiting, *self._answering.values()]:
+                self.cancel(job)
             self.stats.seconds += time.perf_counter() - begun
 
-    def cancel(self, number: int) -> None:
-        """Ends the reply to a request; ids of it that are on their way are dropped."""
-        for job in [job for job in self._waiting if job.number == number]:
+    def cancel(self, job: Job) -> None:
+        """Ends the reply to a job, if it has not ended; ids that are on their way are dropped."""
+        if job in self._waiting:
             self._waiting.remove(job)
-        for job in [job for job in self._answering.values() if job.number == number]:
-            self._end(job, stopped=False)
+            if job.kept is not None:
+                job.kept.ids = job.ids
+        elif self._answering.get(job.slot) is job:
+            self._end(job)
 
     @property
     def unkept(self) -> int:
@@ -163,17 +189,14 @@ class Scheduler:
         return self.engine.slots - len(self._held)
 
     def forget(self, kept: Kept) -> None:
-        """Gives a session's slot back."""
+        """Gives a session's slot back; ends a reply that is on its way."""
+        for job in [*self._waiting, *self._answering.values()]:
+            if job.kept is kept:
+                self.cancel(job)
         if kept.slot is not None:
             self._held.discard(kept.slot)
             self._free.append(kept.slot)
         kept.slot, kept.ids, kept.filled = None, [], 0
-
-    def _abandon(self) -> None:
-        """Ends what is not answered, as when a caller reads no further."""
-        self._waiting.clear()
-        for job in list(self._answering.values()):
-            self._end(job, stopped=False)
 
     def _leave(self) -> int:
         """How many slots must end before a call comes back early."""
@@ -184,7 +207,9 @@ class Scheduler:
     def _fill(self) -> None:
         """Gives waiting jobs to free slots, if there are enough of both for a call."""
         enough = min(self.engine.rows, len(self._waiting))
-        while self._waiting and (len(self._free) >= enough or not self._answering):
+        while self._waiting and (
+            len(self._free) >= enough or self._waiting[0].has_slot or not self._answering
+        ):
             group = self._group()
             if not group:
                 return
@@ -220,12 +245,14 @@ class Scheduler:
 
     def _begin(self, job: Job) -> bool:
         """Finds a slot and a rule for a job; False if there is none now."""
-        own = job.kept is not None and job.kept.slot is not None
-        if (not own and not self._free) or not self._find_rule(job):
+        if (not job.has_slot and not self._free) or not self._find_rule(job):
             return False
-        job.slot = job.kept.slot if own else self._free.pop(0)
-        if job.kept is not None:
-            job.kept.slot = job.slot
+        if job.kept is None:
+            job.slot = self._free.pop(0)
+        else:
+            if job.kept.slot is None:
+                job.kept.slot = self._free.pop(0)
+            job.slot = job.kept.slot
             self._held.add(job.slot)
         self._answering[job.slot] = job
         return True
@@ -261,41 +288,51 @@ class Scheduler:
             job.slot, start, ids, starts, job.limit, self._rules[job.rule], job.seed, job.sampling
         )
 
-    def _take(self, report, asked: dict[int, Job], begun: float) -> Iterator[tuple[int, int]]:
+    def _take(
+        self, report, asked: dict[int, Job], waiting: bool, begun: float
+    ) -> Iterator[tuple[int, int]]:
         """Hands out what a call has found."""
         waits = time.perf_counter()
         found = unpack(report)
         ready = time.perf_counter()
-        said = []
-        for slot, job in asked.items():
-            if self._answering.get(slot) is not job:
-                continue  # ended in an earlier report, or cancelled
-            new = [number for number in found.ids[slot, : found.steps].tolist() if number >= 0]
-            job.reply += new
-            said += [(job.number, number) for number in new]
-            if not found.active[slot]:
-                self._end(job, stopped=len(job.reply) < job.limit)
-        self._count(found, len(said))
+        # Not those that ended in an earlier report, or were cancelled.
+        jobs = [job for job in asked.values() if self._answering.get(job.slot) is job]
+        said = [
+            (job, number)
+            for job in jobs
+            for number in found.ids[job.slot, : found.steps].tolist()
+            if number >= 0
+        ]
+        self._count(found, len(said), waiting=waiting)
         host = waits - begun + time.perf_counter() - ready
         self.stats.host_seconds += host
         self.pace.saw(host=host, device=ready - waits, steps=found.steps)
-        yield from said
+        for job, number in said:
+            if self._answering.get(job.slot) is job:  # the caller may have cancelled it
+                job.reply.append(number)
+                yield job.number, number
+        for job in jobs:
+            if not found.active[job.slot] and self._answering.get(job.slot) is job:
+                self._end(job)
 
-    def _count(self, found, ids: int) -> None:
+    def _count(self, found, ids: int, *, waiting: bool) -> None:
         stats = self.stats
         stats.ids += ids
         stats.calls += 1
         stats.steps += found.steps
         stats.slot_steps += found.steps * self.engine.slots
         stats.busy += found.busy
+        if waiting:
+            stats.waiting_slot_steps += found.steps * self.engine.slots
+            stats.waiting_busy += found.busy
         stats.sorted_all += found.sorted_all
 
-    def _end(self, job: Job, *, stopped: bool) -> None:
+    def _end(self, job: Job) -> None:
         """Frees a job's slot, or leaves it to its session."""
         del self._answering[job.slot]
         if job.kept is None:
             self._free.append(job.slot)
             return
         job.kept.ids = [*job.ids, *job.reply]
-        # The last id of a reply is read by the next step, which there is only where it stopped.
-        job.kept.filled = len(job.kept.ids) - (0 if stopped else 1)
+        # Each id but the last of a reply was read to find the next one.
+        job.kept.filled = len(job.kept.ids) - 1

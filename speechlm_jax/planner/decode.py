@@ -102,7 +102,7 @@ class Programs:
 def lower(model: LanguageModelConfig, mesh: Mesh, *, requests: int, length: int) -> Programs:
     """Lowers `advance` and `read` for a mesh of absent chips, as `Engine` would run them."""
     model = dataclasses.replace(model, dtype="bfloat16")
-    weights, sizes = decoding_params.planned(model, mesh=mesh), engine.sizes(requests, length, mesh)
+    weights, sizes = decoding_params.planned(model, mesh), engine.sizes(requests, length, mesh)
     make = partial(engine.empty_slots, weights.model.config, sizes.slots, sizes.length)
     slots = jax.eval_shape(make)
     places = engine.slots_shardings(slots, mesh)

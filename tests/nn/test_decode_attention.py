@@ -9,6 +9,7 @@ import pytest
 
 from speechlm_jax.nn import cache, decode_attention
 from speechlm_jax.nn.decode_attention import attend, attend_tpu, attend_triton, chosen
+from speechlm_jax.nn.int8 import Quantised
 from speechlm_jax.sharding import MeshConfig, make_mesh
 
 KERNELS = {
@@ -81,7 +82,7 @@ def test_a_kernel_is_chosen_by_platform_and_shape(monkeypatch):
         for refused in (
             (q.update(shape=(4, 2, 6, 128)), k),  # a prompt
             (q.update(dtype=jnp.float32), k.update(dtype=jnp.float32)),
-            (q, k.update(dtype=jnp.int8)),
+            (q, Quantised(k.update(dtype=jnp.int8), k)),
             (q.update(shape=(4, 1, 6, 80)), k.update(shape=(2, 4, 640, 80))),
         ):
             assert chosen(*refused) is None
