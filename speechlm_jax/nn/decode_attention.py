@@ -61,9 +61,9 @@ def attend(
 def chosen(q: Any, k: Any) -> Kernel | None:
     """The platform's kernel, where it takes these queries and keys; None: it does not.
 
-    It takes one query a row (the newest: it sees all that the row holds), bfloat16 (a cache in int8
-    has no kernel), heads of 128 or 256 numbers (on a GPU also of 64, for which a TPU would lay the cache out otherwise, and copy
-    it), and rows and heads of keys that divide over the mesh.
+    It takes one query a row (the newest: it sees all that the row holds), bfloat16 (not int8),
+    heads of 128 or 256 numbers (on a GPU also of 64, for which a TPU would lay the cache out
+    otherwise, and copy it), and rows and heads of keys that divide over the mesh.
     """
     on = platform()
     kernel = {"tpu": attend_tpu, "gpu": attend_triton, "cuda": attend_triton}.get(on)
