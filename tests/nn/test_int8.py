@@ -86,9 +86,7 @@ def test_a_linear_map_of_an_int8_kernel(dtype, tolerance):
 
 
 def empty(rows, dtype):
-    return Cache.empty(
-        layers=1, kv_heads=2, head_dim=8, rows=rows, length=LENGTH, dtype=jnp.dtype(dtype)
-    )
+    return Cache.empty(layers=1, kv_heads=2, head_dim=8, rows=rows, length=LENGTH, dtype=dtype)
 
 
 def test_the_cache_keeps_what_is_written_within_its_bound():
