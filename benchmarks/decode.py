@@ -194,10 +194,9 @@ def chat_part(args: argparse.Namespace) -> bool:
 
 def device_part(args: argparse.Namespace) -> bool:
     """Measures an accelerator; returns whether any case was measured."""
-    command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--only", "decode"]
-    return not subprocess.run(
-        [*command, *(["--tiny"] if args.tiny else [])], check=False
-    ).returncode
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--only", "decode"]
+    command += ["--tiny"] if args.tiny else ["--seconds", "1200"]
+    return not subprocess.run(command, check=False).returncode
 
 
 PARTS = {"transformers": transformers_part, "mixed": mixed_part, "chat": chat_part,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 VOCAB, SAYABLE = 168_960, 16_385  # text-to-token says 16,384 codes and the end of speech
-MEASURED = 3  # times
+MEASURED = 2  # times
+WARMUP = 64  # requests: of all padded lengths
 # Codes a word in 9,370 spans that the quickstart (seed 0) spoke: every twentieth of the spans.
 CODES_PER_WORD = (
     2.89, 3.17, 3.33, 3.45, 3.57, 3.67, 3.75, 3.86, 3.93, 4.0,
@@ -31,9 +32,9 @@ def cases(tiny: bool) -> Iterator[dict[str, Any]]:
         yield {**shape, "subset": 65, "slots": [16]}
         yield {**shape, "subset": None, "slots": [16]}
         return
-    slots = [1024, 512, 2048, 256, 64]
-    yield {**shape, "subset": SAYABLE, "slots": slots}
-    yield {**shape, "subset": None, "slots": slots}
+    for slots in ([1024], [512, 2048, 256, 64]):
+        yield {**shape, "subset": SAYABLE, "slots": slots}
+        yield {**shape, "subset": None, "slots": slots}
 
 
 def span_lengths(number: int, seed: int = 0) -> list[tuple[int, int, int]]:
@@ -89,8 +90,8 @@ def measure_card(*, tiny: bool = False) -> dict[str, float]:
     copy = seconds_of(jax.jit(lambda many: -many), many)
     product = seconds_of(jax.jit(lambda x: x @ x), x)
     return {
-        "copy_gb_per_second": round(2 * many.nbytes / copy / 1e9, 1),
-        "product_tflops": round(2 * size**3 / product / 1e12, 2),
+        "copy_gb_per_second": float(f"{2 * many.nbytes / copy / 1e9:.4g}"),
+        "product_tflops": float(f"{2 * size**3 / product / 1e12:.4g}"),
     }
 
 
@@ -189,13 +190,13 @@ def run(
         jobs = [
             Job(number, [(number + place) % 500 for place in range(prompt)], allowed, (), new,
                 number, sampling)
-            for number, (prompt, new) in enumerate(lengths)
+            for number, (prompt, new) in enumerate(lengths if turn else lengths[:WARMUP])
         ]  # fmt: skip
         before = dataclasses.asdict(scheduler.stats)
         began = time.perf_counter()
         answered = sum(1 for _ in scheduler.run(jobs))
         took = time.perf_counter() - began
-        assert answered == ids
+        assert answered == ids or not turn
         after = dataclasses.asdict(scheduler.stats)
         stats = {name: after[name] - before[name] for name in after}
         seconds += [took] if turn else []

@@ -123,6 +123,7 @@ def theirs_player(case: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     import torch
     import transformers
 
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(THREADS)
     model = transformers.Qwen2ForCausalLM.from_pretrained(case["folder"], dtype=torch.float32)
     model = model.eval().requires_grad_(False)
