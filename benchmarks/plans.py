@@ -5,7 +5,7 @@
     python benchmarks/plans.py --table          # only the page and the charts
 
 Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if a plan fails or is
-missing, or if one that should fit does not fit with 8% of a chip's memory to spare.
+missing, or if one that should fit does not fit (a training: with 8% of a chip's memory to spare).
 """
 
 import argparse
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = {name: plans[name] for name in TRAINING if name in plans}
     plan_pictures.memory(training, PLANS / "memory.svg")
     plan_pictures.days(training, published, PLANS / "days.svg")
-    good = {name: plan["fits"] and plan["hbm_share"] <= 1 - SPARE for name, plan in plans.items()}
+    most = {name: 1.0 if name in DECODING else 1 - SPARE for name in plans}
+    good = {name: plan["fits"] and plan["hbm_share"] <= most[name] for name, plan in plans.items()}
     wrong = [name for name in plans if good[name] == (name in TOO_SMALL)]
     return int(bool(wrong or failed or recorded.keys() - plans))
 
