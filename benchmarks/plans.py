@@ -66,7 +66,9 @@ DECODE_HEAD = """
 
 The engine's two programs: one step of `advance` adds an id to each request; `read` takes up to 512
 ids of some prompts in, and counts for memory only. Weights and cache are in bfloat16, with room for
-8,192 ids a request; time is that of a step with a full cache.
+8,192 ids a request; time is that of a step with a full cache. Over several chips `read` needs the
+more: the slots that it writes to are gathered whole, and scattered back. The kernel that attends to
+the cache was compiled, not run.
 
 """
 SEARCH_HEAD = """
