@@ -5,7 +5,7 @@
     python benchmarks/plans.py --table          # only the page and the charts
 
 Runs `speechlm plan ... --json` for each, one after the other. Exit code 1 if a plan fails or is
-missing, or if one that should fit does not fit with 8% of a chip's memory to spare.
+missing, or if one that should fit does not fit (a training: with 8% of a chip's memory to spare).
 """
 
 import argparse
@@ -66,7 +66,9 @@ DECODE_HEAD = """
 
 The engine's two programs: one step of `advance` adds an id to each request; `read` takes up to 512
 ids of some prompts in, and counts for memory only. Weights and cache are in bfloat16, with room for
-8,192 ids a request; time is that of a step with a full cache.
+8,192 ids a request; time is that of a step with a full cache. Over several chips `read` needs the
+more: the slots that it writes to are gathered whole, and scattered back. The kernel that attends to
+the cache was compiled, not run.
 
 """
 SEARCH_HEAD = """
@@ -223,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = {name: plans[name] for name in TRAINING if name in plans}
     plan_pictures.memory(training, PLANS / "memory.svg")
     plan_pictures.days(training, published, PLANS / "days.svg")
-    good = {name: plan["fits"] and plan["hbm_share"] <= 1 - SPARE for name, plan in plans.items()}
+    most = {name: 1.0 if name in DECODING else 1 - SPARE for name in plans}
+    good = {name: plan["fits"] and plan["hbm_share"] <= most[name] for name, plan in plans.items()}
     wrong = [name for name in plans if good[name] == (name in TOO_SMALL)]
     return int(bool(wrong or failed or recorded.keys() - plans))
 
