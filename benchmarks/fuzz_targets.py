@@ -43,7 +43,7 @@ from speechlm_jax.lm.presets import preset
 from speechlm_jax.lm.sizes import SIZES
 from speechlm_jax.quickstart.own_data import text_to_documents
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.train import checkpoint_folder, logs, rendezvous, sentinel
+from speechlm_jax.train import checkpoint_folder, checkpoints, logs, rendezvous, sentinel
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.world.tables import SHIPPED, load_tables
 
@@ -358,7 +358,7 @@ def checkpoint(folder: Path):
         sums.write_bytes(data)
         with contextlib.suppress(UserError):
             checkpoint_folder.read_meta(folder)
-        return checkpoint_folder.newest_meta(folder)
+        return checkpoints.newest_meta(folder)
 
     return seeds, parse
 

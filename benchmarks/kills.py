@@ -154,7 +154,7 @@ def _kill(
     seconds = _seconds_to_end(processes)
     saved = checkpoint_folder.steps(folder)
     inside = _saving(folder)
-    good = checkpoint_folder.latest_good(workdir)
+    good = checkpoints.latest_good(workdir)
     kept = -1 if good is None else int(good.name)
     result = {
         "kill": number,

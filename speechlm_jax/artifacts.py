@@ -16,6 +16,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -153,19 +154,32 @@ def read_lines(path: str | Path) -> Iterator[str]:
     """
     opened = gzip.open if str(path).lower().endswith(".gz") else open
     try:
-        with opened(path, "rb") as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        wrap = partial(io.TextIOWrapper, encoding="utf-8", errors="surrogateescape")
+        with opened(path, "rb") as file, wrap(file) as text:
             if _is_wide(file.peek(_WIDE_BYTES)[:_WIDE_BYTES]):
                 raise UserError(f"{path}: is UTF-16 or UTF-32; `iconv -f utf-16 -t utf-8` turns it")
-            for line in text:
+            for number, line in enumerate(text, 1):
+                if not _is_whole(line):
+                    raise UserError(
+                        f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8` (the first fault "
+                        f"is in line {number})"
+                    )
                 yield line.removeprefix("\ufeff").removesuffix("\n")  # also inside joined files
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8; convert it, e.g. `iconv -t utf-8`") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{path}: is not a whole gzip file; copy it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _is_whole(line: str) -> bool:
+    """Returns whether a line has no half characters, into which `read_lines` turns other bytes."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_wide(head: bytes) -> bool:

@@ -125,6 +125,8 @@ def test_a_new_folder_that_is_killed_is_not_there(tmp_path):
         (b'{"a": 1}\n{"a": \n', ":2: is not JSON"),
         (b'{"a": 1}\n[1]\n', ":2: is not a JSON object"),
         ("ä".encode("latin-1"), "is not UTF-8"),
+        ('{}\n\r\n{"a": "ä"}\n'.encode() + b"\xff\n", "is not UTF-8; convert it, e.g. `iconv"),
+        ('{}\n\r\n{"a": "ä"}\n'.encode() + b"\xff\n", "the first fault is in line 4)"),
         (None, "no such file"),
     ],
 )

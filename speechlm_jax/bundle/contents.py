@@ -15,12 +15,12 @@ from typing import Literal, TypeAlias, get_args
 from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
+from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import TEXT_MODEL, VOCAB
 
 BUNDLE = "bundle.json"
 VERSION = 1
-CHECKPOINTS = "checkpoints"  # name of the folder in a training's folder
 PartName: TypeAlias = Literal["tokenizer", "text_to_token", "lm", "chat", "speech_decoder"]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 TITLES: dict[PartName, str] = {
@@ -141,10 +141,22 @@ def is_whole_run(folder: str | Path) -> bool:
     return os.path.isfile(text) and os.path.isdir(tokenizer)
 
 
+def is_training(folder: Path) -> bool:
+    """Returns whether a folder is a training's, its checkpoints folder, or one checkpoint."""
+    return (
+        os.path.isfile(folder / checkpoint_folder.CHECKSUMS)
+        or os.path.isdir(folder / checkpoint_folder.FOLDER)
+        or (
+            folder.resolve().name == checkpoint_folder.FOLDER
+            and bool(checkpoint_folder.steps(folder))
+        )
+    )
+
+
 def check_bundle(folder: str | Path, *parts: PartName) -> None:
     """Checks that a folder can be opened as a bundle and that its `bundle.json` has these parts.
 
-    The contents of a training's folder are not checked: reading them takes JAX.
+    Which part a training is, is not checked: its config takes JAX.
 
     Raises:
       UserError: the folder is no bundle or lacks a part; the message says what to do.
@@ -159,8 +171,9 @@ def check_bundle(folder: str | Path, *parts: PartName) -> None:
                     f"{folder}: has no {TITLES[name]} at {contents.parts[name].folder}, which its "
                     f"{BUNDLE} names; put it back, or write the bundle anew"
                 )
-    elif os.path.isdir(folder / CHECKPOINTS) or os.path.isfile(folder / "checksums.json"):
-        return
+            checkpoint_folder.told_meta(beside(folder, contents.parts[name].folder))
+    elif is_training(folder):
+        checkpoint_folder.told_meta(folder)
     elif os.path.isfile(folder / VOCAB):
         require_parts(folder, Contents(), parts)
     elif is_whole_run(folder):

@@ -11,7 +11,6 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.bundle.contents import (
     BUNDLE,
-    CHECKPOINTS,
     PART_NAMES,
     RUN_VOICED,
     TITLES,
@@ -53,7 +52,9 @@ def make_bundle(out: str | Path, given: Mapping[PartName, str | Path]) -> dict[s
         codes, vocabulary or mel settings.
     """
     out = Path(out)
-    if is_whole_run(out) or any((out / name).exists() for name in (CHECKPOINTS, VOCAB)):
+    if is_whole_run(out) or any(
+        (out / name).exists() for name in (checkpoint_folder.FOLDER, VOCAB)
+    ):
         raise UserError(f"{out}: holds a run or a vocabulary; give a new folder")
     if not given:
         raise UserError(f"{out}: is given no part; name one, e.g. --tokenizer runs/my_tokenizer")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from speechlm_jax import artifacts
 from speechlm_jax.arrays import Integer, ndarray
@@ -44,6 +45,8 @@ class Bundle:
       batch_size: requests that a language model answers at once; fewer are padded to this number.
       clip_batch_size: clips that the speech tokenizer takes at once; the speech decoder takes at
         most 32 of them.
+      mesh: devices over which language and text-to-token models are split. The speech tokenizer and
+        the speech decoder stay on the first device. None: every model does.
 
     Raises:
       UserError: a requested model or vocabulary is not in the bundle, is not trained yet, or
@@ -54,6 +57,7 @@ class Bundle:
     contents: Contents
     batch_size: int = dataclasses.field(default=64, kw_only=True)
     clip_batch_size: int = dataclasses.field(default=64, kw_only=True)
+    mesh: Mesh | None = dataclasses.field(default=None, kw_only=True)
 
     def part(self, name: PartName) -> Part:
         """Returns the part of this name; raises UserError if the bundle has none."""
@@ -181,6 +185,7 @@ class Bundle:
         inference, _ = runs.load_inference(
             self.path("text_to_token"), kind="text_to_token", vocab=vocab,
             fingerprint=part.fingerprint, batch_size=self.batch_size, sayable=sayable(vocab),
+            mesh=self.mesh,
         )  # fmt: skip
         return TextToToken(inference, vocab, self._said_text, config)
 
@@ -188,7 +193,7 @@ class Bundle:
         """Loads a language model with the bundle's vocabulary, from its run or a checkpoint."""
         return runs.load_inference(
             checkpoint, kind="lm", vocab=self.vocab, fingerprint=fingerprint,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size, mesh=self.mesh,
         )[0]  # fmt: skip
 
     def part_model(self, name: Literal["lm", "chat"]) -> Inference:

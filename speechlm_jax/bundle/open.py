@@ -4,6 +4,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from speechlm_jax import artifacts
 from speechlm_jax.bundle.contents import (
     BUNDLE,
@@ -11,6 +13,7 @@ from speechlm_jax.bundle.contents import (
     Part,
     PartName,
     check_bundle,
+    is_training,
     read_contents,
 )
 from speechlm_jax.bundle.models import Bundle
@@ -27,13 +30,14 @@ from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import VOCAB, find_text, read_vocab
 
 
-def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
+def open_bundle(place: str | Path, *, batch_size: int = 8, mesh: Mesh | None = None) -> Bundle:
     """Opens the models of a folder; the default batch size suits few requests.
 
     Args:
       place: a folder with a `bundle.json`, the folder of a training or of one of its checkpoints,
         or a folder with a `vocab.json` (from `speechlm vocab` or `speechlm convert`).
       batch_size: batch size of every model.
+      mesh: see `Bundle`.
 
     Raises:
       UserError: the folder is none of these, or is damaged.
@@ -43,21 +47,24 @@ def open_bundle(place: str | Path, *, batch_size: int = 8) -> Bundle:
     folder, contents = place, Contents()
     if (place / BUNDLE).is_file():
         contents = read_contents(place)
-    elif (place / checkpoint_folder.CHECKSUMS).is_file():
-        folder = checkpoint_folder.training_folder(place)
-        contents = trained_contents(folder, os.path.relpath(place.resolve(), folder))
-    elif (place / checkpoint_folder.FOLDER).is_dir():
-        contents = trained_contents(place)
+    elif is_training(place):
+        training = checkpoint_folder.training_folder(place)
+        inside = os.path.relpath(place.resolve(), training)
+        folder = place if inside == os.curdir else training
+        contents = trained_contents(folder, inside)
     else:
         contents = Contents(text=find_text(place), vocab=read_vocab(place / VOCAB))
-    return Bundle(folder, contents, batch_size=batch_size, clip_batch_size=batch_size)
+    return Bundle(folder, contents, batch_size=batch_size, clip_batch_size=batch_size, mesh=mesh)
 
 
-def trained_contents(folder: Path, checkpoint: str = os.curdir) -> Contents:
+def trained_contents(folder: Path, checkpoint: str) -> Contents:
     """Returns a training as a bundle of one part, whose name follows from its experiment.
 
     Its vocabulary and text vocabulary are files in the training's folder. Without a `vocab.json`,
     the vocabulary comes from the checkpoint's metadata.
+
+    Args:
+      checkpoint: the checkpoint, relative to `folder`; "." for the newest one.
 
     Raises:
       UserError: the training has no complete checkpoint, or one of another version.

@@ -36,14 +36,22 @@ def add_parser(subparsers: Any) -> None:
         help="a bundle of the checkpoint's vocabulary: its tokenizer reads answers, its clips are "
         f"asked about (default: ${RUN_VARIABLE}, or the run that the checkpoint lies in, or none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--mixture", metavar="FILE", type=os.path.expanduser,
+        help="prepared rows of the held-out loss, NAME.mixture.json (default: those that the model "
+        "was trained on; a converted model was trained on none)",
+    )  # fmt: skip
     options.add_out(parser, "runs/figures", "figures.json and the scored items")
     options.add_seed(parser)
+    options.add_tensor(parser)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError if the checkpoint or the run does not exist."""
-    paths.check_folder(args.checkpoint, paths.CHECKPOINT)
+    paths.check_checkpoint(args.checkpoint)
     paths.check_out_folder(args.out)
+    if args.mixture is not None:
+        paths.check_mixture(args.mixture)
     if args.run_folder is not None:
         paths.check_bundle(args.run_folder)
 
@@ -51,5 +59,12 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the checkpoint and prints its figures."""
     return options.show(
-        evaluate.evaluate(args.checkpoint, run=args.run_folder, out=args.out, seed=args.seed)
+        evaluate.evaluate(
+            args.checkpoint,
+            run=args.run_folder,
+            mixture=args.mixture,
+            out=args.out,
+            seed=args.seed,
+            tensor=args.tensor,
+        )
     )

@@ -52,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_run(parser)
     options.add_out(parser, "runs/interleaved", "documents.jsonl, bad.jsonl and stage.json")
     options.add_seed(parser)
+    options.add_tensor(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -72,5 +73,6 @@ def run(args: argparse.Namespace) -> int:
                 span_corruption_ratio=args.span_corruption_ratio,
                 mean_span_length=args.mean_span_length,
                 seed=args.seed,
+                tensor=args.tensor,
             )
         )

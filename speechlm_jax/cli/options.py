@@ -133,6 +133,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tensor(parser: argparse.ArgumentParser) -> None:
+    """Adds --tensor: how a command splits its language model over several devices."""
+    parser.add_argument(
+        "--tensor", metavar="N", type=positive, default=1,
+        help="devices that share each request, for a model larger than one of them; requests are "
+        "split over all (default: %(default)s)",
+    )  # fmt: skip
+
+
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     """Adds --out: the folder into which a command writes."""
     parser.add_argument(

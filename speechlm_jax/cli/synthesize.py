@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_run(parser)
     options.add_out(parser, "runs/codes", "codes.jsonl and its manifest")
     options.add_seed(parser)
+    options.add_tensor(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -53,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
                 voice=args.voice,
                 temperature=args.temperature,
                 seed=args.seed,
+                tensor=args.tensor,
             )
         )

@@ -1,6 +1,7 @@
 """Writes and reads a prepared mixture: its file, and the shard folders that the file names."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 from speechlm_jax import artifacts, bucket
@@ -18,7 +19,7 @@ class PreparedTask:
     """A task of a mixture: its SeqIO rate, and its shard folder by split, beside the file.
 
     Raises:
-      UserError: a shard folder lies elsewhere.
+      UserError: a shard folder lies elsewhere, or the rate is below 0.
     """
 
     name: str
@@ -26,6 +27,7 @@ class PreparedTask:
     splits: dict[str, str]
 
     def __post_init__(self) -> None:
+        configs.at_least(self, 0, "rate")
         for split, folder in self.splits.items():
             if not artifacts.is_inside(folder) or bucket.is_address(folder):
                 raise UserError(
@@ -43,12 +45,21 @@ class PreparedMixture:
       length: ids per row.
       vocab_fingerprint: fingerprint of the rows' vocabulary.
       tasks: its tasks, sorted by name.
+
+    Raises:
+      UserError: two tasks have one name, or `length` is below 1.
     """
 
     name: str
     length: int
     vocab_fingerprint: str
     tasks: tuple[PreparedTask, ...]
+
+    def __post_init__(self) -> None:
+        configs.at_least(self, 1, "length")
+        names = Counter(task.name for task in self.tasks)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"tasks: {twice[0]!r} stands there more than once; prepare again")
 
     @property
     def rates(self) -> dict[str, float]:

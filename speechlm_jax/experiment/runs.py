@@ -4,6 +4,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from speechlm_jax import config as configs
 from speechlm_jax.audio.mel_config import WHISPER, MelConfig
 from speechlm_jax.codes import CodesIdentity
@@ -22,8 +24,11 @@ from speechlm_jax.experiment.configs import (
 from speechlm_jax.folder_lock import FolderLock
 from speechlm_jax.id_set import IdSet
 from speechlm_jax.lm.row_losses import RowLoss, rows_to_losses
+from speechlm_jax.nn import decoding_params
 from speechlm_jax.nn.inference import Inference
 from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.padding import round_up
+from speechlm_jax.sharding import row_shards
 from speechlm_jax.speech_decoder.synthesis import SpeechDecoder
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.reading import Transcriber
@@ -40,7 +45,7 @@ def trained_model(run: str | Path) -> LanguageModelConfig:
 
     `dataclasses.replace` changes what may differ in it: execution, dtype, adapters.
     """
-    return as_trained(run, checkpoint_folder.newest_meta(run), LanguageModelExperiment).model
+    return as_trained(run, checkpoints.newest_meta(run), LanguageModelExperiment).model
 
 
 def load_reader(
@@ -96,26 +101,23 @@ def load_inference(
     fingerprint: str = "",
     batch_size: int = 64,
     sayable: IdSet | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Inference, LanguageModelExperiment]:
     """Loads a trained language or text-to-token model from its run or one of its checkpoints.
 
     Args:
       sayable: the only ids that it will be asked to say; None: any.
+      mesh: devices onto which it is read and over which requests are split; None: one device.
 
     Raises:
       UserError: it is not of this `kind`, was trained with another vocabulary than `vocab`, or has
         another `fingerprint` ("" accepts any).
     """
-    weights, experiment = _load(run, LanguageModelExperiment)
-    if kind is not None and experiment.kind != kind:
-        raise UserError(f"{run}: is a model of kind {experiment.kind}; give one of kind {kind}")
-    if vocab is not None:
-        tokenizer = vocab.tokenizer_fingerprint
-        its = {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer}
-        require(weights.meta, run, its)
+    weights, _ = load_language_model(run, mesh=mesh)
+    experiment = trained_language_model(run, weights.meta, kind=kind, vocab=vocab)
     _check(weights, run, fingerprint)
     inference = Inference(
-        experiment.model, weights.params, batch_size=batch_size, vocab_subset=sayable
+        experiment.model, weights.params, batch_size=batch_size, vocab_subset=sayable, mesh=mesh
     )
     return inference, experiment
 
@@ -136,8 +138,33 @@ def load_speech_decoder(
     return SpeechDecoder(experiment.model, weights.params, batch_size=batch_size), experiment
 
 
+def trained_language_model(
+    run: str | Path,
+    meta: checkpoint_folder.Meta,
+    *,
+    kind: ModelKind | None = None,
+    vocab: Vocab | None = None,
+) -> LanguageModelExperiment:
+    """Returns the experiment of a language or text-to-token model, from its metadata alone.
+
+    Raises:
+      UserError: it is not of this `kind`, or was trained with another vocabulary than `vocab`.
+    """
+    experiment = as_trained(run, meta, LanguageModelExperiment)
+    if kind is not None and experiment.kind != kind:
+        raise UserError(f"{run}: is a model of kind {experiment.kind}; give one of kind {kind}")
+    if vocab is not None:
+        tokenizer = vocab.tokenizer_fingerprint
+        require(meta, run, {"vocabulary": vocab.fingerprint, "tokenizer": tokenizer})
+    return experiment
+
+
 def held_out_losses(
-    run: str | Path, *, mixture: str | Path | None = None, most_rows: int = 64
+    run: str | Path,
+    *,
+    mixture: str | Path | None = None,
+    most_rows: int = 64,
+    mesh: Mesh | None = None,
 ) -> dict[str, list[RowLoss]]:
     """Returns a language model's losses on held-out rows, by task.
 
@@ -145,26 +172,39 @@ def held_out_losses(
       run: a run's folder, or one of its checkpoints.
       mixture: prepared rows; by default those that the model was trained on.
       most_rows: largest number of rows of each task.
+      mesh: devices over which the model and the rows are split; None: one device.
     """
-    weights, experiment = _load(run, LanguageModelExperiment)
+    weights, experiment = load_language_model(run, mesh=mesh)
     data, losses = experiment.data, {}
+    batch_size = round_up(ROWS_PER_CALL, 1 if mesh is None else row_shards(mesh))
     # a run may be scored on another host, which need not have that folder
     cache = data.cache if Path(data.cache).is_dir() else ""
     with RowFetcher(disk_gb=data.disk_gb, folder=cache) as fetcher:
         shards = open_shards(mixture or data.mixture, split="validation", fetcher=fetcher)
         for task, rows in shards.items():
             require(weights.meta, run, {"vocabulary": rows.vocab.fingerprint})
-            batches = read_batches(rows, batch_size=ROWS_PER_CALL, most_rows=most_rows)
-            found = rows_to_losses(experiment.model, weights.params, batches)
+            batches = read_batches(rows, batch_size=batch_size, most_rows=most_rows)
+            found = rows_to_losses(experiment.model, weights.params, batches, mesh=mesh)
             losses[task] = list(islice(found, min(most_rows, len(rows))))
     return losses
 
 
 def load_language_model(
-    run: str | Path,
+    run: str | Path, *, mesh: Mesh | None = None
 ) -> tuple[checkpoints.Weights, LanguageModelExperiment]:
-    """Loads the weights and the experiment of a trained language or text-to-token model."""
-    return _load(run, LanguageModelExperiment)
+    """Loads the weights and the experiment of a trained language or text-to-token model.
+
+    Args:
+      mesh: devices that read the parameters, each its part by `decoding_params.RULES`; None: one
+        device reads them all.
+    """
+    cls = LanguageModelExperiment
+    if mesh is None:
+        return _load(run, cls)
+    weights = checkpoints.load_params(
+        run, layout=lambda meta: decoding_params.layout(as_trained(run, meta, cls).model, mesh)
+    )
+    return weights, as_trained(run, weights.meta, cls)
 
 
 def save_language_model(
@@ -187,7 +227,7 @@ def save_language_model(
         timing={},
     )
     with FolderLock(workdir) as lock:
-        if checkpoint_folder.latest_good(workdir) is not None:
+        if checkpoints.latest_good(workdir) is not None:
             raise UserError(f"{workdir}: holds a run already; give a new folder")
         writer = checkpoints.CheckpointWriter(workdir, confirm=lock.confirm)
         writer.save(TrainState(0, params, {}, {}), meta)

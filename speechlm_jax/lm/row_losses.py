@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, PyTree
 from speechlm_jax.nn.language_model import LanguageModelConfig, functional
@@ -20,9 +22,17 @@ class RowLoss:
 
 
 def rows_to_losses(
-    config: LanguageModelConfig, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]]
+    config: LanguageModelConfig,
+    params: PyTree,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    mesh: Mesh | None = None,
 ) -> Iterator[RowLoss]:
-    """Yields the loss of each row of the batches, in order; `data/rows.py` lists their fields."""
+    """Yields the loss of each row of the batches, in order; `data/rows.py` lists their fields.
+
+    Args:
+      mesh: devices that hold the parameters and split the rows of a batch; None: one device.
+    """
     model = functional(config)
 
     @jax.jit
@@ -31,5 +41,6 @@ def rows_to_losses(
         return jnp.sum(lost.losses * lost.weights, axis=1), jnp.sum(lost.weights, axis=1)
 
     for batch in batches:
-        losses, ids = (np.asarray(part) for part in sums(params, batch))
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            losses, ids = (np.asarray(part) for part in sums(params, batch))
         yield from (RowLoss(float(a), float(b)) for a, b in zip(losses, ids, strict=True))

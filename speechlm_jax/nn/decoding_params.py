@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -54,6 +55,16 @@ class Weights(NamedTuple):
     subset: Int[ndarray, " ids"] | None
 
 
+def layout(config: LanguageModelConfig, mesh: Mesh) -> PyTree:
+    """Returns the shapes of a trained model's parameters, with their shardings over a mesh."""
+    model = functional(config)
+    places = param_shardings(model.shapes, model.axes, mesh=mesh, rules=RULES)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        model.shapes, places,
+    )  # fmt: skip
+
+
 def prepare(
     config: LanguageModelConfig,
     params: PyTree,
@@ -69,10 +80,13 @@ def prepare(
       params: of `language_model.functional(config)`, in any dtype.
       vocab_subset: the ids that can be said, ascending; None: all.
       int8: whether the maps of blocks and the output layer are int8 (`nn/int8.py`).
-      transposed: whether kernels lie as (outputs, inputs). A CPU multiplies a few rows by them up
-        to twice as fast, and one row a little slower (docs/log.md).
-      mesh: where the parameters lie, split over `tensor`; None: on one device.
+      transposed: whether kernels lie as (outputs, inputs), as a CPU reads them fastest
+        (`layers.times_transposed`).
+      mesh: where the parameters lie, split over `tensor`; None: on one device. A subset that does
+        not divide over it gets ids that no request allows.
     """
+    if vocab_subset is not None and mesh is not None:
+        vocab_subset = _fill_up(vocab_subset, config.vocab_size, mesh.shape["tensor"])
     plain = dataclasses.replace(config.transformer, lora=None)
     tied = config.tied and vocab_subset is None and not int8
     cut = dataclasses.replace(config, transformer=plain, tied=tied)
@@ -90,6 +104,13 @@ def prepare(
     return Weights(
         Model(cut, transposed, int8), jax.jit(arrange, out_shardings=places)(params), vocab_subset
     )
+
+
+def _fill_up(ids: Int[ndarray, " ids"], size: int, multiple: int) -> Int[ndarray, " more_ids"]:
+    """Adds the last other ids of a vocabulary, until the number of ids is a multiple."""
+    others = np.setdiff1d(np.arange(size, dtype=ids.dtype), ids)
+    missing = -len(ids) % multiple
+    return np.sort(np.concatenate([ids, others[len(others) - missing :]]))
 
 
 def _arrange(

@@ -134,7 +134,7 @@ class Engine:
         self.length = round_up(length, 16)
         shards = row_shards(mesh) if mesh is not None else 1
         self.slots = round_up(slots, shards)
-        self.rows = round_up(max(1, self.slots // 16), shards)
+        self.rows = round_up(max(1, self.slots // 8), shards)
         self.buckets = [size for size in BUCKETS if size < self.length] or [self.length]
         self._mesh = mesh
         self._weights = weights

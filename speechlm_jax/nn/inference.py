@@ -1,5 +1,6 @@
 """A trained language model that answers requests: replies, streams of ids, dialogues and scores."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -18,6 +19,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.sampling import GREEDY, Sampling
 from speechlm_jax.nn.scheduler import Job, Kept, Scheduler, Stats
 from speechlm_jax.padding import round_up, run_in_batches
+from speechlm_jax.sharding import row_shards
 
 LEAST_LENGTH = 128  # ids of a slot, where none is given
 
@@ -130,7 +132,8 @@ class Inference:
         """Takes a model's parameters.
 
         Args:
-          batch_size: slots: requests that are answered at once.
+          batch_size: slots: requests that are answered at once; rounded up to what divides over
+            the mesh.
           length: ids of prompt and reply that a slot has room for; None: what the requests need,
             which compiles again whenever they need more.
           vocab_subset: the only ids that are ever said: the output layer is cut to them.
@@ -155,7 +158,7 @@ class Inference:
             )
         self.config = config
         self._params = params
-        self._slots = batch_size
+        self._slots = round_up(batch_size, 1 if mesh is None else row_shards(mesh))
         self._length = length
         self._sayable = sayable
         self._steps = steps_per_call
@@ -164,7 +167,7 @@ class Inference:
         self._mesh = mesh
         self._weights = decoding_params.prepare(
             config, params, int8=int8_weights, mesh=mesh,
-            transposed=jax.default_backend() == "cpu" and batch_size > 1,
+            transposed=jax.default_backend() == "cpu",
             vocab_subset=None if vocab_subset is None else vocab_subset.to_array(),
         )  # fmt: skip
         self._scheduler: Scheduler | None = None
@@ -192,8 +195,9 @@ class Inference:
           UserError: a request cannot be answered; nothing was run.
         """
         replies: list[list[int]] = [[] for _ in requests]
-        for number, id_ in self.generate_stream(requests, sampling=sampling):
-            replies[number].append(id_)
+        with contextlib.closing(self.generate_stream(requests, sampling=sampling)) as stream:
+            for number, id_ in stream:
+                replies[number].append(id_)
         return replies
 
     def generate_stream(
@@ -219,7 +223,8 @@ class Inference:
 
         def run(numbers: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> list[float]:
             starts = np.array([len(requests[i].prompt) for i in numbers], np.int32)
-            return np.asarray(score(self._params, ids, lengths, starts)).tolist()
+            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                return np.asarray(score(self._params, ids, lengths, starts)).tolist()
 
         rows = [[*request.prompt, *request.continuation] for request in requests]
         return run_in_batches(

@@ -12,7 +12,7 @@ from speechlm_jax.arrays import Array, Float, Int, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.cache import Cache
-from speechlm_jax.nn.layers import Linear, RMSNorm
+from speechlm_jax.nn.layers import Linear, RMSNorm, times_transposed
 from speechlm_jax.nn.losses import PackedLoss, packed_loss
 from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 from speechlm_jax.sharding import constrain
@@ -72,9 +72,11 @@ class LanguageModel(nnx.Module):
     def logits(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output layer, in float32."""
         x = self.norm(x)
-        y = jnp.einsum(
-            "ble,ev->blv", x, self.head_kernel.astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        table = self.head_kernel.astype(x.dtype)
+        if self.transformer.stacked:
+            y = jnp.einsum("ble,ev->blv", x, table, preferred_element_type=jnp.float32)
+        else:
+            y = times_transposed(x, table.T, jnp.float32)
         if self.head is not None and self.head.kernel_scale is not None:
             y = y * self.head.kernel_scale[...]
         return constrain(y, "batch", "length", "vocab")

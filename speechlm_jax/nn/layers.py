@@ -1,17 +1,20 @@
 """Linear maps, norms and causal convolutions: the small parts that blocks are made of."""
 
 import dataclasses
+import math
 from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Float, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.sharding import platform
 
+FEW_ROWS = 64  # up to which a CPU has the kernel to the left
 Map: TypeAlias = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -84,17 +87,34 @@ class Linear(nnx.Module):
             # one axis to sum over in the backward pass: XLA would copy the inputs for two. Where
             # the axes lie on a mesh, they stay apart.
             x = x.reshape(-1, x.shape[-1])
-        kernel = self.matrix.astype(x.dtype)
-        if self.kernel_scale is None:
-            y = x @ kernel
+        kernel = self.kernel[...].astype(x.dtype)
+        exact = x.dtype if self.kernel_scale is None else jnp.float32
+        if self.transposed:
+            y = times_transposed(x, kernel, exact)
         else:
-            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = jnp.matmul(x, kernel, preferred_element_type=exact)
+        if self.kernel_scale is not None:
             y = (y * self.kernel_scale[...]).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         return y.reshape(*batch, -1)
+
+
+def times_transposed(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "outputs inputs"], dtype: DTypeLike
+) -> Float[Array, "*batch outputs"]:
+    """Returns `x @ kernel.T` in `dtype`.
+
+    On a CPU, XLA multiplies a few rows up to twice as fast with the kernel to the left, if the
+    barrier keeps it from turning the product round again (docs/log.md).
+    """
+    rows = math.prod(x.shape[:-1])
+    if platform() != "cpu" or rows > FEW_ROWS:
+        return jnp.matmul(x, kernel.T, preferred_element_type=dtype)
+    y = jnp.matmul(kernel, x.reshape(rows, -1).T, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)
 
 
 class RMSNorm(nnx.Module):

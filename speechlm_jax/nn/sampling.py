@@ -104,7 +104,7 @@ def choose(
     # Whatever the size: an id is chosen alike from all logits and from a cut layer's.
     ranked = ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
     logits = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
-    likeliest = jnp.argmax(logits, axis=-1)
+    likeliest = _argmax(logits)
 
     drawn = _where_any(used & ~greedy & ~ranked, lambda: draw(logits, uniform))
     among, fits = jax.lax.cond(
@@ -116,6 +116,13 @@ def choose(
     among_all = _where_any(sorted_all, lambda: _draw_ranked(logits, uniform, settings, size)[0])
     places = jnp.where(greedy, likeliest, jnp.where(ranked, among, drawn))
     return Choice(jnp.where(sorted_all, among_all, places), sorted_all)
+
+
+def _argmax(logits: Array) -> Array:
+    """Returns the first of the highest, in two passes that XLA vectorises; argmax it does not."""
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(logits == highest, numbers, logits.shape[-1] - 1), axis=-1)
 
 
 def _where_any(rows: Array, make) -> Array:

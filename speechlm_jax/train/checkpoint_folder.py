@@ -1,5 +1,7 @@
 """The checkpoints folder of a run: lists, describes, verifies and deletes its checkpoints.
 
+Imports no JAX.
+
     checkpoints/00001500/params, variables, optimizer, extras   Orbax items
     checkpoints/00001500/meta.json                         step, rows seen, identity, config, timing
     checkpoints/00001500/checksums.json                    SHA-256 of every file; written last
@@ -14,10 +16,6 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from speechlm_jax import artifacts
 from speechlm_jax import config as configs
@@ -101,23 +99,17 @@ def steps(folder: Path) -> list[int]:
     )
 
 
-def latest_good(workdir: str | Path) -> Path | None:
-    """Returns the newest checkpoint whose files all match their checksums, or None.
+def newest_good(folder: Path) -> int | None:
+    """Returns the step of the newest checkpoint whose files all match their checksums, or None.
 
-    Skips damaged checkpoints with a warning that names the file. All hosts get the same answer.
+    Skips damaged checkpoints with a warning that names the file.
     """
-    folder = (Path(workdir) / FOLDER).resolve()
-    found = -1
-    if jax.process_index() == 0:
-        for step in reversed(steps(folder)):
-            damage = _damage(step_folder(folder, step))
-            if damage is None:
-                found = step
-                break
-            _log.warning("%s: damaged, skipped (%s)", step_folder(folder, step), damage)
-    if jax.process_count() > 1:
-        found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
-    return None if found < 0 else step_folder(folder, found)
+    for step in reversed(steps(folder)):
+        found = damage(step_folder(folder, step))
+        if found is None:
+            return step
+        _log.warning("%s: damaged, skipped (%s)", step_folder(folder, step), found)
+    return None
 
 
 def read_meta(folder: str | Path) -> Meta:
@@ -136,53 +128,41 @@ def read_meta(folder: str | Path) -> Meta:
         ) from None
 
 
-def newest_meta(path: str | Path) -> Meta:
-    """Returns the metadata of a run's newest undamaged checkpoint; `path` as in `find`."""
-    return read_meta(find(path))
-
-
 def training_folder(place: str | Path) -> Path:
-    """Returns the resolved folder of a training, given that folder or one of its checkpoints."""
+    """Returns the resolved folder of a training; `place` as in `checkpoints.find`."""
     path = Path(place).resolve()
-    return path.parents[1] if (path / CHECKSUMS).is_file() else path
+    if (path / CHECKSUMS).is_file():
+        return path.parents[1]
+    return path.parent if checkpoints_folder(path) == path else path
 
 
 def told_meta(path: str | Path) -> Meta:
-    """Returns the metadata of a run's newest finished checkpoint, or of the checkpoint `path`.
+    """Returns the metadata of a run's newest finished checkpoint; `path` as in `checkpoints.find`.
 
-    Unlike `newest_meta`, it verifies no checksums and so reads no weights.
+    Verifies no checksums and so reads no weights.
+
+    Raises:
+      UserError: there is no checkpoint, or one of another version.
     """
     path = Path(path)
     if (path / CHECKSUMS).is_file():
         return read_meta(path)
-    found = steps(path / FOLDER)
+    folder = checkpoints_folder(path)
+    found = steps(folder)
     if not found:
-        raise UserError(
-            f"{path}: holds no whole checkpoint; give a run's folder or a step's folder"
-        )
-    return read_meta(step_folder(path / FOLDER, found[-1]))
+        raise no_checkpoint(path)
+    return read_meta(step_folder(folder, found[-1]))
 
 
-def find(path: str | Path) -> Path:
-    """Returns the newest undamaged checkpoint of a run, or `path` if it is a checkpoint itself.
+def checkpoints_folder(path: Path) -> Path:
+    """Returns the checkpoints folder of a run, given the run's workdir or that folder itself."""
+    is_it = path.resolve().name == FOLDER and not (path / FOLDER).is_dir()
+    return path if is_it else path / FOLDER
 
-    `path` is a run's workdir, its checkpoints folder or the folder of one checkpoint.
 
-    Raises:
-      UserError: there is none, or the given checkpoint is damaged.
-    """
-    path = Path(path).resolve()
-    if (path / CHECKSUMS).is_file():
-        damage = _damage(path)
-        if damage is not None:
-            raise UserError(f"{path}: this checkpoint is damaged ({damage}); take another one")
-        return path
-    found = latest_good(path.parent if path.name == FOLDER else path)
-    if found is None:
-        raise UserError(
-            f"{path}: holds no whole checkpoint; give a run's folder or a step's folder"
-        )
-    return found
+def no_checkpoint(path: Path) -> UserError:
+    """Returns the error of a folder that is no run with a checkpoint, and no checkpoint."""
+    return UserError(f"{path}: holds no whole checkpoint; give a run's folder or a step's folder")
 
 
 def seal(folder: Path, meta: Meta) -> None:
@@ -232,7 +212,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
     }
 
 
-def _damage(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
     """Describes the first file that is missing, changed or unreadable; None if there is none."""
     try:
         digests = artifacts.read_json(folder / CHECKSUMS)

@@ -17,11 +17,15 @@ from jax.experimental import multihost_utils
 from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
 from speechlm_jax.train.checkpoint_folder import (
+    CHECKSUMS,
     FOLDER,
     Keep,
     Meta,
+    checkpoints_folder,
+    damage,
     delete,
-    find,
+    newest_good,
+    no_checkpoint,
     read_meta,
     remove_unfinished,
     seal,
@@ -141,6 +145,47 @@ class CheckpointWriter:
             self._keep.prune(self.folder)
 
 
+def latest_good(workdir: str | Path) -> Path | None:
+    """Returns the newest checkpoint of a run whose files all match their checksums, or None.
+
+    All hosts get the same answer.
+    """
+    return _latest_good((Path(workdir) / FOLDER).resolve())
+
+
+def find(path: str | Path) -> Path:
+    """Returns the newest undamaged checkpoint of a run, or `path` if it is a checkpoint itself.
+
+    `path` is a run's workdir, its checkpoints folder or the folder of one checkpoint.
+
+    Raises:
+      UserError: there is none, or the given checkpoint is damaged.
+    """
+    path = Path(path).resolve()
+    if (path / CHECKSUMS).is_file():
+        found = damage(path)
+        if found is not None:
+            raise UserError(f"{path}: this checkpoint is damaged ({found}); take another one")
+        return path
+    good = _latest_good(checkpoints_folder(path))
+    if good is None:
+        raise no_checkpoint(path)
+    return good
+
+
+def _latest_good(folder: Path) -> Path | None:
+    step = newest_good(folder) if jax.process_index() == 0 else None
+    found = -1 if step is None else step
+    if jax.process_count() > 1:
+        found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+    return None if found < 0 else step_folder(folder, found)
+
+
+def newest_meta(path: str | Path) -> Meta:
+    """Returns the metadata of a run's newest undamaged checkpoint; `path` as in `find`."""
+    return read_meta(find(path))
+
+
 def restore(folder: Path, abstract: TrainState) -> TrainState:
     """Reads a whole state onto the mesh of `abstract`, whatever mesh it was saved from.
 
@@ -167,33 +212,37 @@ def restore_weights(path: str | Path, abstract: TrainState) -> Weights:
     return Weights(loaded["params"], loaded["variables"], read_meta(folder))
 
 
-def load_params(path: str | Path) -> Weights:
+def load_params(path: str | Path, *, layout: Callable[[Meta], PyTree] | None = None) -> Weights:
     """Reads parameters (their average, if kept) and variables onto this process's first device.
 
     Args:
       path: a run's workdir (its newest undamaged checkpoint is read) or one checkpoint's folder.
+      layout: returns the parameters' shapes with their shardings, from the checkpoint's metadata.
+        Each device then reads its own part of them.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, it is damaged, or it has other parameters than `layout`.
     """
     folder = find(path)
+    meta, saved = read_meta(folder), _saved_shapes(folder)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = _saved_shapes(folder)
-    averaged = "ema" in saved.get("extras", {})
+    item = "extras" if "ema" in saved.get("extras", {}) else "params"
     trees = {
         name: jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved[name]
         )
-        for name in ("extras" if averaged else "params", "variables")
+        for name in (item, "variables")
         if name in saved
     }
+    if layout is not None:
+        wanted = _to_saved(layout(meta))
+        if item == "extras":
+            wanted = {**trees[item], "ema": wanted}
+        _check_same(folder, item, saved[item], wanted)
+        trees[item] = wanted
     loaded = ocp.load_checkpointables(str(folder), trees)
-    params = loaded["extras"]["ema"] if averaged else loaded["params"]
-    return Weights(
-        params=_from_saved(params),
-        variables=_from_saved(loaded.get("variables", {})),
-        meta=read_meta(folder),
-    )
+    params = loaded["extras"]["ema"] if item == "extras" else loaded["params"]
+    return Weights(_from_saved(params), _from_saved(loaded.get("variables", {})), meta)
 
 
 def _load(folder: Path, saved: dict[str, PyTree], wanted: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -218,7 +218,7 @@ class _Run:
 
         It is this run's newest undamaged checkpoint, or step 0 with another run's or fresh weights.
         """
-        folder = checkpoint_folder.latest_good(self.workdir)
+        folder = checkpoints.latest_good(self.workdir)
         if folder is not None:
             meta = checkpoint_folder.read_meta(folder)
             check_run_identity(folder, meta, self.stage, self.resolved, self.operational)

@@ -36,7 +36,7 @@ def chat(
       UserError: the recording cannot be used, or the run lacks a chat model, a speech tokenizer or
         a speech decoder.
     """
-    models, out = open_bundle(run), Path(out)
+    models, out = open_bundle(run, batch_size=1), Path(out)
     for name in ("chat", "tokenizer", "speech_decoder"):
         models.part(name)
     wav = read_samples(audio, models.mel)

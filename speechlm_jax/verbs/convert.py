@@ -23,7 +23,7 @@ from speechlm_jax.experiment.runs import as_trained, load_language_model, save_l
 from speechlm_jax.nn.language_model import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
-from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.train import checkpoints
 from speechlm_jax.verbs.paths import check_source
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import vocab_to_files
@@ -109,7 +109,7 @@ def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[st
 def _into_folder(
     source: Path, out: Path, run: str | Path, *, dtype: str, length: int
 ) -> dict[str, Any]:
-    meta = checkpoint_folder.newest_meta(source)
+    meta = checkpoints.newest_meta(source)
     family_of(as_trained(source, meta, LanguageModelExperiment).model)
     vocab, text = open_vocab(run)
     theirs = meta.identity.get("vocabulary")

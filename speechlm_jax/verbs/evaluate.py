@@ -16,16 +16,23 @@ from speechlm_jax.evals.items import Item, figures_from_items, write_items
 from speechlm_jax.evals.suites.clips import EvaluationClips
 from speechlm_jax.evals.suites.held_out import loss_items
 from speechlm_jax.evals.suites.language_model import lm_items
-from speechlm_jax.experiment.runs import held_out_losses, load_inference
+from speechlm_jax.experiment.runs import held_out_losses, trained_language_model
 from speechlm_jax.train import checkpoint_folder
-from speechlm_jax.verbs.paths import CHECKPOINT, check_folder
+from speechlm_jax.verbs.devices import decoding_mesh
+from speechlm_jax.verbs.paths import check_checkpoint, check_mixture
 
 PREPARED = "prepared"  # folder of the rows in a run
 _log = logging.getLogger("speechlm.evaluate")
 
 
 def evaluate(
-    checkpoint: str | Path, *, run: str | Path | None = None, out: str | Path, seed: int = 0
+    checkpoint: str | Path,
+    *,
+    run: str | Path | None = None,
+    mixture: str | Path | None = None,
+    out: str | Path,
+    seed: int = 0,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Scores a language model; writes figures.json and items/*.jsonl.
 
@@ -37,23 +44,30 @@ def evaluate(
       run: a bundle with the checkpoint's vocabulary: its tokenizer reads the answers, and its
         evaluation clips are the questions. None takes the bundle that contains the checkpoint, if
         there is one, and otherwise only the checkpoint, which is enough for the held-out loss.
+      mixture: prepared rows of the held-out loss; None takes those that the model was trained on. A
+        converted model was trained on none.
       out: folder in which each checkpoint has a folder of its own.
       seed: seed of the controls and the intervals.
+      tensor: see `devices.decoding_mesh`.
 
     Raises:
       UserError: there is no checkpoint, it has another vocabulary, or nothing can be scored.
     """
     checkpoint = Path(checkpoint)
-    check_folder(checkpoint, CHECKPOINT)
-    bundle = open_bundle(_around(checkpoint) if run is None else run, batch_size=64)
+    meta = check_checkpoint(checkpoint)
+    if mixture is not None:
+        check_mixture(mixture)
+    mesh = decoding_mesh(tensor)
+    bundle = open_bundle(_around(checkpoint) if run is None else run, batch_size=64, mesh=mesh)
     vocab = None if run is None else bundle.vocab
-    _, experiment = load_inference(checkpoint, kind="lm", vocab=vocab)
+    experiment = trained_language_model(checkpoint, meta, kind="lm", vocab=vocab)
     name = _name(checkpoint)
-    items = list(_items(bundle, checkpoint, experiment.data.mixture, name, seed=seed))
+    rows = _find_rows(bundle, experiment.data.mixture) if mixture is None else mixture
+    items = list(_items(bundle, checkpoint, rows, name, seed=seed))
     if not items:
         raise UserError(
-            f"{checkpoint}: there is nothing to score it on: its mixture has no validation rows "
-            f"and {bundle.folder} no evaluation clips"
+            f"{checkpoint}: there is nothing to score it on: no validation rows, and no evaluation "
+            f"clips in {bundle.folder}; give --mixture, rows that `speechlm prepare` wrote"
         )
     folder = Path(out) / name
     shutil.rmtree(folder / "items", ignore_errors=True)  # left from an earlier evaluation
@@ -85,16 +99,22 @@ def _around(checkpoint: Path) -> Path:
     return workdir.parent if vocab is not None and vocab.fingerprint == its else checkpoint
 
 
+def _find_rows(bundle: Bundle, mixture: str) -> str | Path | None:
+    """Returns where the rows of a training are now: the run may have been moved."""
+    if not mixture:
+        return None  # a converted model
+    for place in (mixture, bundle.folder / PREPARED / Path(mixture).name):
+        if bucket.is_address(place) or Path(place).is_file():
+            return place
+    _log.warning("%s: is not there; held-out loss is left out", mixture)
+    return None
+
+
 def _items(
-    bundle: Bundle, checkpoint: Path, mixture: str, name: str, *, seed: int
+    bundle: Bundle, checkpoint: Path, rows: str | Path | None, name: str, *, seed: int
 ) -> Iterator[Item]:
-    prepared = mixture
-    if not (bucket.is_address(mixture) or Path(mixture).is_file()):
-        prepared = bundle.folder / PREPARED / Path(mixture).name  # the run may have been moved
-    if bucket.is_address(prepared) or Path(prepared).is_file():
-        yield from loss_items(held_out_losses(checkpoint, mixture=prepared))
-    else:
-        _log.warning("%s: is not there; held-out loss is left out", mixture)
+    if rows is not None:
+        yield from loss_items(held_out_losses(checkpoint, mixture=rows, mesh=bundle.mesh))
     spoken = EvaluationClips.find(bundle.folder)
     if spoken is not None:
         inference = bundle.language_model(checkpoint)
@@ -103,7 +123,6 @@ def _items(
 
 def _name(checkpoint: Path) -> str:
     """Returns a name for figures: the run's, as in the report, with the step if one is given."""
-    path = checkpoint.resolve()
-    if not path.name.isdigit():
-        return path.name.removeprefix("lm_")
-    return f"{path.parent.parent.name.removeprefix('lm_')}-{int(path.name)}"
+    path, training = checkpoint.resolve(), checkpoint_folder.training_folder(checkpoint)
+    name = training.name.removeprefix("lm_")
+    return f"{name}-{int(path.name)}" if path.name.isdigit() and path != training else name

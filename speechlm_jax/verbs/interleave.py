@@ -20,6 +20,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.interleave.build import DOCUMENTS, InterleaveConfig, document_to_interleaved
 from speechlm_jax.interleave.documents import BAD, document_digest, good_documents
 from speechlm_jax.text_to_token.synthesize import SynthesisConfig
+from speechlm_jax.verbs.devices import decoding_mesh
 from speechlm_jax.verbs.paths import check_documents, check_out_folder
 
 _PRINTED = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
@@ -35,6 +36,7 @@ def interleave(
     span_corruption_ratio: float = 0.3,
     mean_span_length: float = 10.0,
     seed: int = 0,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Replaces spans of words by codes (paper section 2.2).
 
@@ -49,6 +51,7 @@ def interleave(
       span_corruption_ratio: fraction of the sayable words that become speech.
       mean_span_length: mean length of a span, in words.
       seed: seed of spans, voices and sampling.
+      tensor: see `devices.decoding_mesh`.
 
     Raises:
       UserError: the file is missing, not UTF-8 or without a document, a speaker is none of the
@@ -57,7 +60,10 @@ def interleave(
     file, out = Path(file), Path(out)
     config = InterleaveConfig(span_corruption_ratio, mean_span_length, seed)
     _check(file, out)
-    models, synthesis = open_bundle(run, batch_size=64), SynthesisConfig()
+    models, synthesis = (
+        open_bundle(run, batch_size=64, mesh=decoding_mesh(tensor)),
+        SynthesisConfig(),
+    )
     bad: list[dict[str, Any]] = []
     documents = _read_documents(file, models.voices, bad, seed=seed)
     make_model = functools.cache(lambda: models.make_text_to_token(synthesis))

@@ -4,16 +4,17 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
 from speechlm_jax.bundle.contents import check_bundle
 from speechlm_jax.codes import CODES
 from speechlm_jax.errors import UserError
+from speechlm_jax.train import checkpoint_folder
+from speechlm_jax.train.checkpoint_folder import Meta
 
 AUDIO_SUFFIXES = (".wav", ".flac")  # formats of written audio
 RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # formats of read audio
-CHECKPOINT = "a run's folder, or one of its steps"
 
 
 def check_places(places: Sequence[Path]) -> None:
@@ -94,6 +95,20 @@ def check_folder(folder: Path, wanted: str) -> None:
     if not os.path.isdir(folder):
         what = "is a file" if os.path.lexists(folder) else "no such folder"
         raise UserError(f"{folder}: {what}; give {wanted}")
+
+
+def check_checkpoint(place: Path) -> Meta:
+    """Returns the metadata of a run's newest checkpoint, or of one; raises UserError if none."""
+    check_folder(place, "a run's folder, or one of its steps")
+    return checkpoint_folder.told_meta(place)
+
+
+def check_mixture(place: str | Path) -> None:
+    """Raises UserError if there is no such file of prepared rows; a bucket is not asked."""
+    if not bucket.is_address(place) and not os.path.isfile(place):
+        raise UserError(
+            f"--mixture {place}: no such file; give the .mixture.json that `speechlm prepare` wrote"
+        )
 
 
 def check_source(source: Path, out: Path) -> None:

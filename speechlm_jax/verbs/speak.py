@@ -41,13 +41,14 @@ def speak(
       UserError: codes are outside the codebook or of another tokenizer, or a voice or word is
         unknown.
     """
-    models, out = open_bundle(run), Path(out)
+    is_file, out = what.endswith(".jsonl"), Path(out)
+    models = open_bundle(run, batch_size=8 if is_file else 1)
     models.part("speech_decoder")
     check_speech(what, out)
-    is_text = not what.endswith(".jsonl") and not re.fullmatch(r"[\d\s]+", what)
+    is_text = not is_file and not re.fullmatch(r"[\d\s]+", what)
     if voice is not None and not is_text and models.decoder_voices:
         choose_voice(models.decoder_voices, voice, seed=seed)
-    if what.endswith(".jsonl"):
+    if is_file:
         rows = _read_codes(Path(what), models)
         names = ids_to_file_names([str(row["id"]) for row in rows])
         paths = [out_folder(out) / f"{name}.wav" for name in names]
@@ -87,6 +88,9 @@ def _read_codes(path: Path, models: Bundle) -> list[dict[str, Any]]:
     rows = list(artifacts.read_jsonl(path))
     if not rows or not all("codes" in row and "id" in row for row in rows):
         raise UserError(f'{path}: holds no codes; give rows with "id" and "codes"')
+    for number, row in enumerate(rows, 1):
+        if type(row["id"]) not in (str, int):
+            raise UserError(f"{path}: row {number}: its id is no text and no whole number; name it")
     wanted = models.codes.tokenizer
     if (path.parent / artifacts.MANIFEST).is_file():
         found = read_identity(path.parent).tokenizer

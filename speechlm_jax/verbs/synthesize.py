@@ -12,6 +12,7 @@ from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.codes import CODES, write_codes
 from speechlm_jax.errors import UserError
 from speechlm_jax.text_to_token.synthesize import SpeechRequest, SynthesisConfig
+from speechlm_jax.verbs.devices import decoding_mesh
 from speechlm_jax.verbs.sayable import choose_voice, sayable
 
 _log = logging.getLogger("speechlm.synthesize")
@@ -25,6 +26,7 @@ def synthesize(
     voice: str | None = None,
     temperature: float = 0.5,
     seed: int = 0,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Turns texts into codes (paper section 2.2); writes `codes.jsonl` and `stage.json`.
 
@@ -35,13 +37,14 @@ def synthesize(
       voice: a training voice; None draws one for each text.
       temperature: sampling temperature; 0 is greedy.
       seed: seed of voices and sampling.
+      tensor: see `devices.decoding_mesh`.
 
     Raises:
       UserError: no text gave speech, a voice or word is unknown, or a text has no words.
     """
     if temperature < 0:
         raise UserError(f"--temperature {temperature}: must be 0 (greedy) or more")
-    models, out = open_bundle(run), Path(out)
+    models, out = open_bundle(run, mesh=decoding_mesh(tensor)), Path(out)
     said = [sayable(models, text) for text in texts]
     requests = [
         SpeechRequest(text, choose_voice(models.voices, voice, seed=seed + i), seed=seed + i)

@@ -42,7 +42,7 @@ MISSING = {
     "tokenize": [["/nope.wav"], [LONG], ["configs"]],
     "synthesize": [["it is", "--run", "/nope"], ["it is", "--temperature", "nan"]],
     "interleave": [["/nope"], ["docs"], ["README.md", "--run", "/nope"]],
-    "evaluate": [["/nope"]],
+    "evaluate": [["docs"], ["/nope"], ["docs", "--tensor", "0"]],
     "speak": [["hello", "--run", "/nope"], ["/nope.jsonl"], ["hello", "--out", "a.mp3"],
               [""]],
     "chat": [["/nope.wav"], ["docs"]],

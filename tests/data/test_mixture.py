@@ -1,11 +1,20 @@
 """A mixture's text vocabulary lies beside its file, under its own name, and no other is taken."""
 
+import json
 import shutil
 
 import pytest
 
+from speechlm_jax import artifacts
 from speechlm_jax.codes import CodesIdentity
-from speechlm_jax.data.mixture import PreparedMixture, read_mixture, read_text, write_mixture
+from speechlm_jax.data.mixture import (
+    PreparedMixture,
+    PreparedTask,
+    read_mixture,
+    read_text,
+    write_mixture,
+)
+from speechlm_jax.errors import UserError
 from speechlm_jax.text import TextTokenizer, make_vocab
 
 TEXT, OTHER = (TextTokenizer.train([line], kind="word") for line in ("a red cat", "b c"))
@@ -14,6 +23,28 @@ CODES = CodesIdentity("tokenizer-a", 12.5, 16)
 
 def mixture(name, vocab):
     return PreparedMixture(name, 16, vocab.fingerprint, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": [("a", 1.0), ("b", 1.0), ("a", 2.0)]}, "tasks: 'a' stands there more than once"),
+        ({"tasks": [("a", -1.0)]}, "rate: -1"),
+        ({"tasks": [("a", float("nan"))]}, "rate: nan"),
+        ({"length": 0}, "length: 0; give 1 or more"),
+    ],
+)
+def test_what_no_mixture_can_be_is_refused_by_name(tmp_path, change, words):
+    made = write_mixture(tmp_path, PreparedMixture("a", 16, "v", (PreparedTask("a", 1.0, {}),)))
+    data = artifacts.read_json(made)
+    (task,) = data["tasks"]
+    given = {**data, **change}
+    if "tasks" in change:
+        given["tasks"] = [{**task, "name": name, "rate": rate} for name, rate in change["tasks"]]
+    made.write_text(json.dumps(given))
+    with pytest.raises(UserError, match="is not a prepared mixture") as error:
+        read_mixture(made)
+    assert words in str(error.value) and str(made) in str(error.value)
 
 
 def test_mixtures_of_two_vocabularies_share_a_folder_and_keep_both(tmp_path):

@@ -60,14 +60,34 @@ def make_engine(talker, talker_params, some_ids):
     @functools.cache
     def make(slots, cut=False):
         subset = some_ids.to_array() if cut else None
-        weights = decoding_params.prepare(talker, talker_params, vocab_subset=subset)
+        weights = decoding_params.prepare(
+            talker, talker_params, vocab_subset=subset, transposed=slots > 1
+        )  # as `Inference` does on a CPU, so that they share programs
         return Engine(weights, slots=slots, length=LENGTH)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def answer():
+def schedule():
+    """schedule(engine, requests, ...): (a new scheduler, the stream of the replies)."""
+
+    def begin(engine, requests, *, steps=None, overlap=False, order=None):
+        subset = engine._weights.subset
+        whole = IdSet(((0, engine.config.vocab_size),))
+        check = functools.partial(
+            make_job, sampling=GREEDY, vocab_size=engine.config.vocab_size,
+            sayable=whole if subset is None else IdSet.of(subset.tolist()), length=engine.length,
+        )  # fmt: skip
+        order = range(len(requests)) if order is None else order
+        scheduler = Scheduler(engine, steps_per_call=steps, overlap=overlap)
+        return scheduler, ReplyStream(scheduler, [check(i, requests[i]) for i in order])
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def answer(schedule):
     """answer(engine, requests, ...): {number: reply}, by a new scheduler.
 
     Args:
@@ -75,28 +95,15 @@ def answer():
       cancel: {number: ids after which it is cancelled}.
     """
 
-    def replies(engine, requests, *, steps=None, overlap=False, order=None, cancel=None):
-        cancel = cancel or {}
-        order = range(len(requests)) if order is None else order
-        subset = engine._weights.subset
-        sayable = (
-            IdSet(((0, engine.config.vocab_size),)) if subset is None else IdSet.of(subset.tolist())
-        )
-        jobs = [
-            make_job(
-                number, requests[number], sampling=GREEDY,
-                vocab_size=engine.config.vocab_size, sayable=sayable, length=engine.length,
-            )
-            for number in order
-        ]  # fmt: skip
-        stream = ReplyStream(Scheduler(engine, steps_per_call=steps, overlap=overlap), jobs)
-        got = {int(number): [] for number in order}
+    def replies(engine, requests, *, order=None, cancel=(), **options):
+        _, stream = schedule(engine, requests, order=order, **options)
+        got = {number: [] for number in (range(len(requests)) if order is None else order)}
         for number in got:
-            if cancel.get(number) == 0:
+            if number in cancel and cancel[number] == 0:
                 stream.cancel(number)
         for number, id_ in stream:
             got[number].append(id_)
-            if cancel.get(number) == len(got[number]):
+            if number in cancel and cancel[number] == len(got[number]):
                 stream.cancel(number)
         return got
 

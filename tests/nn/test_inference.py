@@ -33,7 +33,7 @@ def plain(talker, talker_params):
     return make(talker, talker_params)
 
 
-@pytest.fixture(params=[(1, False), (8, False), (3, True)], ids=["1", "8", "3_overlapping"])
+@pytest.fixture(params=[(1, False), (5, True)], ids=["step", "steps_overlapping"])
 def inference(request, talker, talker_params):
     """With slots of its own, by so many steps a call."""
     steps, overlap = request.param
@@ -192,7 +192,7 @@ def test_ids_come_in_order_and_before_the_replies_end(inference, plain):
         got[number].append(id_)
         seen.append(number)
     assert list(got.values()) == expected
-    assert seen.index(2) < len(seen) - seen[::-1].index(0) - 1 or inference._steps > 4
+    assert seen[:3] == [0, 1, 2] or inference._steps > 1
 
 
 def test_a_cancelled_reply_ends_and_others_do_not_notice(inference, plain):
@@ -212,7 +212,7 @@ def test_a_cancelled_reply_ends_and_others_do_not_notice(inference, plain):
     assert inference.generate(asked()) == expected
 
 
-@pytest.mark.parametrize("read", [0, 1, 5])
+@pytest.mark.parametrize("read", [0, 5])
 @pytest.mark.parametrize("end", ["close", "drop", "cancel"])
 def test_a_stream_that_ends_early_leaves_the_slots_clean(inference, plain, read, end):
     stream = inference.generate_stream(asked())

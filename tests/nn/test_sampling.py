@@ -26,7 +26,7 @@ MIXED = [
 
 def settings_of(samplings):
     columns = zip(*map(dataclasses.astuple, samplings), strict=True)
-    dtypes = (np.float32, np.float32, np.int32, np.float32)  # as in both
+    dtypes = (np.float32, np.float32, np.int32, np.float32)
     return Settings(*(np.array(x, dtype) for x, dtype in zip(columns, dtypes, strict=True)))
 
 
@@ -71,8 +71,8 @@ def test_rows_of_all_settings_in_one_call_choose_by_the_definition(by_definition
 @pytest.mark.parametrize(
     "one",
     [
-        Sampling(1.0), Sampling(0.5), Sampling(1.0, top_p=0.8), Sampling(1.0, top_k=7),
-        Sampling(0.7, top_p=0.9, top_k=40), Sampling(3.0, top_p=0.95),
+        Sampling(0.7), Sampling(1.0, top_p=0.8), Sampling(0.7, top_p=0.9, top_k=40),
+        Sampling(3.0, top_p=0.95),
     ],
 )  # fmt: skip
 def test_ids_are_drawn_as_often_as_they_should_be(one, by_definition):
@@ -99,9 +99,6 @@ def test_numbers_of_requests_and_of_steps_are_uniform(axis, by_definition):
     uniform = by_definition.uniforms(*((many, 5) if axis == "seeds" else (7, many)))
     assert uniform.min() >= 0 and uniform.max() < 1
     assert stats.kstest(uniform, "uniform").pvalue > 0.001
-    logits = some_logits(allowed=0.2)
-    counts = np.bincount(chosen(logits, uniform, [Sampling(1.0)])[0], minlength=SIZE)
-    check_counts(counts, *by_definition.chances(logits, Sampling(1.0)))
 
 
 def test_of_equal_logits_the_smaller_ids_are_kept():

@@ -8,7 +8,7 @@ import pytest
 from speechlm_jax.id_set import IdSet
 from speechlm_jax.nn import scheduler
 from speechlm_jax.nn.engine import MAX_STEPS
-from speechlm_jax.nn.inference import GenerateRequest
+from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.nn.sampling import Sampling
 from speechlm_jax.nn.scheduler import HOST_SHARE, Pace
 
@@ -54,49 +54,53 @@ def test_more_rules_than_the_table_has_wait_for_a_row(
 def test_requests_of_one_rule_share_its_row(make_engine, answer, monkeypatch):
     requests = [
         dataclasses.replace(
-            request,
-            allowed=IdSet(((0, 90), (95, 96 + i % 2))),
-            stops=(8, 9)[:: 1 - 2 * (i % 3 == 0)],
+            request, allowed=IdSet(((0, 90 + i % 2),)), stops=((8, 9), (9, 8, 8))[i % 3 == 0]
         )
         for i, request in enumerate(some_requests(30))
     ]
     engine, written = make_engine(16), []
     set_rule = engine.set_rule
-    monkeypatch.setattr(engine, "set_rule", lambda *given: (written.append(1), set_rule(*given)))
+    monkeypatch.setattr(engine, "set_rule", lambda *given: written.append(set_rule(*given)))
     answer(engine, requests)
     assert len(written) == 2
 
 
-@pytest.mark.parametrize("steps", [1, 8, MAX_STEPS])
-def test_slots_are_refilled_while_others_go_on(make_engine, answer, monkeypatch, steps):
-    """One long reply in ten holds up nobody."""
+@pytest.mark.parametrize("steps", [1, MAX_STEPS])
+def test_a_long_reply_holds_up_nobody(make_engine, schedule, steps):
     requests = [
         dataclasses.replace(request, stops=(), max_new=100 if i % 10 == 0 else request.max_new)
         for i, request in enumerate(some_requests(60))
     ]
-    seen = []
-
-    class Watched(scheduler.Scheduler):
-        def __init__(self, *given, **options):
-            super().__init__(*given, **options)
-            seen.append(self.stats)
-
-    engine = make_engine(3)
     made = sum(request.max_new for request in requests)
-    jobs = scheduler.Scheduler(engine, steps_per_call=steps)
-    from speechlm_jax.nn.inference import make_job
-    from speechlm_jax.nn.sampling import GREEDY
+    scheduler, stream = schedule(make_engine(3), requests, steps=steps)
+    assert len(list(stream)) == made
+    stats = scheduler.stats
+    assert stats.ids == stats.busy == made
+    assert stats.slot_steps == 3 * stats.steps
+    assert stats.busy > 0.9 * stats.slot_steps
+    assert 0 < stats.host_seconds < stats.seconds
 
-    run = jobs.run(
-        [
-            make_job(i, r, sampling=GREEDY, vocab_size=320, sayable=IdSet(((0, 320),)), length=144)
-            for i, r in enumerate(requests)
-        ]
-    )
-    assert len(list(run)) == made == jobs.stats.ids == jobs.stats.busy
-    assert jobs.stats.busy > 0.85 * jobs.stats.slot_steps
-    assert jobs.stats.steps < 1.2 * made / 3
-    print(jobs.stats)
+
+def test_who_waits_for_nobody_runs_to_the_end_of_its_call(make_engine, schedule):
+    """A call ends early only where there is something to put into the slot that became free."""
+    requests = [
+        dataclasses.replace(request, stops=(), max_new=number)
+        for request, number in zip(some_requests(3), (3, 9, 20), strict=True)
+    ]
+    scheduler, stream = schedule(make_engine(3), requests, steps=MAX_STEPS)
+    assert len(list(stream)) == 32
+    assert scheduler.stats.calls == 1 and scheduler.stats.steps == 20
+
+
+def test_a_session_with_a_slot_does_not_wait_for_a_free_one(talker, talker_params):
+    inference = Inference(talker, talker_params, batch_size=3, length=144, steps_per_call=1)
+    long = [dataclasses.replace(r, stops=(), max_new=60) for r in some_requests(4)]
+    with inference.session() as session:
+        mine = dataclasses.replace(long[0], session=session)
+        inference.generate([mine])
+        numbers = [number for number, _ in inference.generate_stream([*long[1:], mine])]
+    assert numbers.index(3) < 6, "it is begun with the first"
+    assert numbers.index(2) > 60, "who comes later waits"
 
 
 def test_steps_of_a_call_keep_the_hosts_share_small():

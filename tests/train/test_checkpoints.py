@@ -97,10 +97,10 @@ def spoil_meta(folder):
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog):
     older, newer = save(tmp_path, [3, 8])
-    assert checkpoint_folder.latest_good(tmp_path) == newer
+    assert checkpoints.latest_good(tmp_path) == newer
     spoil(newer)
     with caplog.at_level(logging.WARNING, logger="speechlm"):
-        assert checkpoint_folder.latest_good(tmp_path) == older
+        assert checkpoints.latest_good(tmp_path) == older
     assert "00000008: damaged, skipped" in caplog.text
     with pytest.raises(UserError, match="damaged"):
         checkpoints.load_params(newer)
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, spoil, caplog)
 def test_a_save_cut_short_is_not_trusted_and_is_removed(tmp_path):
     whole, cut = save(tmp_path, [3, 8])
     (cut / "checksums.json").unlink()
-    assert checkpoint_folder.latest_good(tmp_path) == whole
+    assert checkpoints.latest_good(tmp_path) == whole
     CheckpointWriter(tmp_path).close()
     assert not cut.exists() and whole.exists()
 
@@ -157,7 +157,7 @@ def test_a_disk_without_room_is_one_line_and_costs_nothing_good(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         writer.close()
     assert "\n" not in str(error.value)
-    assert checkpoint_folder.latest_good(tmp_path) == good
+    assert checkpoints.latest_good(tmp_path) == good
     save(tmp_path, [4])
     assert checkpoint_folder.steps(tmp_path / "checkpoints") == [3, 4]
 
@@ -184,10 +184,51 @@ def test_load_params_needs_to_know_nothing(tmp_path):
         assert weights.meta.step == 7
 
 
+def test_metadata_is_told_of_every_place_that_is_read_from(tmp_path):
+    older, newer = save(tmp_path, [3, 7])
+    for path in (tmp_path, tmp_path / "checkpoints", newer):
+        assert checkpoint_folder.told_meta(path) == meta(7)
+        assert checkpoint_folder.training_folder(path) == tmp_path.resolve()
+    assert checkpoint_folder.told_meta(older) == meta(3)
+
+
+def test_a_run_may_be_called_checkpoints(tmp_path):
+    run = tmp_path / "checkpoints"
+    (folder,) = save(run, [7])
+    assert checkpoint_folder.training_folder(run) == run.resolve()
+    assert checkpoints.find(run) == checkpoints.find(run / "checkpoints") == folder.resolve()
+
+
+def test_load_params_onto_a_mesh_of_the_model_that_was_saved(tmp_path):
+    (folder,) = save(tmp_path, [7])
+    wanted = layout(MeshConfig()).abstract.params
+    given = []
+    weights = checkpoints.load_params(tmp_path, layout=lambda told: given.append(told) or wanted)
+    assert given == [meta(7)]
+    assert_same(weights.params, fresh(7).params)
+    same = jax.tree.map(
+        lambda array, place: array.sharding == place.sharding, weights.params, wanted
+    )
+    assert jax.tree.all(same)
+    with pytest.raises(UserError, match="of another model: params 'up' is"):
+        checkpoints.load_params(folder, layout=lambda _: {**wanted, "up": jnp.zeros((8, 32))})
+
+
+def test_averages_are_loaded_onto_a_mesh_too(tmp_path):
+    average = jax.tree.map(lambda x: x + 1, fresh(7).params)
+    writer = CheckpointWriter(tmp_path)
+    extras = {"ema": average, "norms": {"mean": jnp.zeros(())}}
+    writer.save(dataclasses.replace(fresh(7), extras=extras), meta(7))
+    writer.close()
+    wanted = layout(MeshConfig()).abstract.params
+    weights = checkpoints.load_params(tmp_path, layout=lambda _: wanted)
+    assert_same(weights.params, average)
+
+
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(UserError, match="holds no whole checkpoint"):
         checkpoints.load_params(tmp_path)
-    assert checkpoint_folder.latest_good(tmp_path) is None
+    assert checkpoints.latest_good(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -234,7 +275,7 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="disk full.* starts anew"):
         writer.wait()
     writer.close()
-    assert checkpoint_folder.latest_good(tmp_path) is None
+    assert checkpoints.latest_good(tmp_path) is None
 
 
 class Killed(BaseException):
@@ -296,16 +337,16 @@ def test_after_a_kill_at_any_moment_the_next_start_goes_on(tmp_path, act):
         folder = tmp_path / str(number) / "checkpoints"
         three(folder)
         ended = kill_after(number, lambda folder=folder: ACTS[act](folder))
-        good = checkpoint_folder.latest_good(folder.parent)
+        good = checkpoints.latest_good(folder.parent)
         assert good is not None and good.name in ("00000008", "00000009", "00000010")
         checkpoint_folder.remove_unfinished(folder)
         step = checkpoint_folder.read_meta(good).step
         checkpoint_folder.set_aside(folder, after=step)
         newest = put(folder, step + 1)
         KEEP_BY_CLOCK.prune(folder)
-        assert checkpoint_folder.latest_good(folder.parent) == newest
+        assert checkpoints.latest_good(folder.parent) == newest
         found = checkpoint_folder.steps(folder)
-        assert found == [n for n in found if checkpoint_folder.find(folder / f"{n:08d}")]
+        assert found == [n for n in found if checkpoints.find(folder / f"{n:08d}")]
         if ended:
             break
         kills += 1

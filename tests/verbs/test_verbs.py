@@ -15,7 +15,10 @@ from speechlm_jax.bundle.open import open_bundle
 from speechlm_jax.data.sources import Rows
 from speechlm_jax.errors import UserError
 from speechlm_jax.evals.items import figures_from_items, read_items
+from speechlm_jax.experiment import runs
 from speechlm_jax.speech_tokenizer.reading import Transcriber
+from speechlm_jax.train import checkpoints
+from speechlm_jax.verbs import chat as verbs_chat
 from speechlm_jax.verbs import speak as verbs_speak
 from speechlm_jax.verbs import tokenize as verbs_tokenize
 from speechlm_jax.verbs.chat import chat
@@ -97,7 +100,7 @@ def test_speak_takes_numbers_a_file_or_text(run, recordings, tmp_path):
     tokenize([recordings], run=run, out=tmp_path / "codes")
     said = speak(str(tmp_path / "codes/codes.jsonl"), run=run, out=tmp_path / "audio")
     assert len(said["audio"]) == 4 and all(len(read_wav(path)) for path in said["audio"])
-    said = speak("the city of anna is london", run=run, out=tmp_path / "t.flac", seed=1)
+    said = speak("the city of anna is london", run=run, out=tmp_path / "t.flac", seed=2)
     assert said["voice"] in ("Ann", "Ben") and len(read_wav(tmp_path / "t.flac"))
 
 
@@ -117,6 +120,10 @@ def test_distinct_ids_are_spoken_to_distinct_files(run, tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="id '1' stands in 2 rows"):
         speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
+    for name in (None, True, 1.0, ["a"]):
+        artifacts.write_jsonl(tmp_path / "codes.jsonl", [rows[0], {"id": name, "codes": [1]}])
+        with pytest.raises(UserError, match="codes.jsonl: row 2: its id is no text"):
+            speak(str(tmp_path / "codes.jsonl"), run=run, out=tmp_path / "audio")
 
 
 def test_file_names_are_distinct_on_every_file_system_and_readable():
@@ -165,6 +172,49 @@ def test_evaluate_gives_figures_that_can_be_recounted(run, tmp_path):
     assert abs(said["figures"][name]["value"] - np.log(size)) < 1.5
     step = evaluate(run / "lm_interleaved/checkpoints/00000001", run=run, out=tmp_path / "figures")
     assert step["figures"] == said["figures"] and Path(step["items"]).parent.name == "interleaved-1"
+    every = evaluate(run / "lm_interleaved/checkpoints", run=run, out=tmp_path / "figures")
+    assert every["figures"] == said["figures"] and every["items"] == said["items"]
+
+
+def test_evaluate_reads_the_weights_once(run, tmp_path, monkeypatch):
+    read, really = [], checkpoints.load_params
+    monkeypatch.setattr(
+        checkpoints, "load_params", lambda *a, **given: read.append(a) or really(*a, **given)
+    )
+    evaluate(run / "lm_interleaved", run=run, out=tmp_path / "figures")
+    assert len(read) == 1
+
+
+def test_requests_are_split_over_all_devices_and_layers_as_asked(run, tmp_path, monkeypatch):
+    said, figures = [], []
+    for name, tensor in (("a", 1), ("b", 2)):
+        given = {"out": tmp_path / name, "tensor": tensor, "seed": 1}
+        synthesize(["the city of anna", "it is the cat"], run=run, voice="Ann", **given)
+        said.append(list(artifacts.read_jsonl(tmp_path / name / "codes.jsonl")))
+        scored = evaluate(run / "lm_interleaved", **given)["figures"]
+        figures.append([figure["value"] for figure in scored.values()])
+    assert said[0] == said[1] and said[0]
+    np.testing.assert_allclose(*figures, rtol=1e-5)
+    with pytest.raises(UserError, match="--tensor 3: does not divide the 4 devices"):
+        synthesize(["it is"], run=run, out=tmp_path / "c", tensor=3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "rows"),
+    [(verbs_chat.chat, "b.flac", 1), (speak, "it is the cat", 1), (speak, "codes.jsonl", 8)],
+)
+def test_what_answers_one_question_has_one_row(run, tmp_path, monkeypatch, verb, what, rows):
+    opened = []
+
+    def stop(place, *, batch_size):
+        opened.append(batch_size)
+        raise KeyboardInterrupt
+
+    for module in (verbs_chat, verbs_speak):
+        monkeypatch.setattr(module, "open_bundle", stop)
+    with pytest.raises(KeyboardInterrupt):
+        verb(what, run=run, out=tmp_path / "a.wav")
+    assert opened == [rows]
 
 
 def test_evaluate_needs_no_run_beyond_the_checkpoints_vocabulary(run, tmp_path):
@@ -188,6 +238,19 @@ def test_evaluate_finds_the_rows_of_a_run_that_was_moved(run, tmp_path):
     assert Path(config["data"]["mixture"]).is_relative_to(run)
     said = evaluate(moved / "lm_interleaved", run=moved, out=tmp_path / "figures")
     assert list(said["figures"]) == ["held_out_loss/some_text"]
+
+
+def test_a_converted_model_is_scored_on_rows_that_are_named(run, tmp_path):
+    weights, experiment = runs.load_language_model(run / "lm_interleaved")
+    vocab, base = open_bundle(run).vocab, tmp_path / "base"
+    runs.save_language_model(base, experiment.model, weights.params, vocab)
+    with pytest.raises(UserError, match="nothing to score it on.*; give --mixture"):
+        evaluate(base, out=tmp_path / "figures")
+    said = evaluate(base, mixture=run / "prepared/mine.mixture.json", out=tmp_path / "figures")
+    expected = evaluate(run / "lm_interleaved", out=tmp_path / "figures")
+    assert said["figures"] == expected["figures"]
+    with pytest.raises(UserError, match="--mixture gone: no such file; give the .mixture.json"):
+        evaluate(base, mixture="gone", out=tmp_path / "figures")
 
 
 def test_codes_of_another_tokenizer_name_both_sides(run, other_run, recordings, tmp_path):

@@ -72,9 +72,9 @@ def make_run(folder: Path, *, words: str = WORDS, seed: int = 0) -> Path:
     mixture_file = write_validation_rows(folder / "prepared", vocab, text)
     save_language_model(folder / "lm_interleaved", vocab, mixture_file)
     shutil.copytree(folder / "lm_interleaved", folder / "chat")
-    # Of thirty draws, this one ends most of what it says.
+    # Of sixty draws, this one ends most of what it says.
     save_language_model(
-        folder / "text_to_token", voiced, mixture_file, kind="text_to_token", seed=20
+        folder / "text_to_token", voiced, mixture_file, kind="text_to_token", seed=46
     )
     artifacts.write_manifest(folder / "text_to_token", "training", inputs={}, config={})
     save(folder / "speech_decoder", flow(FLOW), SpeechDecoderExperiment(clips, FLOW, TRAIN),
