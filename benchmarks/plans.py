@@ -44,6 +44,8 @@ DECODING = {
     "decode_9b_v5e-2x4": "configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 64",
     "decode_9b_v5p-2x2x1": "configs/lm_9b_paper.py --topology v5p:2x2x1 --decode --requests 256",
     "decode_1b5_v5e-1x1": "configs/lm_1b5.py --topology v5e:1x1 --decode --requests 16",
+    "decode_1b5_v5e-2x4": "configs/lm_1b5.py --topology v5e:2x4 --decode --requests 256",
+    "decode_1b5_v6e-2x4": "configs/lm_1b5.py --topology v6e:2x4 --decode --requests 256",
 }
 SEARCHED = {
     "search_1b5_v5e-4x8": "configs/lm_1b5.py --topology v5e:4x8 --length 4096 --search",
@@ -62,7 +64,9 @@ bounds (below).
 DECODE_HEAD = """
 ## Generation
 
-One step: an id for each request, weights and cache in bfloat16, room for 8,192 ids a request.
+The engine's two programs: one step of `advance` adds an id to each request; `read` takes up to 512
+ids of some prompts in, and counts for memory only. Weights and cache are in bfloat16, with room for
+8,192 ids a request; time is that of a step with a full cache.
 
 """
 SEARCH_HEAD = """

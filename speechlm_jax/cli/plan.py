@@ -33,7 +33,7 @@ speechlm plan configs/lm_9b_paper.py --topology v5p:4x4x4
 speechlm plan configs/lm_1b5.py data.batch_size=128 --accelerator v5litepod-32 --json
 speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --slices 2
 speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --search
-speechlm plan configs/lm_9b_paper.py --topology v5e:2x4 --decode --requests 32"""
+speechlm plan configs/lm_1b5.py --topology v5e:2x4 --decode --requests 256"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,7 +72,9 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--largest", action="store_true", help="also find the most rows at a time that fit"
     )
-    what.add_argument("--decode", action="store_true", help="plan a step of generation instead")
+    what.add_argument(
+        "--decode", action="store_true", help="plan generation: the engine's two programs"
+    )
     parser.add_argument(
         "--requests", metavar="N", type=options.positive, default=32,
         help="with --decode: at a time, over all chips (default: %(default)s)",
@@ -197,7 +199,14 @@ def _tell_search(plan: dict[str, Any]) -> str:
 
 def _tell_decoding(plan: dict[str, Any]) -> str:
     start = f"{plan['slices']}, {plan['requests']} requests of {plan['length']} ids at a time"
-    return "\n".join([f"{start}, {plan['tensor']} chips a request", *_tell_step(plan)])
+    needs = (
+        f"of that, adding ids needs {plan['advance_hbm_bytes'] / GIB:.1f} GiB and reading prompts "
+        f"{plan['read_hbm_bytes'] / GIB:.1f} GiB"
+    )
+    copies = f"copies of a layer's keys or values in the programs: {plan['cache_copies']}"
+    return "\n".join(
+        [f"{start}, {plan['tensor']} chips a request", *_tell_step(plan), needs, copies]
+    )
 
 
 def _tell_training(plan: dict[str, Any]) -> str:

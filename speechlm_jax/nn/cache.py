@@ -77,10 +77,16 @@ def write(
     kept: Kept, new: Float[Array, "rows new kv_heads head_dim"], places: Int[Array, "rows new"]
 ) -> Kept:
     """Returns keys (or values) with new ones at their places; those beyond `length` are dropped."""
-    rows = jnp.arange(places.shape[0])[:, None]
+    # Heads are counted out too: a TPU would keep those of a window side by side, and so copy the
+    # cache to that layout and back.
+    groups, rows = jnp.arange(kept.shape[0])[:, None, None], jnp.arange(places.shape[0])[:, None]
     new = new.transpose(2, 0, 1, 3)
     parts = quantise(new) if isinstance(kept, Quantised) else new.astype(kept.dtype)
-    return jax.tree.map(lambda x, part: x.at[:, rows, places].set(part, mode="drop"), kept, parts)
+
+    def put(x: Array, part: Array) -> Array:
+        return x.at[groups, rows, places].set(part, mode="drop")
+
+    return jax.tree.map(put, kept, parts)
 
 
 def attend(

@@ -90,20 +90,33 @@ def prepare(
     plain = dataclasses.replace(config.transformer, lora=None)
     tied = config.tied and vocab_subset is None and not int8
     cut = dataclasses.replace(config, transformer=plain, tied=tied)
+    model = Model(cut, transposed, int8)
     arrange = partial(_arrange, config, vocab_subset, int8, transposed)
-    places = None
-    if mesh is not None:
-        shapes = jax.eval_shape(arrange, params)
-        axes = functional(cut, stacked=False, int8=int8).axes
-        if transposed:
-            axes = jax.tree_util.tree_map_with_path(
-                lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
-                axes, is_leaf=lambda node: isinstance(node, tuple),
-            )  # fmt: skip
-        places = param_shardings(shapes, axes, mesh=mesh, rules=RULES)
-    return Weights(
-        Model(cut, transposed, int8), jax.jit(arrange, out_shardings=places)(params), vocab_subset
-    )
+    places = None if mesh is None else _places(model, jax.eval_shape(arrange, params), mesh)
+    return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
+
+
+def planned(config: LanguageModelConfig, mesh: Mesh) -> Weights:
+    """Returns what `prepare` would on a mesh, with shapes and places instead of parameters."""
+    plain = dataclasses.replace(config.transformer, lora=None)
+    model = Model(dataclasses.replace(config, transformer=plain))
+    arrange = partial(_arrange, config, None, False, False)
+    shapes = jax.eval_shape(arrange, functional(config).shapes)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes, _places(model, shapes, mesh),
+    )  # fmt: skip
+    return Weights(model, params, None)
+
+
+def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:
+    axes = functional(model.config, stacked=False, int8=model.int8).axes
+    if model.transposed:
+        axes = jax.tree_util.tree_map_with_path(
+            lambda path, names: names[::-1] if path[-1].key == "kernel" else names,
+            axes, is_leaf=lambda node: isinstance(node, tuple),
+        )  # fmt: skip
+    return param_shardings(shapes, axes, mesh=mesh, rules=RULES)
 
 
 def _fill_up(ids: Int[ndarray, " ids"], size: int, multiple: int) -> Int[ndarray, " more_ids"]:

@@ -99,19 +99,34 @@ class _Call(NamedTuple):
     sorted_all: Array
 
 
-# Numbers of an entry, before its ids, in the one array that `read` takes.
-_FIELDS = ("slot", "start", "number", "starts", "limit", "rule", "seed", "top_k")
-_FLOATS = ("temperature", "top_p", "repetition_penalty")
-
-
-class Engine:
-    """A language model over a fixed number of slots.
+class Sizes(NamedTuple):
+    """Shapes of an engine.
 
     Attributes:
       slots: requests that are answered at once.
       length: ids of prompt and reply that a slot has room for.
       rows: entries that one call of `read` takes; fewer are filled up with none.
+      buckets: ids of an entry, padding included; ascending.
     """
+
+    slots: int
+    length: int
+    rows: int
+    buckets: list[int]
+
+    def packed(self, bucket: int) -> tuple[int, int]:
+        """Shape of the array that `read` takes."""
+        return self.rows, _NUMBERS + bucket
+
+
+# Numbers of an entry, before its ids, in the one array that `read` takes.
+_FIELDS = ("slot", "start", "number", "starts", "limit", "rule", "seed", "top_k")
+_FLOATS = ("temperature", "top_p", "repetition_penalty")
+_NUMBERS = len(_FIELDS) + len(_FLOATS)
+
+
+class Engine:
+    """A language model over a fixed number of slots; its attributes are those of `Sizes`."""
 
     def __init__(
         self,
@@ -131,11 +146,7 @@ class Engine:
           mesh: devices over which slots are split; None: one device.
         """
         self.config = weights.model.config
-        self.length = round_up(length, 16)
-        shards = row_shards(mesh) if mesh is not None else 1
-        self.slots = round_up(slots, shards)
-        self.rows = round_up(max(1, self.slots // 8), shards)
-        self.buckets = [size for size in BUCKETS if size < self.length] or [self.length]
+        self.slots, self.length, self.rows, self.buckets = sizes(slots, length, mesh)
         self._mesh = mesh
         self._weights = weights
         said = self.config.vocab_size if weights.subset is None else len(weights.subset)
@@ -158,7 +169,7 @@ class Engine:
     def read(self, entries: Sequence[Entry]) -> None:
         """Takes the next ids of at most `rows` slots; returns before the device has done so."""
         bucket = self.bucket(max(len(entry.ids) for entry in entries))
-        packed = np.zeros((self.rows, len(_FIELDS) + len(_FLOATS) + bucket), np.int32)
+        packed = np.zeros((self.rows, _NUMBERS + bucket), np.int32)
         packed[:, 0] = self.slots  # no slot
         for row, entry in zip(packed, entries, strict=False):
             settings = entry.sampling
@@ -167,9 +178,8 @@ class Engine:
                 np.uint32(entry.seed).view(np.int32), settings.top_k,
             )  # fmt: skip
             floats = [getattr(settings, name) for name in _FLOATS]
-            ids = len(_FIELDS) + len(_FLOATS)
-            row[len(_FIELDS) : ids] = np.array(floats, np.float32).view(np.int32)
-            row[ids : ids + len(entry.ids)] = entry.ids
+            row[len(_FIELDS) : _NUMBERS] = np.array(floats, np.float32).view(np.int32)
+            row[_NUMBERS : _NUMBERS + len(entry.ids)] = entry.ids
         self._slots = self._run(self._read, self._weights.params, self._slots, self._put(packed))
 
     def bucket(self, number: int) -> int:
@@ -197,6 +207,15 @@ class Engine:
         """The array on every device whole."""
         where = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(x, where)
+
+
+def sizes(slots: int, length: int, mesh: Mesh | None) -> Sizes:
+    """Returns the shapes of an engine with at least this many slots of at least this length."""
+    length = round_up(length, 16)
+    shards = row_shards(mesh) if mesh is not None else 1
+    slots = round_up(slots, shards)
+    buckets = [size for size in BUCKETS if size < length] or [length]
+    return Sizes(slots, length, round_up(max(1, slots // 8), shards), buckets)
 
 
 def empty_slots(
@@ -256,9 +275,8 @@ def programs(
 def read(model: Model, params: PyTree, slots: Slots, packed: Int[Array, "rows numbers"]) -> Slots:
     """Reads the ids of entries but for the last of each, which `advance` reads."""
     fields = dict(zip(_FIELDS, packed.T, strict=False))
-    first = len(_FIELDS) + len(_FLOATS)
-    floats = jax.lax.bitcast_convert_type(packed[:, len(_FIELDS) : first], jnp.float32)
-    ids = packed[:, first:]
+    floats = jax.lax.bitcast_convert_type(packed[:, len(_FIELDS) : _NUMBERS], jnp.float32)
+    ids = packed[:, _NUMBERS:]
     row = fields["slot"]
     number = slots.active.shape[0]
 

@@ -19,7 +19,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn import attention, param
 from speechlm_jax.nn.attention import Attend, Layout
 from speechlm_jax.nn.cache import Cache, write
-from speechlm_jax.nn.cache import attend as attend_cached
+from speechlm_jax.nn.decode_attention import attend as attend_cached
 from speechlm_jax.nn.flash import Kernel
 from speechlm_jax.nn.layers import Linear, Lora, RMSNorm
 from speechlm_jax.nn.rotary import LongContext, rotate

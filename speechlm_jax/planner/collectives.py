@@ -55,7 +55,11 @@ class Collective:
 
 
 def collectives(
-    program: str, *, num_devices: int, devices_per_slice: int | None = None
+    program: str,
+    *,
+    num_devices: int,
+    devices_per_slice: int | None = None,
+    open_trips: int | None = None,
 ) -> list[Collective]:
     """Returns the collectives of a program: one entry per kind and network, in the order of both.
 
@@ -69,19 +73,22 @@ def collectives(
       num_devices: number of devices that run it.
       devices_per_slice: number of consecutive devices, in the program's order, that form a slice,
         joined by ICI; None: all devices.
+      open_trips: for how many trips a loop counts that goes on as long as data says; None: there is
+        no such loop around a collective.
 
     Raises:
       ValueError: the text is no program, groups cannot be read, or the trips of a loop around a
         collective cannot be read; the message names the loop or the collective.
     """
-    return _sums(_within(read_program(program), num_devices, devices_per_slice or num_devices))
+    layout = (num_devices, devices_per_slice or num_devices)
+    return _sums(_within(read_program(program), *layout, open_trips))
 
 
-def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
+def _within(scope: Scope, devices: int, per_slice: int, open_trips: int | None) -> list[Collective]:
     """Returns every collective of one run of a computation."""
 
     def inside(of: Scope) -> list[Collective]:
-        return _sums(_within(of, devices, per_slice))
+        return _sums(_within(of, devices, per_slice, open_trips))
 
     found: list[Collective] = []
     for instruction in scope.instructions:
@@ -89,7 +96,7 @@ def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
         if code == "while":
             # trips are read only where they matter: those of other loops may be unreadable
             if once := inside(scope.body(instruction)):
-                trips = scope.trips(instruction)
+                trips = _trips(scope, instruction, open_trips)
                 found += [one.times(trips) for one in once]
         elif code == "conditional":
             branches = [inside(branch) for branch in scope.branches(instruction)]
@@ -99,6 +106,15 @@ def _within(scope: Scope, devices: int, per_slice: int) -> list[Collective]:
         elif _runs(instruction, scope):
             found += inside(scope.called(instruction))
     return found
+
+
+def _trips(scope: Scope, loop: Instruction, open_trips: int | None) -> int:
+    try:
+        return scope.trips(loop)
+    except ValueError:
+        if open_trips is None:
+            raise
+        return open_trips
 
 
 def _runs(instruction: Instruction, scope: Scope) -> bool:

@@ -22,6 +22,7 @@ from speechlm_jax import artifacts
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
 from speechlm_jax.planner.collectives import Collective, collectives
+from speechlm_jax.planner.copies import Copy, copies
 from speechlm_jax.planner.slices import GIB, Slices
 
 _log = logging.getLogger("speechlm.planner")
@@ -37,7 +38,7 @@ ALONE = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-VERSION = 1  # of the fields of `Compiled` and their meaning
+VERSION = 2  # of the fields of `Compiled` and their meaning
 WHOLE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
@@ -53,7 +54,9 @@ class Compiled:
         all but the arguments).
       program_bytes: of these, bytes of the program itself; 0 if it does not fit.
       flops: FLOPs by the compiler's own count, each loop's body once; None if it does not fit.
-      collectives: collectives of one run; none if it does not fit.
+      collectives: collectives of one run (`open_trips` of a loop that data ends); none if it does
+        not fit.
+      copies: large arrays that it copies in memory; none if it does not fit.
       seconds: seconds that compiling took.
     """
 
@@ -63,6 +66,7 @@ class Compiled:
     program_bytes: int
     flops: float | None
     collectives: tuple[Collective, ...]
+    copies: tuple[Copy, ...]
     seconds: float
 
 
@@ -96,31 +100,40 @@ def devices(slices: Slices) -> list[Any]:
 
 
 def compile_program(
-    lowered: Any, slices: Slices, *, argument_bytes: int, keep: Path | None = None
+    lowered: Any,
+    slices: Slices,
+    *,
+    argument_bytes: int,
+    open_trips: int | None = None,
+    keep: Path | None = None,
 ) -> Compiled:
     """Compiles a lowered program; one that is too large gives a result, not an error.
 
     Args:
       argument_bytes: bytes of its arguments on each chip, which the compiler does not report for a
         program that does not fit.
+      open_trips: see `collectives.collectives`.
       keep: folder of earlier results; None: there is none.
     """
     if keep is None:
-        found = _compile(lowered, slices, argument_bytes)
+        found = _compile(lowered, slices, argument_bytes, open_trips)
     else:
-        found = _compile_once(lowered, slices, argument_bytes, keep)
+        found = _compile_once(lowered, slices, argument_bytes, open_trips, keep)
     # the compiler's figures may still add up to more than a chip has
     fits = found.fits and found.hbm_bytes <= slices.chip.hbm_bytes
     return dataclasses.replace(found, fits=fits)
 
 
-def _compile_once(lowered: Any, slices: Slices, argument_bytes: int, keep: Path) -> Compiled:
+def _compile_once(
+    lowered: Any, slices: Slices, argument_bytes: int, open_trips: int | None, keep: Path
+) -> Compiled:
     """Returns the earlier result for this program, if there is one; else compiles and keeps it."""
-    text = "\n".join([str(VERSION), *_compiler(slices), slices.name, lowered.as_text()])
+    asked = [] if open_trips is None else [f"open trips {open_trips}"]
+    text = "\n".join([str(VERSION), *_compiler(slices), slices.name, *asked, lowered.as_text()])
     path = keep / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(UserError, OSError):  # not there, or of another version
         return configs.from_json(Compiled, artifacts.read_json(path))
-    found = _compile(lowered, slices, argument_bytes)
+    found = _compile(lowered, slices, argument_bytes, open_trips)
     try:
         artifacts.write_json(path, configs.to_json(found))
     except OSError as error:
@@ -128,7 +141,7 @@ def _compile_once(lowered: Any, slices: Slices, argument_bytes: int, keep: Path)
     return found
 
 
-def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
+def _compile(lowered: Any, slices: Slices, argument_bytes: int, open_trips: int | None) -> Compiled:
     """Compiles; `fits` of the result says only whether the compiler found room."""
     began = time.perf_counter()
     try:
@@ -139,14 +152,16 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
         if needed is None:
             raise
         seconds = time.perf_counter() - began
-        return Compiled(False, needed, needed - argument_bytes, 0, None, (), seconds)
+        return Compiled(False, needed, needed - argument_bytes, 0, None, (), (), seconds)
     seconds = time.perf_counter() - began
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     # `temp_size_in_bytes` adds up buffers that never exist at the same time: half as much again
     peak, program = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
+    text = compiled.as_text()
     sent = collectives(
-        compiled.as_text(), num_devices=slices.chips, devices_per_slice=slices.chips_a_slice
-    )
+        text, num_devices=slices.chips, devices_per_slice=slices.chips_a_slice,
+        open_trips=open_trips,
+    )  # fmt: skip
     return Compiled(
         fits=True,
         hbm_bytes=peak + program,
@@ -154,6 +169,7 @@ def _compile(lowered: Any, slices: Slices, argument_bytes: int) -> Compiled:
         program_bytes=program,
         flops=costs.get("flops"),
         collectives=tuple(sent),
+        copies=tuple(copies(text)),
         seconds=seconds,
     )
 

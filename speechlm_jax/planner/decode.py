@@ -1,44 +1,46 @@
-"""A model and absent slices -> memory, collectives and least time of one step of generation.
+"""A model and absent slices -> memory, collectives and least time of generation.
 
-The step is that of `nn/decode.py`: it reads one id of every request, writes its keys and values to
-the cache and chooses the next id. Weights are bfloat16 and not split along `embed`; `tensor` splits
-them by heads, width and vocabulary, and the cache by heads; the other axes split the requests.
+Compiles the two programs of `nn/engine.py` as they are: `advance`, of which one step is planned,
+and `read` with the longest prompts that one call takes. Weights are bfloat16 and not split along
+`embed`; `tensor` splits them by heads, width and vocabulary, and the cache by heads; the other axes
+split the requests.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from speechlm_jax.arrays import Array, Int, PyTree
+from speechlm_jax.arrays import PyTree
 from speechlm_jax.errors import UserError
-from speechlm_jax.nn import attention
-from speechlm_jax.nn.language_model import LanguageModelConfig, functional
-from speechlm_jax.nn.transformer import Cache
+from speechlm_jax.nn import decoding_params, engine
+from speechlm_jax.nn.cache import Cache
+from speechlm_jax.nn.language_model import LanguageModelConfig
 from speechlm_jax.planner.answer import answer, held_bytes
 from speechlm_jax.planner.compile import Compiled, compile_program, devices
 from speechlm_jax.planner.roofline import Bounds, bounds
 from speechlm_jax.planner.slices import Slices
-from speechlm_jax.sharding import BATCH_AXES, PARAM_RULES, MeshConfig, make_mesh, param_shardings
-
-RULES = {**PARAM_RULES, "embed": None}
+from speechlm_jax.sharding import MeshConfig, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodePlan:
-    """Figures of a step of generation; all but the compiler's are projections.
+    """Figures of generation; all but the compiler's are projections.
 
     Attributes:
       requests: number of requests at a time, over all chips.
       length: number of ids that the cache has room for, prompt included.
       tensor: number of chips that share a request.
+      compiled: the compiler's figures for `advance`; collectives are those of one step.
+      reading: the compiler's figures for `read`.
+      cache_copies: times that the two programs' texts copy a layer's keys or values.
       parts: bytes on each chip, by content.
+      bounds: of one step, with a full cache.
     """
 
     slices: Slices
@@ -46,23 +48,82 @@ class DecodePlan:
     length: int
     tensor: int
     compiled: Compiled
+    reading: Compiled
+    cache_copies: int
     parts: dict[str, int]
     bounds: Bounds
 
     @property
     def fits(self) -> bool:
-        """True if every chip has room for it."""
-        return self.compiled.fits
+        """True if every chip has room for both programs."""
+        return self.compiled.fits and self.reading.fits
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes that each chip needs for the larger of the two."""
+        return max(self.compiled.hbm_bytes, self.reading.hbm_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Returns one JSON object; figures with `bound` in their names are projections."""
         return {
             **answer(self.slices, self.compiled, self.parts, self.bounds),
+            "fits": self.fits,
+            "hbm_bytes": self.hbm_bytes,
+            "hbm_share": round(self.hbm_bytes / self.slices.chip.hbm_bytes, 4),
+            "advance_hbm_bytes": self.compiled.hbm_bytes,
+            "read_hbm_bytes": self.reading.hbm_bytes,
+            "cache_copies": self.cache_copies,
+            "read_compile_seconds": round(self.reading.seconds, 1),
             "requests": self.requests,
             "length": self.length,
             "tensor": self.tensor,
             "tokens_per_second_bound": self.requests / self.bounds.seconds,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The engine's programs, lowered for absent chips, and what they take.
+
+    Attributes:
+      sizes: of the engine.
+      weights, slots, rules: shapes with their shardings.
+      advance, read: lowered; `read` for the largest bucket.
+    """
+
+    sizes: engine.Sizes
+    weights: PyTree
+    slots: engine.Slots
+    rules: PyTree
+    advance: Any
+    read: Any
+
+
+def lower(model: LanguageModelConfig, mesh: Mesh, *, requests: int, length: int) -> Programs:
+    """Lowers `advance` and `read` for a mesh of absent chips, as `Engine` would run them."""
+    model = dataclasses.replace(model, dtype="bfloat16")
+    weights, sizes = decoding_params.planned(model, mesh), engine.sizes(requests, length, mesh)
+    make = partial(engine.empty_slots, weights.model.config, sizes.slots, sizes.length)
+    slots = jax.eval_shape(make)
+    places = engine.slots_shardings(slots, mesh)
+    slots = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        slots, places,
+    )  # fmt: skip
+
+    def whole(shape: tuple[int, ...], dtype: Any) -> Any:
+        where = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    rules = whole((engine.RULES, model.vocab_size), jnp.int8)
+    packed = whole(sizes.packed(sizes.buckets[-1]), jnp.int32)
+    read, advance = engine.programs(weights.model, mesh, places)
+    with jax.set_mesh(mesh):
+        return Programs(
+            sizes, weights.params, slots, rules,
+            advance=advance.lower(weights.params, slots, rules, None, whole((2,), jnp.int32)),
+            read=read.lower(weights.params, slots, packed),
+        )  # fmt: skip
 
 
 def plan_decoding(
@@ -74,7 +135,7 @@ def plan_decoding(
     tensor: int | None = None,
     keep: Path | None = None,
 ) -> DecodePlan:
-    """Compiles a step of generation for these slices.
+    """Compiles the engine's programs for these slices.
 
     Args:
       requests: number of requests at a time, over all chips.
@@ -86,83 +147,38 @@ def plan_decoding(
     Raises:
       UserError: the model or the requests do not divide over the chips.
     """
-    kv_heads = model.transformer.kv_heads
-    tensor = tensor or math.gcd(kv_heads, slices.chips_a_slice)
+    tensor = tensor or math.gcd(model.transformer.kv_heads, slices.chips_a_slice)
     mesh = make_mesh(MeshConfig(replica=slices.number, tensor=tensor), devices=devices(slices))
     if requests % (slices.chips // tensor):
         raise UserError(
             f"--requests: {requests} do not divide over {slices.chips // tensor} groups of {tensor}"
         )
-    params, cache = _shapes(model, mesh, requests, length)
-    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    ids = jax.ShapeDtypeStruct((requests, 1), jnp.int32, sharding=rows)
-    parts = {name: held_bytes(tree) for name, tree in {"weights": params, "cache": cache}.items()}
-    # The compiler chooses the cache's layout, as in the loop of `generate`: in the default layout
-    # the cache would be copied at both ends of every step.
-    own = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
-    with jax.set_mesh(mesh):
-        step = jax.jit(
-            decode_step(model), donate_argnums=3,
-            in_shardings=(_shardings(params), rows, rows, own), out_shardings=(rows, own),
-        )  # fmt: skip
-        lowered = step.lower(params, ids, ids, cache)
-    compiled = compile_program(
-        lowered, slices, argument_bytes=sum(parts.values()) + 2 * held_bytes(ids), keep=keep
+    programs = lower(model, mesh, requests=requests, length=length)
+    length = programs.sizes.length
+    rest = programs.slots._replace(cache=None), programs.rules
+    held = {"weights": programs.weights, "cache": programs.slots.cache, "requests": rest}
+    parts = {name: held_bytes(tree) for name, tree in held.items()}
+    compiled, reading = (
+        compile_program(
+            lowered, slices, argument_bytes=sum(parts.values()), open_trips=1, keep=keep
+        )
+        for lowered in (programs.advance, programs.read)
     )
     found = bounds(
-        slices, flops=_flops(model, params, requests, length),
-        hbm_bytes=float(sum(parts.values()) - _unread(model, params)), moved=compiled.collectives,
+        slices, flops=_flops(model, programs.weights, requests, length),
+        hbm_bytes=float(parts["weights"] - _unread(model, programs.weights) + parts["cache"]),
+        moved=compiled.collectives,
     )  # fmt: skip
     parts |= {"temporaries": compiled.temporary_bytes, "program": compiled.program_bytes}
-    return DecodePlan(slices, requests, length, tensor, compiled, parts, found)
+    copied = _copies(programs.slots.cache, compiled) + _copies(programs.slots.cache, reading)
+    return DecodePlan(slices, requests, length, tensor, compiled, reading, copied, parts, found)
 
 
-def _shardings(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.sharding, tree)
-
-
-def decode_step(
-    model: LanguageModelConfig,
-) -> Callable[[PyTree, Array, Array, Cache], tuple[Array, Cache]]:
-    """Returns a function from (params, last ids, positions, cache) to (likeliest ids, cache)."""
-    made = functional(model)
-
-    def step(
-        params: PyTree,
-        ids: Int[Array, "batch new"],
-        positions: Int[Array, "batch new"],
-        cache: Cache,
-    ) -> tuple[Int[Array, "batch new"], Cache]:
-        bound = made.bind(params)
-        hidden, cache = bound.extend(ids, attention.Layout(jnp.ones_like(ids), positions), cache)
-        return jnp.argmax(bound.logits(hidden), axis=-1).astype(ids.dtype), cache
-
-    return step
-
-
-def _shapes(
-    model: LanguageModelConfig, mesh: Mesh, requests: int, length: int
-) -> tuple[PyTree, Cache]:
-    """Returns the shapes of weights and cache, with their shardings."""
-    made = functional(model)
-    places = param_shardings(made.shapes, made.axes, mesh=mesh, rules=RULES)
-    params = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where),
-        made.shapes, places,
-    )  # fmt: skip
-    heads = "tensor" if model.transformer.kv_heads % mesh.shape["tensor"] == 0 else None
-
-    def placed(leaf: Any) -> Any:
-        axes = {5: (None, BATCH_AXES, heads), 2: (BATCH_AXES,), 0: ()}[leaf.ndim]
-        where = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    empty = jax.eval_shape(
-        lambda: Cache.empty(
-            model.transformer, batch=requests, slots=length, dtype=jnp.dtype("bfloat16")
-        )
-    )
-    return params, jax.tree.map(placed, empty)
+def _copies(cache: Cache, compiled: Compiled) -> int:
+    """Returns how many copies a program's text has of arrays as large as a layer's keys."""
+    keys = cache.k[0]
+    size = math.prod(keys.sharding.shard_shape(keys.shape))
+    return sum(copy.count for copy in compiled.copies if copy.size == size)
 
 
 def _unread(model: LanguageModelConfig, params: PyTree) -> int:

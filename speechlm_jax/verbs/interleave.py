@@ -60,10 +60,8 @@ def interleave(
     file, out = Path(file), Path(out)
     config = InterleaveConfig(span_corruption_ratio, mean_span_length, seed)
     _check(file, out)
-    models, synthesis = (
-        open_bundle(run, batch_size=64, mesh=decoding_mesh(tensor)),
-        SynthesisConfig(),
-    )
+    models = open_bundle(run, batch_size=64, mesh=decoding_mesh(tensor))
+    synthesis = SynthesisConfig()
     bad: list[dict[str, Any]] = []
     documents = _read_documents(file, models.voices, bad, seed=seed)
     make_model = functools.cache(lambda: models.make_text_to_token(synthesis))
@@ -83,12 +81,12 @@ def interleave(
             bad=bad,
             progress=bar.update,  # pyright: ignore[reportArgumentType]
         )
-    if manifest.counts["unsayable_words"]:
+    unsayable, words = manifest.counts["unsayable_words"], manifest.counts["words"]
+    if unsayable:
         _log.warning(
             "%d of %d words cannot be said by the run's text-to-token model: they stay text",
-            manifest.counts["unsayable_words"],
-            manifest.counts["words"],
-        )
+            unsayable, words,
+        )  # fmt: skip
     return {"interleaved": str(out / DOCUMENTS), "set_aside": str(out / BAD), **manifest.counts}
 
 

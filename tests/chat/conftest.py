@@ -21,7 +21,7 @@ class Scripted(Inference):
     def __init__(self, *calls):
         self.calls, self.asked, self.closed = list(calls), [], 0
 
-    def _forget(self, kept):
+    def forget(self, session):
         self.closed += 1
 
     def generate(self, requests, *, sampling):

@@ -278,7 +278,7 @@ from speechlm_jax.nn.sampling import Sampling
 from speechlm_jax.sharding import MeshConfig, make_mesh
 
 given = json.load(sys.stdin)
-config = configs.from_json(given["config"], LanguageModelConfig)
+config = configs.from_json(LanguageModelConfig, given["config"])
 leaves = np.load(given["params"])
 shapes = jax.tree.structure(functional(config).shapes)
 params = jax.tree.unflatten(shapes, [leaves[name] for name in leaves.files])

@@ -93,7 +93,7 @@ def test_who_waits_for_nobody_runs_to_the_end_of_its_call(make_engine, schedule)
 
 
 def test_a_session_with_a_slot_does_not_wait_for_a_free_one(talker, talker_params):
-    inference = Inference(talker, talker_params, batch_size=3, length=144, steps_per_call=1)
+    inference = Inference(talker, talker_params, batch_size=3, length=256, steps_per_call=1)
     long = [dataclasses.replace(r, stops=(), max_new=60) for r in some_requests(4)]
     with inference.session() as session:
         mine = dataclasses.replace(long[0], session=session)

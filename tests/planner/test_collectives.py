@@ -50,6 +50,19 @@ def _nest(x):
     return jax.lax.scan(outer, x, length=3)[0]
 
 
+def test_a_loop_that_data_ends_counts_as_told():
+    def go_on(x):
+        return jax.lax.while_loop(
+            lambda x: jnp.sum(x) < 100, lambda x: x + jax.lax.psum(x, "fsdp"), x
+        )
+
+    text = _compiled(go_on, jnp.ones((4, 32)))
+    with pytest.raises(ValueError, match="the trips of .* cannot be read"):
+        collectives(text, num_devices=4)
+    [found] = collectives(text, num_devices=4, open_trips=3)
+    assert (found.kind, found.count) == ("all-reduce", 3)
+
+
 def test_sums_in_nested_loops_are_counted_once_a_trip():
     text = _compiled(_nest, jnp.ones((4, 32)))
     known = [Collective("all-reduce", "ici", 18, 18 * 128, 18 * 128 * 2 * 3 // 4)]

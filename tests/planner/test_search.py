@@ -57,7 +57,7 @@ class Formula:
         # slower than any floor, so that the order of candidates matters
         seconds = COST[execution.remat] * (0.95 if execution.saved else 1) + 0.01 * mesh.tensor
         size = int(share * SLICE.chip.hbm_bytes)
-        compiled = Compiled(share <= 1, size, 0, 0, None, (), 0.0)
+        compiled = Compiled(share <= 1, size, 0, 0, None, (), (), 0.0)
         bounds = Bounds(seconds, 0.0, 0.001 * experiment.train.num_microbatches, 0.0)
         return Plan(
             SLICE, LENGTH, experiment.data.batch_size, shards, experiment.train.num_microbatches,
