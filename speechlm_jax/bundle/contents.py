@@ -143,14 +143,10 @@ def is_whole_run(folder: str | Path) -> bool:
 
 def is_training(folder: Path) -> bool:
     """Returns whether a folder is a training's, its checkpoints folder, or one checkpoint."""
-    return (
-        os.path.isfile(folder / checkpoint_folder.CHECKSUMS)
-        or os.path.isdir(folder / checkpoint_folder.FOLDER)
-        or (
-            folder.resolve().name == checkpoint_folder.FOLDER
-            and bool(checkpoint_folder.steps(folder))
-        )
-    )
+    if os.path.isfile(folder / checkpoint_folder.CHECKSUMS):
+        return True
+    kept = checkpoint_folder.checkpoints_folder(folder)
+    return os.path.isdir(kept) and (kept != folder or bool(checkpoint_folder.steps(kept)))
 
 
 def check_bundle(folder: str | Path, *parts: PartName) -> None:
