@@ -79,6 +79,7 @@ def test_the_bound_counts_what_a_step_reads(subset):
     assert bound["bound_ids_per_second"] == round(8e9 / bound["flops"])
 
 
+@pytest.mark.slow
 def test_a_device_tells_the_bound_before_what_is_reached(monkeypatch):
     monkeypatch.setattr(decode_device, "MEASURED", 1)
     case = next(decode_device.cases(tiny=True)) | {"slots": [8]}

@@ -142,9 +142,10 @@ def orders(seed=0):
 @pytest.mark.parametrize(
     ("slots", "steps", "order", "overlap"),
     [
-        (1, 1, 0, False), (1, 8, 2, True),
-        (3, 1, 1, True), (3, 8, 2, False),
-        (16, 1, 2, True), (16, 8, 0, False), (16, 8, 1, True),
+        (1, 8, 2, True), (3, 1, 1, True), (3, 8, 2, False), (16, 8, 0, False),
+        pytest.param(1, 1, 0, False, marks=pytest.mark.slow),
+        pytest.param(16, 1, 2, True, marks=pytest.mark.slow),
+        pytest.param(16, 8, 1, True, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_reply_is_that_of_its_request_alone(
@@ -157,9 +158,9 @@ def test_a_reply_is_that_of_its_request_alone(
     check(requests, got, expected, cancel)
 
 
-@pytest.mark.parametrize(("steps", "overlap"), [(8, False), (5, True)])
+@pytest.mark.parametrize("steps", [5, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_layer_cut_to_some_ids_says_what_the_whole_would(
-    make_engine, answer, check, requests, expected, cancel, some_ids, steps, overlap
+    make_engine, answer, check, requests, expected, cancel, some_ids, steps
 ):
     narrow = [
         number
@@ -167,7 +168,7 @@ def test_a_layer_cut_to_some_ids_says_what_the_whole_would(
         if request.allowed is not None and request.allowed <= some_ids
     ]
     assert len(narrow) > MANY / 3
-    engine, options = make_engine(3, cut=True), {"steps": steps, "overlap": overlap}
+    engine, options = make_engine(3, cut=True), {"steps": steps, "overlap": steps == 5}
     got = answer(engine, requests, order=narrow, cancel=cancel, **options)
     check(requests, got, expected, cancel)
 
@@ -186,7 +187,7 @@ def spoil(slots):
     return slots._replace(cache=cache, history=jnp.where(places <= end, slots.history, 7))
 
 
-@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("steps", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_slot_is_not_read_after_its_request_or_beyond_its_length(
     make_engine, answer, check, requests, expected, monkeypatch, steps
 ):

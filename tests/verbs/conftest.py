@@ -8,10 +8,23 @@ import pytest
 import soundfile
 
 from speechlm_jax import artifacts
+from speechlm_jax.verbs import devices
 
 sys.path.insert(0, str(Path(__file__).parent))  # whatever pytest's import mode
 
 import tiny_run  # noqa: E402
+
+
+@pytest.fixture
+def all_devices():
+    """Asked for by a test that decodes on all devices of the suite."""
+
+
+@pytest.fixture(autouse=True)
+def one_device(request, monkeypatch):
+    """Commands decode on one device: programs for the suite's four take longer to compile."""
+    if "all_devices" not in request.fixturenames:
+        monkeypatch.setattr(devices.jax, "device_count", lambda: 1)
 
 
 @pytest.fixture(scope="session")

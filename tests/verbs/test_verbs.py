@@ -185,7 +185,7 @@ def test_evaluate_reads_the_weights_once(run, tmp_path, monkeypatch):
     assert len(read) == 1
 
 
-def test_requests_are_split_over_all_devices_and_layers_as_asked(run, tmp_path, monkeypatch):
+def test_requests_are_split_over_all_devices_and_layers_as_asked(run, tmp_path, all_devices):
     said, figures = [], []
     for name, tensor in (("a", 1), ("b", 2)):
         given = {"out": tmp_path / name, "tensor": tensor, "seed": 1}
