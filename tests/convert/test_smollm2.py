@@ -76,6 +76,8 @@ def test_greedy_continuations_are_those_of_transformers(released, theirs, base):
     allowed = vocab.allowed("text")
     requests = [GenerateRequest(ids, allowed, (), NEW) for ids in prompts]
     said = Inference(experiment.model, weights.params, batch_size=10).generate(requests)
+    alone = Inference(experiment.model, weights.params, batch_size=1)
+    assert [alone.generate([request])[0] for request in requests] == said
     assert "Rome" in text.decode(said[-1])
     margins = []
     for ids, reply in zip(prompts, said, strict=True):
