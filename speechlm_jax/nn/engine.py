@@ -215,7 +215,9 @@ def sizes(slots: int, length: int, mesh: Mesh | None) -> Sizes:
     shards = row_shards(mesh) if mesh is not None else 1
     slots = round_up(slots, shards)
     buckets = [size for size in BUCKETS if size < length] or [length]
-    return Sizes(slots, length, round_up(max(1, slots // 8), shards), buckets)
+    # A product of more rows costs less for each, and more slots end at about the same time.
+    rows = max(1, min(slots // 8, max(8, slots // 16)))
+    return Sizes(slots, length, round_up(rows, shards), buckets)
 
 
 def empty_slots(
