@@ -244,14 +244,16 @@ class Inference:
                     f"a request needs {needed} ids, and the slots that sessions hold have room for "
                     f"{self._scheduler.engine.length}; give `length`"
                 )
+            self._scheduler = None  # its cache is given back before the next is made
             length = self._length or max(LEAST_LENGTH, 1 << (needed - 1).bit_length())
             engine = Engine(
                 self._weights, slots=self._slots, length=length, int8_cache=self._int8_cache,
                 mesh=self._mesh,
             )  # fmt: skip
-            self._scheduler = Scheduler(
-                engine, steps_per_call=self._steps, overlap=jax.default_backend() != "cpu"
-            )
+            on_cpu = jax.default_backend() == "cpu"
+            self._scheduler = Scheduler(engine, steps_per_call=self._steps, overlap=not on_cpu)
+            if not on_cpu:
+                self._scheduler.slots_agree(self._sayable)
         new = sum(job.kept is not None and job.kept.slot is None for job in jobs)
         plain = any(job.kept is None for job in jobs)
         if new + plain > self._scheduler.unkept:

@@ -173,6 +173,25 @@ class Scheduler:
             for job in [*self._waiting, *self._answering.values()]:
                 self.cancel(job)
             self.stats.seconds += time.perf_counter() - begun
+            logger.debug("%s; %d steps a call", self.stats, self.pace.steps)
+
+    def slots_agree(self, sayable: IdSet) -> bool:
+        """Fills every slot with one request; returns whether all say the same, and warns if not.
+
+        Kernels for accelerators are chosen by their time, and equal rows of a batch have differed.
+        """
+        prompt = [sayable.to_array()[0].item()] * 2
+        jobs = [
+            Job(number, prompt, sayable, (), min(16, self.engine.length - 2), 0, Sampling(1.0))
+            for number in range(self.engine.slots)
+        ]
+        for _ in self.run(jobs):
+            pass
+        odd = [job.slot for job in jobs if job.reply != jobs[0].reply]
+        if odd:
+            logger.warning("slots %s say other ids than slot %d to one request", odd, jobs[0].slot)
+        self.stats = Stats()
+        return not odd
 
     def cancel(self, job: Job) -> None:
         """Ends the reply to a job, if it has not ended; ids that are on their way are dropped."""

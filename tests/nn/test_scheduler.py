@@ -114,3 +114,22 @@ def test_steps_of_a_call_keep_the_hosts_share_small():
         assert taken <= HOST_SHARE or pace.steps == MAX_STEPS
         assert pace.steps == 1 or taken > HOST_SHARE / 3 or pace.steps == MAX_STEPS
     assert Pace(5).steps == 5
+
+
+def test_slots_that_say_other_ids_are_named(talker, talker_params, caplog, monkeypatch):
+    inference = Inference(talker, talker_params, batch_size=3, length=144)
+    inference.generate(some_requests(3))
+    slots = inference._scheduler
+    everything = IdSet(((0, talker.vocab_size),))
+    assert slots.slots_agree(everything) and not caplog.records
+    unpack = scheduler.unpack
+
+    def flip(report):
+        found = unpack(report)
+        ids = np.array(found.ids)
+        ids[2, ids[2] >= 0] ^= 1
+        return found._replace(ids=ids)
+
+    monkeypatch.setattr(scheduler, "unpack", flip)
+    assert not slots.slots_agree(everything)
+    assert "slots [2] say other ids than slot 0" in caplog.text
