@@ -23,6 +23,7 @@ import decode_device  # noqa: E402
 sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 def test_the_baseline_gives_the_replies_of_the_engine():
     config = LanguageModelConfig(40, TransformerConfig(2, 32, 4, 2, 8, 48))
     params = functional(config).init(jax.random.key(0))[0]

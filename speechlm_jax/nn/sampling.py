@@ -112,10 +112,12 @@ def choose(
         lambda: _draw_ranked(logits, uniform, settings, min(CANDIDATES, size)),
         lambda: (jnp.zeros_like(likeliest), jnp.ones_like(used)),
     )
-    sorted_all = used & ranked & ~fits
-    among_all = _where_any(sorted_all, lambda: _draw_ranked(logits, uniform, settings, size)[0])
     places = jnp.where(greedy, likeliest, jnp.where(ranked, among, drawn))
-    return Choice(jnp.where(sorted_all, among_all, places), sorted_all)
+    sorted_all = used & ranked & ~fits
+    if size > CANDIDATES:
+        among_all = _where_any(sorted_all, lambda: _draw_ranked(logits, uniform, settings, size)[0])
+        places = jnp.where(sorted_all, among_all, places)
+    return Choice(places, sorted_all)
 
 
 def _argmax(logits: Array) -> Array:

@@ -66,7 +66,9 @@ def alone(trained):
     return answers(*trained, None)
 
 
-@pytest.mark.parametrize("mesh_config", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    "mesh_config", [pytest.param(MESHES["requests"], marks=pytest.mark.slow), MESHES["weights"]]
+)
 def test_answers_over_a_mesh_are_those_of_one_device(trained, alone, mesh_config):
     replies, scores, losses = answers(*trained, make_mesh(mesh_config))
     assert replies == alone[0] and any(map(len, replies))

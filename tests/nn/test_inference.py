@@ -311,6 +311,7 @@ def test_two_sessions_and_plain_requests_share_the_slots(inference, plain):
             assert inference.generate(mixed) == expected
 
 
+@pytest.mark.slow
 def test_a_long_dialogue_is_read_in_parts(talker, talker_params):
     inference = make(talker, talker_params, batch_size=2, length=1072)
     with inference.session() as session:
