@@ -132,4 +132,4 @@ def test_slots_that_say_other_ids_are_named(talker, talker_params, caplog, monke
 
     monkeypatch.setattr(scheduler, "unpack", flip)
     assert not slots.slots_agree(everything)
-    assert "slots [2] say other ids than slot 0" in caplog.text
+    assert "slots [2] say other ids than the rest" in caplog.text
