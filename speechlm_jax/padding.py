@@ -1,6 +1,6 @@
 """Pads rows of different lengths into arrays of few static shapes, so that few programs compile."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ def run_in_batches(
     rows: Sequence[np.ndarray | Sequence[int]],
     run: Run[Answer],
     *,
-    batch_size: int,
+    batch_size: int | Mapping[Any, int],
     multiple: int,
     kinds: Sequence[Any] | None = None,
     by_length: bool = False,
@@ -57,7 +57,7 @@ def run_in_batches(
       rows: rows of any lengths.
       run: takes the rows' numbers, the padded rows and their lengths; returns an answer for each,
         which must not depend on padding.
-      batch_size: rows of a batch.
+      batch_size: rows of a batch, or of a batch of each kind.
       multiple: number of which the length of a batch is a multiple.
       kinds: kind of each row, comparable; a batch holds rows of one kind.
       by_length: true to batch rows of similar length, false to keep the order given.
@@ -66,16 +66,18 @@ def run_in_batches(
     kinds = [()] * len(rows) if kinds is None else kinds
     order = sorted(range(len(rows)), key=lambda i: (kinds[i], len(rows[i]) if by_length else 0))
     answers: dict[int, Answer] = {}
-    for chosen in _batches(order, kinds, batch_size):
-        numbers = np.resize(chosen, batch_size)
+    for chosen, most in _batches(order, kinds, batch_size):
+        numbers = np.resize(chosen, most)
         size = round_up(max(1, *(len(rows[i]) for i in chosen)), multiple)
         padded, lengths = pad_rows([rows[i] for i in numbers], size, dtype)
         answers |= zip(chosen, run(numbers, padded, lengths), strict=False)
     return [answers[i] for i in range(len(rows))]
 
 
-def _batches(order: Sequence[int], kinds: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
-    """Yields consecutive numbers of one kind, at most `batch_size` of them."""
-    for _, group in groupby(order, key=lambda i: kinds[i]):
-        same = list(group)
-        yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
+def _batches(
+    order: Sequence[int], kinds: Sequence[Any], batch_size: int | Mapping[Any, int]
+) -> Iterator[tuple[list[int], int]]:
+    """Yields consecutive numbers of one kind, and the rows of its batches: the most of them."""
+    for kind, group in groupby(order, key=lambda i: kinds[i]):
+        same, most = list(group), batch_size if isinstance(batch_size, int) else batch_size[kind]
+        yield from ((same[i : i + most], most) for i in range(0, len(same), most))

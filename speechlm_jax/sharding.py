@@ -8,6 +8,7 @@ words of docs/glossary.md); a parameter and an activation may place the same wor
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import jax
@@ -204,9 +205,22 @@ def param_shardings(
     return jax.tree_util.tree_map_with_path(place, shapes, axes)
 
 
-def row_shards(mesh: Mesh) -> int:
-    """Returns the number of parts into which the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def in_scope(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Returns a context in which the mesh is in scope; None: none is."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def with_places(shapes: PyTree, places: PyTree) -> PyTree:
+    """Returns shapes (of arrays, or `jax.ShapeDtypeStruct`) that know their shardings."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes, places,
+    )  # fmt: skip
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Returns the number of parts into which the rows of a batch are split; None: one device."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -176,7 +176,7 @@ def held_out_losses(
     """
     weights, experiment = load_language_model(run, mesh=mesh)
     data, losses = experiment.data, {}
-    batch_size = round_up(ROWS_PER_CALL, 1 if mesh is None else row_shards(mesh))
+    batch_size = round_up(ROWS_PER_CALL, row_shards(mesh))
     # a run may be scored on another host, which need not have that folder
     cache = data.cache if Path(data.cache).is_dir() else ""
     with RowFetcher(disk_gb=data.disk_gb, folder=cache) as fetcher:

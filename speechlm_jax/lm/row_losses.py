@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 
 from speechlm_jax.arrays import Array, PyTree
 from speechlm_jax.nn.language_model import LanguageModelConfig, functional
+from speechlm_jax.sharding import in_scope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,6 @@ def rows_to_losses(
         return jnp.sum(lost.losses * lost.weights, axis=1), jnp.sum(lost.weights, axis=1)
 
     for batch in batches:
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with in_scope(mesh):
             losses, ids = (np.asarray(part) for part in sums(params, batch))
         yield from (RowLoss(float(a), float(b)) for a, b in zip(losses, ids, strict=True))

@@ -62,7 +62,7 @@ def attend(
     split = (batch, groups, heads // groups, queries)
     q = q.reshape(batch, queries, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
     q = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim)
-    k, v = (jnp.einsum("bkgd->bgkd", x) for x in (k, v))
+    k, v = (x.swapaxes(1, 2) for x in (k, v))
     scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
     unseen = jnp.where(mask, 0.0, -1e30)[:, None, None]
     scores = (scores.reshape(*split, -1) + unseen).reshape(scores.shape)

@@ -19,7 +19,7 @@ from speechlm_jax.nn.adapters import merge_adapters
 from speechlm_jax.nn.int8 import quantise_kernels
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig, functional
 from speechlm_jax.nn.layers import Linear
-from speechlm_jax.sharding import PARAM_RULES, param_shardings
+from speechlm_jax.sharding import PARAM_RULES, param_shardings, with_places
 
 # Weights are whole along `embed`: a step would otherwise gather each of them.
 RULES = {**PARAM_RULES, "embed": None}
@@ -59,10 +59,7 @@ def layout(config: LanguageModelConfig, mesh: Mesh) -> PyTree:
     """Returns the shapes of a trained model's parameters, with their shardings over a mesh."""
     model = functional(config)
     places = param_shardings(model.shapes, model.axes, mesh=mesh, rules=RULES)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        model.shapes, places,
-    )  # fmt: skip
+    return with_places(model.shapes, places)
 
 
 def prepare(
@@ -87,10 +84,8 @@ def prepare(
     """
     if vocab_subset is not None and mesh is not None:
         vocab_subset = _fill_up(vocab_subset, config.vocab_size, mesh.shape["tensor"])
-    plain = dataclasses.replace(config.transformer, lora=None)
     tied = config.tied and vocab_subset is None and not int8
-    cut = dataclasses.replace(config, transformer=plain, tied=tied)
-    model = Model(cut, transposed, int8)
+    model = Model(dataclasses.replace(_folded(config), tied=tied), transposed, int8)
     arrange = partial(_arrange, config, vocab_subset, int8, transposed)
     places = None if mesh is None else _places(model, jax.eval_shape(arrange, params), mesh)
     return Weights(model, jax.jit(arrange, out_shardings=places)(params), vocab_subset)
@@ -98,15 +93,16 @@ def prepare(
 
 def planned(config: LanguageModelConfig, mesh: Mesh) -> Weights:
     """Returns what `prepare` would on a mesh, with shapes and places instead of parameters."""
-    plain = dataclasses.replace(config.transformer, lora=None)
-    model = Model(dataclasses.replace(config, transformer=plain))
+    model = Model(_folded(config))
     arrange = partial(_arrange, config, None, False, False)
     shapes = jax.eval_shape(arrange, functional(config).shapes)
-    params = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes, _places(model, shapes, mesh),
-    )  # fmt: skip
-    return Weights(model, params, None)
+    return Weights(model, with_places(shapes, _places(model, shapes, mesh)), None)
+
+
+def _folded(config: LanguageModelConfig) -> LanguageModelConfig:
+    """The config without adapters."""
+    plain = dataclasses.replace(config.transformer, lora=None)
+    return dataclasses.replace(config, transformer=plain)
 
 
 def _places(model: Model, shapes: PyTree, mesh: Mesh) -> PyTree:

@@ -22,7 +22,7 @@ from speechlm_jax.nn.decoding_params import Model, Weights
 from speechlm_jax.nn.language_model import LanguageModel, LanguageModelConfig
 from speechlm_jax.nn.sampling import Sampling, Settings
 from speechlm_jax.padding import round_up
-from speechlm_jax.sharding import BATCH_AXES, row_shards
+from speechlm_jax.sharding import BATCH_AXES, in_scope, row_shards
 
 MAX_STEPS = 32  # ids of a slot that one call of `advance` can add
 BUCKETS = (16, 32, 64, 128, 256, 512)  # ids that one call of `read` takes; longer prompts take more
@@ -146,7 +146,8 @@ class Engine:
           mesh: devices over which slots are split; None: one device.
         """
         self.config = weights.model.config
-        self.slots, self.length, self.rows, self.buckets = sizes(slots, length, mesh)
+        self._sizes = sizes(slots, length, mesh)
+        self.slots, self.length, self.rows, self.buckets = self._sizes
         self._mesh = mesh
         self._weights = weights
         said = self.config.vocab_size if weights.subset is None else len(weights.subset)
@@ -169,7 +170,7 @@ class Engine:
     def read(self, entries: Sequence[Entry]) -> None:
         """Takes the next ids of at most `rows` slots; returns before the device has done so."""
         bucket = self.bucket(max(len(entry.ids) for entry in entries))
-        packed = np.zeros((self.rows, _NUMBERS + bucket), np.int32)
+        packed = np.zeros(self._sizes.packed(bucket), np.int32)
         packed[:, 0] = self.slots  # no slot
         for row, entry in zip(packed, entries, strict=False):
             settings = entry.sampling
@@ -198,9 +199,7 @@ class Engine:
         return report
 
     def _run(self, program: Callable, *arguments):
-        if self._mesh is None:
-            return program(*arguments)
-        with jax.set_mesh(self._mesh):
+        with in_scope(self._mesh):
             return program(*arguments)
 
     def _put(self, x: np.ndarray) -> Array:
@@ -212,7 +211,7 @@ class Engine:
 def sizes(slots: int, length: int, mesh: Mesh | None) -> Sizes:
     """Returns the shapes of an engine with at least this many slots of at least this length."""
     length = round_up(length, 16)
-    shards = row_shards(mesh) if mesh is not None else 1
+    shards = row_shards(mesh)
     slots = round_up(slots, shards)
     buckets = [size for size in BUCKETS if size < length] or [length]
     # A product of more rows costs less for each, and more slots end at about the same time.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
@@ -19,7 +20,7 @@ from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 from speechlm_jax.nn.sampling import GREEDY, Sampling
 from speechlm_jax.nn.scheduler import Job, Kept, Scheduler, Stats
 from speechlm_jax.padding import round_up, run_in_batches
-from speechlm_jax.sharding import row_shards
+from speechlm_jax.sharding import in_scope, row_shards
 
 SCORED_TOKENS = 4096  # whose logits are made at once
 LEAST_LENGTH = 128  # ids of a slot, where none is given
@@ -159,7 +160,7 @@ class Inference:
             )
         self.config = config
         self._params = params
-        self._slots = round_up(batch_size, 1 if mesh is None else row_shards(mesh))
+        self._slots = round_up(batch_size, row_shards(mesh))
         self._length = length
         self._sayable = sayable
         self._steps = steps_per_call
@@ -222,31 +223,21 @@ class Inference:
         """Returns the log-probability (nats) of each continuation after its prompt."""
         score = _score_program(self.config)
 
-        def run(
-            some: list[int], numbers: np.ndarray, ids: np.ndarray, lengths: np.ndarray
-        ) -> list[float]:
-            starts = np.array([len(requests[some[i]].prompt) for i in numbers], np.int32)
-            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        def run(numbers: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> list[float]:
+            starts = np.array([len(requests[i].prompt) for i in numbers], np.int32)
+            with in_scope(self._mesh):
                 return np.asarray(score(self._params, ids, lengths, starts)).tolist()
 
         rows = [[*request.prompt, *request.continuation] for request in requests]
         sizes = [round_up(max(1, len(row)), self._multiple) for row in rows]
-        scores = [0.0] * len(rows)
-        for size in sorted(set(sizes)):
-            some = [number for number in range(len(rows)) if sizes[number] == size]
-            found = run_in_batches(
-                [rows[number] for number in some], partial(run, some),
-                batch_size=self._scored_rows(len(some), size), multiple=size,
-            )  # fmt: skip
-            for number, value in zip(some, found, strict=True):
-                scores[number] = value
-        return scores
+        at_once = {size: self._scored_rows(number, size) for size, number in Counter(sizes).items()}
+        return run_in_batches(rows, run, batch_size=at_once, multiple=self._multiple, kinds=sizes)
 
     def _scored_rows(self, number: int, size: int) -> int:
         """Rows of this size that are scored at once: a power of two, of limited tokens."""
         most = max(1, SCORED_TOKENS // size)
         rows = min(1 << (number - 1).bit_length(), most)
-        return rows if self._mesh is None else round_up(rows, row_shards(self._mesh))
+        return round_up(rows, row_shards(self._mesh))
 
     def _ready(self, jobs: Sequence[Job]) -> Scheduler:
         """Slots that are long enough."""

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from statistics import median
 
+from speechlm_jax.arrays import Array
 from speechlm_jax.errors import UserError
 from speechlm_jax.id_set import IdSet
-from speechlm_jax.nn.engine import MAX_STEPS, RULES, Engine, Entry, unpack
+from speechlm_jax.nn.engine import MAX_STEPS, RULES, Engine, Entry, Report, unpack
 from speechlm_jax.nn.sampling import Sampling
 
 HOST_SHARE = 0.05  # of the time, that the host may take
@@ -60,6 +61,11 @@ class Job:
     def rule(self) -> tuple[IdSet, tuple[int, ...]]:
         """What tells its rule from others."""
         return self.allowed, self.stops
+
+    @property
+    def start(self) -> int:
+        """How many of its ids the slot's cache holds already."""
+        return self.kept.filled if self.kept else 0
 
     @property
     def has_slot(self) -> bool:
@@ -242,10 +248,10 @@ class Scheduler:
         """The next jobs of one padded length, each with a slot and a rule."""
         group: list[Job] = []
         passed: list[Job] = []
+        bucket = self._bucket(self._waiting[0])
         while self._waiting and len(group) < self.engine.rows:
             job = self._waiting.popleft()
-            alike = not group or self._bucket(job) == self._bucket(group[0])
-            if not alike:
+            if self._bucket(job) != bucket:
                 passed.append(job)
             elif self._begin(job):
                 group.append(job)
@@ -256,13 +262,8 @@ class Scheduler:
         return group
 
     def _bucket(self, job: Job) -> int:
-        return self.engine.bucket(len(self._chunks(job)[-1]))
-
-    def _chunks(self, job: Job) -> list[list[int]]:
-        """The ids that the cache lacks, in parts that a call of `read` takes."""
-        start = job.kept.filled if job.kept else 0
-        size = self.engine.buckets[-1]
-        return [job.ids[at : at + size] for at in range(start, len(job.ids), size)]
+        """The padded length of the last part of a job's prompt."""
+        return self.engine.bucket((len(job.ids) - job.start - 1) % self.engine.buckets[-1] + 1)
 
     def _begin(self, job: Job) -> bool:
         """Finds a slot and a rule for a job; False if there is none now."""
@@ -296,13 +297,13 @@ class Scheduler:
 
     def _last_entry(self, job: Job) -> Entry:
         """Reads all but the last part of a prompt; returns the entry of the last."""
-        *parts, last = self._chunks(job)
-        start = job.kept.filled if job.kept else 0
-        for part in parts:
+        size = self.engine.buckets[-1]  # that a call of `read` takes at most
+        *before, last = range(job.start, len(job.ids), size)
+        for start in before:
+            part = job.ids[start : start + size]
             self.engine.read([self._entry(job, start, part, starts=False)])
             self.stats.reads += 1
-            start += len(part)
-        return self._entry(job, start, last, starts=True)
+        return self._entry(job, last, job.ids[last:], starts=True)
 
     def _entry(self, job: Job, start: int, ids: Sequence[int], *, starts: bool) -> Entry:
         return Entry(
@@ -310,7 +311,7 @@ class Scheduler:
         )
 
     def _take(
-        self, report, asked: dict[int, Job], waiting: bool, begun: float
+        self, report: Array, asked: dict[int, Job], waiting: bool, begun: float
     ) -> Iterator[tuple[int, int]]:
         """Hands out what a call has found."""
         waits = time.perf_counter()
@@ -336,7 +337,7 @@ class Scheduler:
             if not found.active[job.slot] and self._answering.get(job.slot) is job:
                 self._end(job)
 
-    def _count(self, found, ids: int, *, waiting: bool) -> None:
+    def _count(self, found: Report, ids: int, *, waiting: bool) -> None:
         stats = self.stats
         stats.ids += ids
         stats.calls += 1

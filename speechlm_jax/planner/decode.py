@@ -25,7 +25,7 @@ from speechlm_jax.planner.answer import answer, held_bytes
 from speechlm_jax.planner.compile import Compiled, compile_program, devices
 from speechlm_jax.planner.roofline import Bounds, bounds
 from speechlm_jax.planner.slices import Slices
-from speechlm_jax.sharding import MeshConfig, make_mesh
+from speechlm_jax.sharding import MeshConfig, make_mesh, with_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +106,7 @@ def lower(model: LanguageModelConfig, mesh: Mesh, *, requests: int, length: int)
     make = partial(engine.empty_slots, weights.model.config, sizes.slots, sizes.length)
     slots = jax.eval_shape(make)
     places = engine.slots_shardings(slots, mesh)
-    slots = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        slots, places,
-    )  # fmt: skip
+    slots = with_places(slots, places)
 
     def whole(shape: tuple[int, ...], dtype: Any) -> Any:
         where = NamedSharding(mesh, PartitionSpec())

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import Array, PyTree
 from speechlm_jax.errors import UserError
-from speechlm_jax.sharding import param_shardings
+from speechlm_jax.sharding import param_shardings, with_places
 from speechlm_jax.train.optimizer import Optimizer
 from speechlm_jax.train.stage import Stage
 from speechlm_jax.train.trainable import overlay, part
@@ -81,11 +81,7 @@ class StateLayout:
     @property
     def abstract(self) -> TrainState:
         """Shapes with their shardings, as needed to restore a checkpoint."""
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            self.shapes,
-            self.shardings,
-        )
+        return with_places(self.shapes, self.shardings)
 
 
 def make_layout(
