@@ -218,7 +218,7 @@ def shares(stats: dict[str, float]) -> dict[str, float | None]:
         "busy": share(stats["busy"], stats["slot_steps"]),
         "host_share": share(stats["host_seconds"], stats["seconds"]),
         "steps_per_call": share(stats["steps"], stats["calls"]),
-        "sorted_all": share(stats["sorted_all"], stats["busy"]),
+        "searched": share(stats["searched"], stats["busy"]),
     }
 
 

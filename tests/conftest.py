@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -20,11 +21,14 @@ import numpy as np
 import pytest
 from fsspec.asyn import AsyncFileSystem, get_loop
 
-# The second flag halves the time to compile, which is half of the tests' time. XLA ends a process
+# The other flags halve the time to compile, which is half of the tests' time. XLA ends a process
 # that gives it a flag it does not know, so a version that nobody tried goes without.
 _FLAGS = ["--xla_force_host_platform_device_count=4"]
 if jax.__version_info__ < (0, 11):
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    _FLAGS += [
+        "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    ]  # fmt: skip
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -36,7 +40,7 @@ jax.config.update(
 
 # Many tests build the same small model anew, here or in a process of their own; each is compiled
 # once a session.  A path that the caller has set stays.
-_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+_cache, _shared = os.environ.get("JAX_COMPILATION_CACHE_DIR"), None
 if _cache is None:
     _cache = tempfile.mkdtemp(prefix="speechlm_test_cache_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
@@ -48,11 +52,23 @@ elif "PYTEST_XDIST_WORKER" in os.environ:
     # it comes with a limit of size, for which each write reads the whole folder (5 of 12 minutes).
     _shared, _cache = _cache, os.path.join(_cache, os.environ["PYTEST_XDIST_WORKER"])
     os.makedirs(_cache, exist_ok=True)
-    for _path in Path(_shared).rglob("*-cache"):  # what any process compiled in an earlier run
-        with contextlib.suppress(FileExistsError):
-            os.link(_path, os.path.join(_cache, _path.name))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 jax.config.update("jax_compilation_cache_dir", _cache)
+# Else the key of each program would hold the name of the folder, for the sake of XLA's GPU caches.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_others():
+    """Links into this process's folder what others have compiled, now or in an earlier run."""
+    if _shared is None:
+        return
+    whole = time.time() - 5  # nothing that may still be written
+    for path in Path(_shared).rglob("*-cache"):
+        link = os.path.join(_cache, path.name)
+        if not os.path.lexists(link) and path.stat().st_mtime < whole:
+            os.link(path, link)
 
 
 @pytest.fixture(autouse=True)

@@ -81,14 +81,14 @@ class Report(NamedTuple):
       active: which slots have not ended.
       steps: that were run.
       busy: sum over the steps of the slots that were active.
-      sorted_all: choices that had to sort all ids.
+      searched: choices that had to search all ids.
     """
 
     ids: Int[ndarray, "slots steps"]
     active: Bool[ndarray, " slots"]
     steps: int
     busy: int
-    sorted_all: int
+    searched: int
 
 
 class _Call(NamedTuple):
@@ -96,7 +96,7 @@ class _Call(NamedTuple):
     step: Array
     report: Int[Array, "slots steps"]
     busy: Array
-    sorted_all: Array
+    searched: Array
 
 
 class Sizes(NamedTuple):
@@ -326,24 +326,24 @@ def advance(
         return (call.step < limits[0]) & (ended < limits[1]) & jnp.any(call.slots.active)
 
     def step(call: _Call) -> _Call:
-        slots, said, sorted_all = _step(bound, call.slots, rules, subset)
+        slots, said, searched = _step(bound, call.slots, rules, subset)
         report = jax.lax.dynamic_update_slice(call.report, said[:, None], (0, call.step))
         busy = call.busy + jnp.sum(call.slots.active)
-        return _Call(slots, call.step + 1, report, busy, call.sorted_all + sorted_all)
+        return _Call(slots, call.step + 1, report, busy, call.searched + searched)
 
     zero = jnp.int32(0)
     nothing = jnp.full((number, MAX_STEPS), -1, jnp.int32)
     call = jax.lax.while_loop(goes_on, step, _Call(slots, zero, nothing, zero, zero))
     told = jnp.concatenate([call.report, call.slots.active[:, None].astype(jnp.int32)], axis=1)
     last = jnp.zeros((1, told.shape[1]), jnp.int32)
-    last = last.at[0, :3].set(jnp.stack([call.step, call.busy, call.sorted_all]))
+    last = last.at[0, :3].set(jnp.stack([call.step, call.busy, call.searched]))
     return call.slots, jnp.concatenate([told, last])
 
 
 def _step(
     model: LanguageModel, slots: Slots, rules: Array, subset: Array | None
 ) -> tuple[Slots, Array, Array]:
-    """One id for each active slot: (slots, the ids or -1, choices that had to sort all)."""
+    """One id for each active slot: (slots, the ids or -1, choices that had to search all)."""
     active, filled = slots.active, slots.cache.filled
     rows = jnp.arange(len(active))
     last = slots.history[rows, filled]
@@ -366,7 +366,7 @@ def _step(
         active=said & (made < slots.limit),
         made=made,
     )
-    return slots, jnp.where(said, ids, -1), jnp.sum(choice.sorted_all)
+    return slots, jnp.where(said, ids, -1), jnp.sum(choice.searched)
 
 
 def _uniform(slots: Slots) -> Float[Array, " slots"]:

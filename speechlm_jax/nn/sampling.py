@@ -58,10 +58,26 @@ class Settings(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Places of the chosen ids in the logits, and which rows had to sort all ids."""
+    """Places of the chosen ids in the logits, and which rows had to be searched as a whole."""
 
     places: Int[Array, " rows"]
-    sorted_all: Bool[Array, " rows"]
+    searched: Bool[Array, " rows"]
+
+
+class _Last(NamedTuple):
+    """The last id of each row that is kept: likelier ones come first, of equal ones the smaller."""
+
+    logit: Float[Array, " rows"]
+    place: Int[Array, " rows"]
+
+    def kept(self, logits: Float[Array, "rows ids"]) -> Bool[Array, "rows ids"]:
+        """Which ids are kept."""
+        logit, places = self.logit[:, None], jnp.arange(logits.shape[-1])
+        return (logits > logit) | ((logits == logit) & (places <= self.place[:, None]))
+
+    def where(self, rows: Bool[Array, " rows"], other: "_Last") -> "_Last":
+        """These of some rows, others' of the rest."""
+        return _Last(*(jnp.where(rows, x, y) for x, y in zip(self, other, strict=True)))
 
 
 def penalise(
@@ -99,25 +115,43 @@ def choose(
       uniform: a number in [0, 1) for each row.
       used: the rows that count; others get any place.
     """
-    size = logits.shape[-1]
     greedy = settings.temperature < COLDEST
-    # Whatever the size: an id is chosen alike from all logits and from a cut layer's.
-    ranked = ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
+    ranked = used & ~greedy & ((settings.top_p < 1) | (settings.top_k > 0))
     logits = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
-    likeliest = _argmax(logits)
 
-    drawn = _where_any(used & ~greedy & ~ranked, lambda: draw(logits, uniform))
+    def draw_kept() -> tuple[Array, Array]:
+        last, searched = _last_kept(logits, settings, ranked)
+        return draw(jnp.where(last.kept(logits), logits, -jnp.inf), uniform), searched
+
+    nothing = jnp.zeros(len(used), jnp.int32), jnp.zeros_like(used)
+    drawn, searched = jax.lax.cond(jnp.any(used & ~greedy), draw_kept, lambda: nothing)
+    return Choice(jnp.where(greedy, _argmax(logits), drawn), searched)
+
+
+def _last_kept(
+    logits: Float[Array, "rows ids"], settings: Settings, ranked: Bool[Array, " rows"]
+) -> tuple[_Last, Bool[Array, " rows"]]:
+    """The last id that top-k and top-p keep, and for which rows all ids had to be searched.
+
+    Args:
+      ranked: the rows that do not keep all.
+    """
+    rows, size = logits.shape
+    everything = _Last(jnp.full(rows, -jnp.inf), jnp.full(rows, size - 1, jnp.int32))
+    few = min(CANDIDATES, size)
     among, fits = jax.lax.cond(
-        jnp.any(used & ranked),
-        lambda: _draw_ranked(logits, uniform, settings, min(CANDIDATES, size)),
-        lambda: (jnp.zeros_like(likeliest), jnp.ones_like(used)),
+        jnp.any(ranked),
+        lambda: _last_among(logits, settings, few),
+        lambda: (everything, jnp.ones_like(ranked)),
     )
-    places = jnp.where(greedy, likeliest, jnp.where(ranked, among, drawn))
-    sorted_all = used & ranked & ~fits
-    if size > CANDIDATES:
-        among_all = _where_any(sorted_all, lambda: _draw_ranked(logits, uniform, settings, size)[0])
-        places = jnp.where(sorted_all, among_all, places)
-    return Choice(places, sorted_all)
+    last, searched = among.where(ranked, everything), ranked & ~fits
+    if few < size:
+        last = jax.lax.cond(
+            jnp.any(searched),
+            lambda: _last_of_all(logits, settings).where(searched, last),
+            lambda: last,
+        )
+    return last, searched
 
 
 def _argmax(logits: Array) -> Array:
@@ -125,11 +159,6 @@ def _argmax(logits: Array) -> Array:
     highest = jnp.max(logits, axis=-1, keepdims=True)
     numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     return jnp.min(jnp.where(logits == highest, numbers, logits.shape[-1] - 1), axis=-1)
-
-
-def _where_any(rows: Array, make) -> Array:
-    """Places by `make` if any of the rows needs them, else zeros."""
-    return jax.lax.cond(jnp.any(rows), make, lambda: jnp.zeros(len(rows), jnp.int32))
 
 
 def draw(logits: Float[Array, "rows ids"], uniform: Float[Array, " rows"]) -> Int[Array, " rows"]:
@@ -164,25 +193,77 @@ def _first_above(chances: Array, goal: Array) -> Array:
     return jnp.min(jnp.where(above, numbers, last), axis=-1)
 
 
-def _draw_ranked(
-    logits: Array, uniform: Array, settings: Settings, number: int
-) -> tuple[Array, Array]:
-    """Draws among the `number` likeliest ids, likelier ones first, of equal ones the smaller.
-
-    Also returns whether they hold all that top-k and top-p keep.
-    """
+def _last_among(
+    logits: Float[Array, "rows ids"], settings: Settings, number: int
+) -> tuple[_Last, Bool[Array, " rows"]]:
+    """The last of the `number` likeliest ids that is kept, and whether they hold all that are."""
+    size = logits.shape[-1]
     best, places = jax.lax.top_k(logits, number)
     chances = jnp.exp(best - best[:, :1])
-    limit = jnp.where(settings.top_k > 0, settings.top_k, logits.shape[-1])
+    limit = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, size), size)
     chances = jnp.where(jnp.arange(number) < limit[:, None], chances, 0.0)
+    complete = limit <= number
     everything = jnp.sum(jnp.exp(logits - best[:, :1]), axis=-1)
-    few = limit <= number
-    mass = jnp.where(few | (number == logits.shape[-1]), jnp.sum(chances, axis=-1), everything)
     sums = jnp.cumsum(chances, axis=-1)
-    wanted = settings.top_p * mass
-    kept = (sums - chances < wanted[:, None]).at[:, 0].set(True)
-    chances = jnp.where(kept, chances, 0.0)
+    wanted = settings.top_p * jnp.where(complete, sums[:, -1], everything)
     # Where more ids are asked for than are at hand, their mass is not known.
-    fits = few | ((settings.top_k == 0) & (sums[:, -1] >= wanted)) | (number == logits.shape[-1])
-    place = _first_above(chances, uniform * jnp.sum(chances, axis=-1))
-    return jnp.take_along_axis(places, place[:, None], axis=1)[:, 0], fits
+    fits = complete | ((limit == size) & (sums[:, -1] >= wanted))
+    kept = (jnp.arange(number) < limit[:, None]) & (sums - chances < wanted[:, None])
+    last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), 1) - 1
+
+    def take(x: Array) -> Array:
+        return jnp.take_along_axis(x, last, axis=1)[:, 0]
+
+    return _Last(take(best), take(places)), fits
+
+
+def _last_of_all(logits: Float[Array, "rows ids"], settings: Settings) -> _Last:
+    """The last id that is kept, by two searches over all: for top-k, then for top-p."""
+    size = logits.shape[-1]
+    limit = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, size), size)
+    likeliest = _search(logits, jnp.ones_like(logits), limit.astype(jnp.float32))
+    chances = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    chances = jnp.where(likeliest.kept(logits), chances, 0.0)
+    wanted = settings.top_p * jnp.sum(chances, axis=-1)
+    return _search(logits, chances, jnp.maximum(wanted, jnp.finfo(jnp.float32).tiny))
+
+
+def _search(
+    logits: Float[Array, "rows ids"], weights: Float[Array, "rows ids"], goal: Float[Array, " rows"]
+) -> _Last:
+    """The id with which the weights add up to the goal (above 0), likelier ids first.
+
+    By halving, first the range of float32 (its bits, in the order of the numbers), then the ids of
+    one logit: some 50 sums over all, where a sort takes ten times as long.
+    """
+    size = logits.shape[-1]
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.int32)
+    ranks = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+    def halve(enough, lowest: Array, highest: Array, times: int) -> Array:
+        """The highest number that is enough; the lowest is."""
+
+        def step(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low | high) - ((low ^ high) >> 1)  # rounded up, without overflow
+            good = enough(middle[:, None])
+            return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+        return jax.lax.fori_loop(0, times, step, (lowest, highest))[0]
+
+    def weight(which: Array) -> Array:
+        return jnp.sum(jnp.where(which, weights, 0.0), axis=-1)
+
+    rank = halve(
+        lambda rank: weight(ranks >= rank) >= goal, jnp.min(ranks, -1), jnp.max(ranks, -1), 32
+    )
+    above = weight(ranks > rank[:, None])
+    equal = ranks == rank[:, None]
+    from_end = jnp.arange(size)[::-1]  # the last place is 0, so that fewer ids are a higher number
+    zero = jnp.zeros_like(rank)
+    skipped = halve(
+        lambda end: above + weight(equal & (from_end >= end)) >= goal, zero, zero + size - 1,
+        size.bit_length(),
+    )  # fmt: skip
+    logit = jnp.max(jnp.where(equal, logits, -jnp.inf), axis=-1)
+    return _Last(logit, size - 1 - skipped)

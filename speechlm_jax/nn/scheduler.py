@@ -82,7 +82,7 @@ class Stats:
       steps, slot_steps, busy: steps of the device; times slots; of these, those of a request.
       waiting_slot_steps, waiting_busy: the same of calls during which requests waited.
       calls, reads: calls of `Engine.advance` and of `Engine.read`.
-      sorted_all: choices that had to sort all ids.
+      searched: choices that had to search all ids.
       host_seconds, seconds: of the host's own work, and from begin to end.
     """
 
@@ -94,7 +94,7 @@ class Stats:
     waiting_busy: int = 0
     calls: int = 0
     reads: int = 0
-    sorted_all: int = 0
+    searched: int = 0
     host_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -347,7 +347,7 @@ class Scheduler:
         if waiting:
             stats.waiting_slot_steps += found.steps * self.engine.slots
             stats.waiting_busy += found.busy
-        stats.sorted_all += found.sorted_all
+        stats.searched += found.searched
 
     def _end(self, job: Job) -> None:
         """Frees a job's slot, or leaves it to its session."""

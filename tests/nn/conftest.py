@@ -121,27 +121,25 @@ def penalised(logits, said, penalty):
 
 
 def chances(logits, sampling):
-    """Ids in the order in which they are drawn, and their chances; -inf: may not be said."""
-    order = np.arange(len(logits))
+    """The chance of each id, in float64; logits of -inf: may not be said."""
+    logits = np.asarray(logits, np.float64)
     if sampling.temperature == 0:
-        return order, order == np.argmax(logits)
-    chance = softmax(np.asarray(logits, np.float64) / sampling.temperature)
-    if sampling.top_k or sampling.top_p < 1:
-        order = np.argsort(-logits, kind="stable")
-        chance = chance[order]
+        return (np.arange(len(logits)) == np.argmax(logits)).astype(float)
+    chance = softmax(logits / sampling.temperature)
+    order = np.argsort(-logits, kind="stable")  # likelier ones first, of equal ones the smaller
     if sampling.top_k:
-        chance[sampling.top_k :] = 0
+        chance[order[sampling.top_k :]] = 0
         chance /= chance.sum()
     if sampling.top_p < 1:
-        before = np.cumsum(chance) - chance
-        chance[(before >= sampling.top_p) & (np.arange(len(chance)) > 0)] = 0
-    return order, chance / chance.sum()
+        before = np.cumsum(chance[order]) - chance[order]
+        chance[order[(before >= sampling.top_p) & (np.arange(len(chance)) > 0)]] = 0
+    return chance / chance.sum()
 
 
 def choose(logits, sampling, uniform):
-    order, chance = chances(logits, sampling)
+    chance = chances(logits, sampling)
     place = np.searchsorted(np.cumsum(chance), uniform, side="right")
-    return int(order[min(place, np.flatnonzero(chance)[-1])])
+    return int(min(place, np.flatnonzero(chance)[-1]))
 
 
 @pytest.fixture(scope="session")
