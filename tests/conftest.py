@@ -3,7 +3,6 @@
 import ast
 import asyncio
 import atexit
-import contextlib
 import dataclasses
 import itertools
 import logging

@@ -12,18 +12,38 @@ import jax.numpy as jnp
 
 from speechlm_jax.arrays import Array, Float, Int
 from speechlm_jax.nn.int8 import Quantised, dequantise, quantise
+from speechlm_jax.sharding import platform
 
 KEY_BLOCK = 128  # keys that are read at a time; never a function of the batch
+WHOLE = 256  # longest cache that is read whole: on a CPU, a block is a copy
+
+
+class Turned(NamedTuple):
+    """Keys whose numbers stand before their positions, as a CPU multiplies them fastest."""
+
+    values: Float[Array, "kv_heads rows head_dim length"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the keys as others keep them."""
+        *heads_rows, head_dim, length = self.values.shape
+        return (*heads_rows, length, head_dim)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the keys."""
+        return self.values.dtype
+
 
 # Keys or values of a layer; in int8 each has a scale for each head.
-Kept: TypeAlias = Float[Array, "kv_heads rows length head_dim"] | Quantised
+Kept: TypeAlias = Float[Array, "kv_heads rows length head_dim"] | Quantised | Turned
 
 
 class Cache(NamedTuple):
     """Keys and values of each layer in static shapes, and how many of each row count.
 
     Heads stand before rows: each head's keys of a row are one block of memory (docs/log.md), and
-    the kernels of Pallas take them so.
+    the kernels of Pallas take them so. On a CPU keys are `Turned`.
     """
 
     k: tuple[Kept, ...]
@@ -43,13 +63,14 @@ class Cache(NamedTuple):
     ) -> "Cache":
         """Returns a cache that holds nothing, with room for `length` positions of each row."""
 
-        def zeros() -> Kept:
+        def zeros(turned: bool) -> Kept:
+            if turned:
+                return Turned(jnp.zeros((kv_heads, rows, head_dim, length), dtype))
             values = jnp.zeros((kv_heads, rows, length, head_dim), dtype)
-            if dtype != "int8":
-                return values
-            return Quantised(values, jnp.zeros(values.shape[:-1]))
+            return Quantised(values, jnp.zeros(values.shape[:-1])) if dtype == "int8" else values
 
-        k, v = (tuple(zeros() for _ in range(layers)) for _ in range(2))
+        turned = platform() == "cpu" and dtype != "int8"
+        k, v = (tuple(zeros(which) for _ in range(layers)) for which in (turned, False))
         return cls(k, v, jnp.zeros(rows, jnp.int32))
 
     @property
@@ -81,6 +102,9 @@ def write(
     # cache to that layout and back.
     groups, rows = jnp.arange(kept.shape[0])[:, None, None], jnp.arange(places.shape[0])[:, None]
     new = new.transpose(2, 0, 1, 3)
+    if isinstance(kept, Turned):
+        new = new.astype(kept.dtype)
+        return Turned(kept.values.at[groups, rows, :, places].set(new, mode="drop"))
     parts = quantise(new) if isinstance(kept, Quantised) else new.astype(kept.dtype)
 
     def put(x: Array, part: Array) -> Array:
@@ -99,9 +123,9 @@ def attend(
 ) -> Float[Array, "rows queries heads head_dim"]:
     """Attention of the newest positions to all that their rows hold.
 
-    Reads `KEY_BLOCK` keys at a time, up to the longest row, with a running softmax in float32
-    (Milakov & Gimelshein 2018). A row's result does not change with the length of another row:
-    blocks beyond its own add exact zeros.
+    Reads `KEY_BLOCK` keys at a time (of a short cache all), up to the longest row, with a running
+    softmax in float32 (Milakov & Gimelshein 2018). A row's result does not change with the length
+    of another row: blocks beyond its own add exact zeros.
 
     Args:
       positions: of the queries.
@@ -142,13 +166,14 @@ def _read(
     """
     groups, rows, queries, head_dim = q.shape
     length = k.shape[2]
-    size = min(KEY_BLOCK, length)
+    size = length if length <= WHOLE else KEY_BLOCK
 
     def add(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, out = carry
         # The last block may start earlier, to end with the cache: what was read is masked.
         first = jnp.minimum(number * size, length - size)
-        keys, values = (_block(x, first, size).astype(q.dtype) for x in (k, v))
+        keys, values = (_block(x, first, size) for x in (k, v))
+        values = values.astype(q.dtype)
         places = first + jnp.arange(size)
         real = (places < ends[:, None]) & (places >= number * size)
         seen = real[:, None]
@@ -156,7 +181,7 @@ def _read(
             seen = seen & (positions[:, :, None] // block >= places // block)
         repeated = (rows, queries // seen.shape[1], *seen.shape[1:])
         seen = jnp.broadcast_to(seen[:, None], repeated).reshape(rows, -1, size)
-        scores = jnp.einsum("grqd,grkd->grqk", q, keys, preferred_element_type=jnp.float32)
+        scores = _products(q, keys)
         scores = jnp.where(seen, scores, -1e30)
         highest = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights = jnp.where(seen, jnp.exp(scores - highest[..., None]), 0.0)
@@ -177,8 +202,19 @@ def _read(
     return out / jnp.maximum(total, 1e-30)[..., None]
 
 
-def _block(kept: Kept, first: Array, size: int) -> Float[Array, "kv_heads rows size head_dim"]:
+def _block(kept: Kept, first: Array, size: int) -> Float[Array, "..."] | Turned:
     """Keys (or values) of some positions; all of them as they are, where that is all."""
     if size < kept.shape[2]:
-        kept = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, axis=2), kept)
+        axis = 3 if isinstance(kept, Turned) else 2
+        kept = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, axis=axis), kept)
     return dequantise(kept) if isinstance(kept, Quantised) else kept
+
+
+def _products(
+    q: Float[Array, "kv_heads rows queries head_dim"], keys: Float[Array, "..."] | Turned
+) -> Float[Array, "kv_heads rows queries size"]:
+    """Products of queries with keys, in float32."""
+    turned = isinstance(keys, Turned)
+    equation = "grqd,grdk->grqk" if turned else "grqd,grkd->grqk"
+    keys = (keys.values if turned else keys).astype(q.dtype)
+    return jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)

@@ -350,9 +350,8 @@ def _step(
     hidden, cache = model.extend(last[:, None], slots.cache, new=active.astype(jnp.int32))
     rule = rules[slots.rule]
     logits = jnp.where(rule != FORBIDDEN, model.logits(hidden)[:, 0], -jnp.inf)
-    logits = sampling.penalise(
-        logits, slots.settings.penalty, _said(slots, rules.shape[1], subset), active
-    )
+    said_before = partial(_said, slots, rules.shape[1], subset)
+    logits = sampling.penalise(logits, slots.settings.penalty, said_before, active)
     choice = sampling.choose(logits, _uniform(slots), slots.settings, active)
     stopped = jnp.take_along_axis(rule, choice.places[:, None], axis=1)[:, 0] == STOP
     ids = choice.places if subset is None else subset[choice.places]

@@ -6,6 +6,7 @@ request's own logits and settings, never from who else is in the batch.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -83,23 +84,24 @@ class _Last(NamedTuple):
 def penalise(
     logits: Float[Array, "rows ids"],
     penalty: Float[Array, " rows"],
-    said: Int[Array, "rows length"],
+    said: Callable[[], Int[Array, "rows length"]],
     used: Bool[Array, " rows"],
 ) -> Float[Array, "rows ids"]:
     """Applies the repetition penalty.
 
     Args:
-      said: places in the logits of the ids of prompt and reply; beyond the logits: none.
+      said: gives places in the logits of the ids of prompt and reply; beyond the logits: none. Only
+        asked where a row has a penalty.
       used: the rows that count.
     """
 
-    def apply(logits: Array) -> Array:
-        rows = jnp.arange(len(logits))[:, None]
-        values = logits.at[rows, said].get(mode="clip")
+    def apply() -> Array:
+        rows, places = jnp.arange(len(logits))[:, None], said()
+        values = logits.at[rows, places].get(mode="clip")
         values = jnp.where(values > 0, values / penalty[:, None], values * penalty[:, None])
-        return logits.at[rows, said].set(values, mode="drop")
+        return logits.at[rows, places].set(values, mode="drop")
 
-    return jax.lax.cond(jnp.any(used & (penalty != 1)), apply, lambda same: same, logits)
+    return jax.lax.cond(jnp.any(used & (penalty != 1)), apply, lambda: logits)
 
 
 def choose(

@@ -104,7 +104,8 @@ def lower(model: LanguageModelConfig, mesh: Mesh, *, requests: int, length: int)
     model = dataclasses.replace(model, dtype="bfloat16")
     weights, sizes = decoding_params.planned(model, mesh), engine.sizes(requests, length, mesh)
     make = partial(engine.empty_slots, weights.model.config, sizes.slots, sizes.length)
-    slots = jax.eval_shape(make)
+    with jax.set_mesh(mesh):  # the platform decides how keys are kept
+        slots = jax.eval_shape(make)
     places = engine.slots_shardings(slots, mesh)
     slots = with_places(slots, places)
 

@@ -43,6 +43,7 @@ def test_logits_are_those_of_transformers(released, ours):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_greedy_generations_are_those_of_transformers(released, ours):
     config, params = ours
     prompts = [IDS[0, :5], IDS[1, :11]]

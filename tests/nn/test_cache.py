@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from speechlm_jax.nn.cache import KEY_BLOCK, Cache, attend, write
+from speechlm_jax.nn.cache import KEY_BLOCK, Cache, Turned, attend, write
 
 HEADS, GROUPS, DIM, LENGTH = 4, 2, 8, 2 * KEY_BLOCK + 44
 RUN = jax.jit(attend, static_argnames="block")
@@ -50,6 +50,20 @@ def plain(q, k, v, positions, ends, block):
 def test_a_row_attends_to_what_it_holds_and_no_further(block, queries):
     given = arrays(ENDS, queries)
     np.testing.assert_allclose(RUN(*given, block=block), plain(*given, block), atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [LENGTH, 40])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_turned_keys_are_the_same_keys(length, queries):
+    q, k, v, positions, ends = arrays(ENDS, queries)
+    k, v, ends = k[:, :, :length], v[:, :, :length], jnp.minimum(ends, length)
+    turned = Turned(k.swapaxes(2, 3))
+    assert turned.shape == k.shape
+    expected = RUN(q, k, v, positions, ends, block=1)
+    np.testing.assert_allclose(RUN(q, turned, v, positions, ends, block=1), expected, atol=2e-6)
+    new, places = jnp.ones((len(ENDS), 2, GROUPS, DIM)), jnp.array([[3, length]] * len(ENDS))
+    written = write(turned, new, places).values.swapaxes(2, 3)
+    np.testing.assert_array_equal(written, write(k, new, places))
 
 
 def test_a_result_does_not_change_with_the_length_of_other_rows():

@@ -91,8 +91,8 @@ def empty(rows, dtype):
 
 def test_the_cache_keeps_what_is_written_within_its_bound():
     new, places = normal(0, 3, 2, 2, 8), jnp.array([[0, 1], [7, 8], [19, LENGTH]])
-    kept = write(empty(3, "int8").k[0], new, places)
-    floats = write(empty(3, "float32").k[0], new, places)
+    kept = write(empty(3, "int8").v[0], new, places)
+    floats = write(empty(3, "float32").v[0], new, places)
     assert kept.values.dtype == jnp.int8 and kept.shape == floats.shape
     assert kept.scales.shape == (2, 3, LENGTH)
     error = np.abs(dequantise(kept) - floats)
@@ -140,7 +140,7 @@ def test_a_reply_depends_on_its_request_alone(config, params, small):
     assert large.generate(asked) == replies
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_cut_output_layer_is_a_part_of_the_whole(config, draw, tied):
     config, ids = dataclasses.replace(config, tied=tied), IdSet.of(range(1, 24, 2))
     params = draw(functional(config))

@@ -15,7 +15,9 @@ SIZE, DRAWS = 2 * BLOCK + 44, 20_000
 LAST = 1 - 2**-24  # the largest number by which an id is drawn
 ROWS = 640  # of a call
 CHOOSE = jax.jit(sampling.choose)
-PENALISE = jax.jit(sampling.penalise)
+PENALISE = jax.jit(
+    lambda logits, penalty, said, used: sampling.penalise(logits, penalty, lambda: said, used)
+)
 MIXED = [
     Sampling(temperature, top_p, top_k)
     for temperature in (0.0, 0.4, 1.0, 2.0)
