@@ -20,7 +20,7 @@ from numpy import ndarray
 from speechlm_jax import artifacts
 from speechlm_jax.audio.codecs import foreign_codec
 from speechlm_jax.audio.mp3 import BrokenStream
-from speechlm_jax.audio.whole import open_whole
+from speechlm_jax.audio.whole import SoundFile, open_whole
 from speechlm_jax.errors import UserError
 
 SILENCE_DB = -70.0  # quieter than the microphone noise of any usable 16-bit recording
@@ -91,11 +91,11 @@ def read_blocks(
 
 def _opened(
     source: str | Path | bytes, max_seconds: float | None, raw_rate: int | None
-) -> soundfile.SoundFile:
+) -> SoundFile:
     if raw_rate is None:
         return open_whole(source, max_seconds=max_seconds)
     file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    return soundfile.SoundFile(
+    return SoundFile(
         file, format="RAW", samplerate=raw_rate, channels=1, subtype="PCM_16", endian="LITTLE"
     )
 
@@ -113,7 +113,7 @@ def _reason(source: str | Path | bytes, error: Exception) -> str:
     return f"{str(reason).rstrip('.')}); give wav, flac, ogg or mp3"
 
 
-def _mono_blocks(file: soundfile.SoundFile, name: str) -> Iterator[Float[ndarray, " _samples"]]:
+def _mono_blocks(file: SoundFile, name: str) -> Iterator[Float[ndarray, " _samples"]]:
     """Yields the samples at the file's own rate, each block checked and mixed; checks the whole."""
     level = _Level(name, file.channels)
     if file.channels == 1:
@@ -132,9 +132,14 @@ def _mono_blocks(file: soundfile.SoundFile, name: str) -> Iterator[Float[ndarray
         yield block @ weights
 
 
-def _decoded(file: soundfile.SoundFile) -> Iterator[Float[ndarray, "_samples channels"]]:
-    while len(block := file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-        yield block
+def _decoded(file: SoundFile) -> Iterator[Float[ndarray, "_samples channels"]]:
+    """Yields as many samples as the header counts, or as there are; never what lies after them."""
+    left = file.frames
+    while left > 0:
+        block = file.read(min(left, BLOCK_SAMPLES), dtype="float32", always_2d=True)
+        left = left - len(block) if len(block) else 0
+        if len(block):
+            yield block
 
 
 def _resampled(
@@ -164,7 +169,7 @@ class _Level:
         self.samples += len(block)
         self._products += _products(block)
 
-    def check(self, file: soundfile.SoundFile) -> Float[ndarray, " channels"]:
+    def check(self, file: SoundFile) -> Float[ndarray, " channels"]:
         """Returns the weights that mix the channels; BadAudio if the whole is cut off or silent."""
         rate = file.samplerate
         if file.frames - self.samples > MISSING_SECONDS * rate:
@@ -272,7 +277,7 @@ def _power_db(power: float) -> float:
     return 10 * float(np.log10(max(power, 1e-12)))
 
 
-def _check_header(name: str, file: soundfile.SoundFile, max_seconds: float | None) -> None:
+def _check_header(name: str, file: SoundFile, max_seconds: float | None) -> None:
     if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
         raise BadAudio(
             f"{name}: sample rate {file.samplerate} Hz is no speech recording's; export it again"

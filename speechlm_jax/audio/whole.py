@@ -30,9 +30,19 @@ _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
-def open_whole(
-    source: str | Path | bytes, *, max_seconds: float | None = None
-) -> soundfile.SoundFile:
+class SoundFile(soundfile.SoundFile):
+    """A sound file that is read on, block by block.
+
+    After each block soundfile seeks to the place where it is, if it can. In an mp3 the frames after
+    that lack the bits that they keep in earlier ones.
+    """
+
+    def seekable(self) -> bool:
+        """Returns false; `seek(0)` works all the same."""
+        return False
+
+
+def open_whole(source: str | Path | bytes, *, max_seconds: float | None = None) -> SoundFile:
     """Opens a sound file, or its bytes, of true length; where its header is wrong, it is mended.
 
     Raises:
@@ -46,17 +56,17 @@ def open_whole(
         return _open_whole(str(source), data, max_seconds)
 
 
-def _open_whole(source: str | bytes, data: Data, max_seconds: float | None) -> soundfile.SoundFile:
+def _open_whole(source: str | bytes, data: Data, max_seconds: float | None) -> SoundFile:
     start = id3_size(data[:10])
     walk = {b"RIFF": _wav, b"RF64": _wav, b"OggS": _ogg, b"fLaC": _flac}.get(
         data[start : start + 4]
     )
     mended = walk(data, start) if walk else None
-    opened = soundfile.SoundFile(_file(source, mended))
+    opened = SoundFile(_file(source, mended))
     if opened.format == "MP3":
         opened.close()
         stream = to_whole_stream(data, max_seconds=max_seconds)
-        return soundfile.SoundFile(io.BytesIO(stream))
+        return SoundFile(io.BytesIO(stream))
     if walk is None:
         _check_other(data, opened)
     return opened

@@ -10,7 +10,7 @@ from speechlm_jax.audio.codecs import foreign_codec
 from speechlm_jax.audio.wav import BadAudio, read_wav
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 16_000)
-OGG = b"OggS" + bytes(22) + b"\x01\x50"
+OGG = b"OggS\x00\x06" + bytes(20) + b"\x01\x50"
 
 
 def with_tag(tag: int) -> bytes:
@@ -28,7 +28,7 @@ def with_tag(tag: int) -> bytes:
         (b"\x1aE\xdf\xa3" + bytes(99), "WebM"),
         (b"\xff\xf1\x50\x80" + bytes(99), "AAC"),
         (b"#!AMR\n" + bytes(99), "AMR"),
-        (OGG + b"Speex   1.2" + bytes(99), "Speex"),
+        (OGG + b"Speex   1.2".ljust(80, b"\0"), "Speex"),
         (with_tag(0x0161), "Windows Media Audio 2"),
         (with_tag(0x7777), "codec 0x7777 in wav"),
     ],
