@@ -1,6 +1,7 @@
 """Mel frames -> codes -> text ids for many clips, by a trained speech tokenizer."""
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -22,6 +23,10 @@ class Transcriber:
 
     Text ids are decoded greedily from the CTC over the codes. The attention decoder serves only as
     supervision (at small sizes it reads far worse: see docs/log.md).
+
+    Attributes:
+      weights: parameters and variables.
+      busy_seconds: time that the encoder took so far.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Transcriber:
         self.config = config
         self.codebook = np.asarray(variables["quantizer"]["codebook"])
         self.weights = params, variables
+        self.busy_seconds = 0.0
         self._batch_size = batch_size
         model = functional(config)
 
@@ -114,7 +120,9 @@ class Transcriber:
         mels, lengths = pad_rows([mel for _, mel in rows], size, np.float32)
         missing = self._rows(size) - len(rows)
         mels = np.pad(mels, ((0, missing), (0, 0), (0, 0)))
+        began = time.monotonic()
         codes = np.asarray(self._encode(mels, np.pad(lengths, (0, missing))))
+        self.busy_seconds += time.monotonic() - began
         return {
             number: row[: len(mel) // per_code]
             for (number, mel), row in zip(rows, codes, strict=False)
