@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
@@ -90,18 +90,18 @@ def find_files(address: str) -> Iterator[tuple[str, int]]:
 
     The address of a file gives that file alone; of what does not exist, nothing.
     """
-    protocol = address.partition("://")[0]
+    protocol, _, path = address.partition("://")
 
     def found(system: Any) -> dict[str, dict[str, Any]]:
         system.invalidate_cache()
         return system.find(address, detail=True)
 
     for name, file in sorted(_patiently(address, found).items()):
-        yield f"{protocol}://{name}", file["size"]
+        yield f"{protocol}://{name if path.startswith('/') else name.lstrip('/')}", file["size"]
 
 
-def open_file(address: str) -> BinaryIO:
-    """Opens a file to be read on from its beginning; raises as `read_bytes`."""
+def open_file(address: str) -> Any:
+    """Returns an open file, to be read on from its beginning; raises as `read_bytes`."""
     return _patiently(address, lambda system: system.open(address, "rb"))
 
 

@@ -36,6 +36,7 @@ from speechlm_jax.verbs.recordings import find_recordings
 
 JOB, DONE = "job.json", "done.json"
 PARQUET = "codes.parquet"
+JOIN_TRIES, JOIN_WAIT_SECONDS = 5, 1.0
 AHEAD = 64  # recordings that are read or wait
 FEW_ROWS = 1_000  # before which a job goes on, however many rows are set aside
 TOLD_REASONS = 1_000  # that the summary holds; bad.jsonl has them all
@@ -101,30 +102,52 @@ def tokenize(
     models.part("tokenizer")
     check_places(audio)
     check_out_folder(out)
-    job = _Job(out, config, models)
+    job = _Job(out, config, models, audio)
     job.check()
-    if config.parts > 1 and job.is_finished():
-        _log.warning("%s: is finished; remove it to make it anew", out)
+    if config.parts == 1:
+        with FolderLock(out):
+            job.run()
+            job.join()
+            clear(out)
         return job.summary()
-    with ExitStack() as held:
-        if config.parts == 1:
-            held.enter_context(FolderLock(out))
-        with FolderLock(job.part_folder(config.part)):
-            shards = job.run(audio)
-        if not all((job.part_folder(part) / DONE).is_file() for part in range(1, config.parts + 1)):
-            return job.part_summary(shards)
-        if config.parts > 1:
-            held.enter_context(FolderLock(out))
-        job.join()
+    if job.is_finished():
+        _log.warning("%s: is finished; remove it to make it anew", out)
         clear(out)
         return job.summary()
+    with FolderLock(job.part_folder(config.part)):
+        shards = job.run()
+    return job.summary() if _join_parts(job) else job.part_summary(shards)
+
+
+def _join_parts(job: "_Job") -> bool:
+    """Joins all parts once they are there; returns whether they are joined, here or elsewhere."""
+    numbers = range(1, job.config.parts + 1)
+    folders = [job.part_folder(part) for part in numbers]
+    for _ in range(JOIN_TRIES):
+        if job.is_finished() or not all((folder / DONE).is_file() for folder in folders):
+            break
+        job.require_clips([shard for part in numbers for shard in job.shards(part)])
+        try:
+            with FolderLock(job.out):
+                with ExitStack() as held:
+                    for folder in folders:
+                        held.enter_context(FolderLock(folder))
+                    job.join()
+                clear(job.out)
+        except UserError as error:  # another part joins, or is about to end
+            _log.debug("%s", error)
+            time.sleep(JOIN_WAIT_SECONDS)
+    return job.is_finished()
 
 
 class _Job:
     """A job's folder, and the steps from recordings to finished codes."""
 
-    def __init__(self, out: Path, config: TokenizeConfig, models: Bundle):
-        self.out, self.config, self.models = out, config, models
+    def __init__(
+        self, out: Path, config: TokenizeConfig, models: Bundle, audio: Sequence[str | Path]
+    ):
+        self.out, self.config, self.models, self.audio = out, config, models, audio
+        self.places = configs.fingerprint([str(place) for place in audio])
         self.identity: CodesIdentity = models.codes
         self.made_with = configs.to_json({"mel": models.mel, "window": config.window})
 
@@ -146,13 +169,14 @@ class _Job:
             )  # fmt: skip
 
     def _require(self, theirs: dict[str, Any], what: str, hint: str) -> None:
+        """Raises UserError if codes were made otherwise, as far as is known of them."""
         mine = self._described()
-        for name in mine.keys() & theirs.keys():
-            if mine[name] != theirs[name]:
-                raise UserError(
-                    f"{self.out}: holds {what}codes of {name} {theirs[name]}, and these are of "
-                    f"{name} {mine[name]}; give {hint}"
-                )
+        theirs = {name: theirs[name] for name in mine if name in theirs}
+        theirs = configs.upgraded(theirs, {"mel": self.models.mel, "window": self.config.window})
+        mine = {name: mine[name] for name in theirs}
+        if theirs != mine:
+            told = configs.listed(configs.differences(theirs, mine))
+            raise UserError(f"{self.out}: holds {what}codes of {told}; give {hint}")
 
     def _described(self) -> dict[str, Any]:
         """Returns what all parts must agree on."""
@@ -160,10 +184,12 @@ class _Job:
         return {**self.identity.to_json(), **self.made_with, **parts}
 
     def is_finished(self) -> bool:
-        """Returns whether all parts are joined."""
-        return (self.out / artifacts.MANIFEST).is_file() and not (self.out / SHARDS).exists()
+        """Returns whether the codes of these places are there."""
+        if not (self.out / artifacts.MANIFEST).is_file():
+            return False
+        return artifacts.read_manifest(self.out).inputs.get("places") == self.places
 
-    def run(self, audio: Sequence[str | Path]) -> list[Shard]:
+    def run(self) -> list[Shard]:
         """Makes the shards of this part that are not made yet; returns all."""
         config, place = self.config, self.part_folder(self.config.part)
         artifacts.write_json(self.out / SHARDS / JOB, self._described())
@@ -171,17 +197,16 @@ class _Job:
         folder = ShardFolder(place, configs.fingerprint(self._described()))
         folder.open()
         with tempfile.TemporaryDirectory() as spool:
-            found = find_recordings(audio, audio_anywhere=config.audio_anywhere, spool=Path(spool))
+            found = find_recordings(
+                self.audio, audio_anywhere=config.audio_anywhere, spool=Path(spool)
+            )
             rows = map(Numbered, itertools.count(), found)
             mine = itertools.islice(rows, config.part - 1, None, config.parts)
             shards, left = resume(folder, mine, lambda one: f"{one.number} {one.found.stamp}")
             self._make(shards, left, folder)
         folder.close(len(shards), None)
-        if not total(shards, "clips"):
-            reason = _none_left(shards)
-            if config.parts == 1:
-                clear(self.out)
-            raise UserError(reason)
+        if config.parts == 1:
+            self.require_clips(shards)
         self._check_bad(shards, least=1)
         artifacts.write_json(place / DONE, {"shards": len(shards)})
         return shards
@@ -219,11 +244,18 @@ class _Job:
                 f"{self.config.max_bad:g}; the first: {_first_reason(shards)}"
             )
 
+    def require_clips(self, shards: Sequence[Shard]) -> None:
+        """Raises UserError, and removes the shards, if none of the recordings can be used."""
+        if not total(shards, "clips"):
+            reason = _none_left(shards)
+            clear(self.out)
+            raise UserError(reason)
+
     def join(self) -> None:
         """Writes the finished folder from the shards of all parts."""
         tally = _Tally()
         lines = heapq.merge(
-            *(_lines(self._shards(part)) for part in range(1, self.config.parts + 1)),
+            *(_lines(self.shards(part)) for part in range(1, self.config.parts + 1)),
             key=lambda line: line["number"],
         )
         (self.out / artifacts.MANIFEST).unlink(missing_ok=True)  # of earlier codes
@@ -239,11 +271,16 @@ class _Job:
         (self.out / other).unlink(missing_ok=True)
         artifacts.write_manifest(
             self.out, KIND, config=self.made_with, counts=tally.counts, files=[made, BAD],
-            inputs={"audio": tally.fingerprint, "tokenizer": self.identity.tokenizer},
+            inputs={
+                "audio": tally.fingerprint,
+                "places": self.places,
+                "tokenizer": self.identity.tokenizer,
+            },
             extra=self.identity.to_json(),
         )  # fmt: skip
 
-    def _shards(self, part: int) -> list[Shard]:
+    def shards(self, part: int) -> list[Shard]:
+        """Returns the shards of a part that is done."""
         place = self.part_folder(part)
         folder = ShardFolder(place, configs.fingerprint(self._described()))
         return [folder.recorded(n) for n in range(artifacts.read_json(place / DONE)["shards"])]

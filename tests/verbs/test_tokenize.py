@@ -1,5 +1,6 @@
 """The corpus job: whatever the parts, places, formats and lengths, the same codes of each clip."""
 
+import errno
 import io
 import json
 import sys
@@ -13,9 +14,11 @@ import pytest
 import soundfile
 
 from speechlm_jax import artifacts
+from speechlm_jax import config as configs
 from speechlm_jax.cli import main as cli
 from speechlm_jax.data.parquet import read_parquet
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE, UserError
+from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.speech_tokenizer.windows import WindowConfig
 from speechlm_jax.verbs import encoding
 from speechlm_jax.verbs.tokenize import TokenizeConfig, tokenize
@@ -70,22 +73,18 @@ def test_a_row_tells_its_time_and_its_audio(whole, clips):
     (bad,) = artifacts.read_jsonl(whole / "bad.jsonl")
     assert bad["id"] == "4.flac" and "is silent" in bad["reason"]
     manifest = artifacts.read_manifest(whole)
-    assert manifest.config["window"] == {"seconds": 1.92, "context_seconds": 0.32}
+    assert configs.from_json(WindowConfig, manifest.config["window"]) == SHORT
     assert not artifacts.verify(whole) and manifest.counts["clips"] == 6
 
 
-@pytest.mark.parametrize("shard_rows", [1, 2, 100])
-def test_parts_in_any_order_join_to_the_same_bytes(
-    run, clips, whole, tmp_path, monkeypatch, shard_rows
-):
-    monkeypatch.setattr(encoding, "SHARD_ROWS", shard_rows)
+def test_parts_in_any_order_join_to_the_same_bytes(run, clips, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 2)
     for part in (3, 1, 2):
         assert not (tmp_path / "codes.jsonl").exists()
-        config = TokenizeConfig(SHORT, part, 3)
-        said = tokenize([clips], run=run, out=tmp_path, config=config)
-        again = tokenize([clips], run=run, out=tmp_path, config=config)
-        assert said == again, "a part that is done is kept"
-    assert files(tmp_path) == files(whole)
+        said = tokenize([clips], run=run, out=tmp_path, config=TokenizeConfig(SHORT, part, 3))
+    monkeypatch.setattr(Transcriber, "iter_codes", None)  # nothing is left to be encoded
+    again = tokenize([clips], run=run, out=tmp_path, config=TokenizeConfig(SHORT, 1, 3))
+    assert said == again and files(tmp_path) == files(whole)
 
 
 def test_a_shard_whose_recording_changed_is_made_again(run, clips, whole, tmp_path, monkeypatch):
@@ -98,7 +97,7 @@ def test_a_shard_whose_recording_changed_is_made_again(run, clips, whole, tmp_pa
     (inputs / "3.flac").write_bytes((clips / "3.flac").read_bytes())
     for part in (1, 2):
         tokenize([inputs], run=run, out=out, config=TokenizeConfig(SHORT, part, 2))
-    assert files(out) == files(whole)
+    assert rows_of(out) == rows_of(whole)
 
 
 def test_parquet_holds_the_same_rows(run, clips, whole, tmp_path):
@@ -191,16 +190,19 @@ def test_codes_of_another_window_tokenizer_or_job_are_refused_and_both_named(
 ):
     before = files(whole)
     for given, config, said in (
-        (run, TokenizeConfig(), "'seconds': 1.92.*'seconds': 30.0"),
-        (other_run, TokenizeConfig(SHORT), "codes of tokenizer .* these are of tokenizer"),
+        (run, TokenizeConfig(), "codes of window.*seconds=1.92, this run has 30.0"),
+        (other_run, TokenizeConfig(SHORT), "codes of tokenizer=.*, this run has"),
     ):
         with pytest.raises(UserError, match=said):
             tokenize([clips], run=given, out=whole, config=config)
     assert files(whole) == before
+    changed = artifacts.read_json(whole / artifacts.MANIFEST)
+    changed["config"]["mel"]["floor"] = "fixed"
+    artifacts.write_json(tmp_path / "mel" / artifacts.MANIFEST, changed)
+    with pytest.raises(UserError, match="codes of mel.floor='fixed', this run has 'clip'"):
+        tokenize([clips], run=run, out=tmp_path / "mel", config=TokenizeConfig(SHORT))
     tokenize([clips], run=run, out=tmp_path, config=TokenizeConfig(SHORT, 1, 2))
-    with pytest.raises(
-        UserError, match=r"unfinished job of codes of parts 2, .* parts 3; .*remove"
-    ):
+    with pytest.raises(UserError, match=r"unfinished job of codes of parts=2, .* 3; .*remove"):
         tokenize([clips], run=run, out=tmp_path, config=TokenizeConfig(SHORT, 1, 3))
 
 
@@ -223,6 +225,26 @@ def test_what_cannot_be_asked_for_is_one_line(run, clips, tmp_path, capsys, argv
     out, err = capsys.readouterr()
     assert out == "" and said in err and "Traceback" not in err
     assert not (tmp_path / "out/codes.jsonl").exists()
+
+
+def test_a_full_disk_is_one_line_and_costs_a_shard(
+    run, clips, whole, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 3)
+    argv = ["tokenize", str(clips), "--run", str(run), "--out", str(tmp_path)]
+    argv += ["--window-seconds", "1.92", "--context-seconds", "0.32"]
+
+    def write(self, file, waiting, counts, really=encoding.Encoder._write):
+        really(self, file, waiting, counts)
+        if any(clip.one.number == 5 for clip in waiting):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.Encoder, "_write", write)
+        assert cli.main(argv) == EXIT_USAGE
+    assert "No space left on device; make room, then run it again" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("00000"))) == 1
+    assert cli.main(argv) == EXIT_OK and files(tmp_path) == files(whole)
 
 
 def test_a_broken_line_of_a_manifest_costs_itself_alone(run, clips, tmp_path):
