@@ -22,7 +22,7 @@ from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.speech_tokenizer.windows import Windows
 from speechlm_jax.verbs.recordings import Found
 
-SHARD_SECONDS = 3_600.0  # of audio: what a kill loses at most, but for longer recordings
+SHARD_SECONDS = 1_200.0  # of audio: what a kill loses at most, but for longer recordings
 SHARD_ROWS = 4_096
 _log = logging.getLogger("speechlm.tokenize")
 
