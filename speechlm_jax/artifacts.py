@@ -149,13 +149,19 @@ def read_json(path: str | Path) -> Any:
 def read_lines(path: str | Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 text, plain or .gz, without their ends and without a BOM.
 
+    The text may be in a bucket; it is then held in memory.
+
     Raises:
       UserError: the file is missing, is a folder, or is not what its name says.
     """
     opened = gzip.open if str(path).lower().endswith(".gz") else open
+    source: Any = path
+    if bucket.is_address(path):
+        source = io.BytesIO(bucket.read_bytes(path))
+        opened = gzip.open if opened is gzip.open else _buffered
     try:
         wrap = partial(io.TextIOWrapper, encoding="utf-8", errors="surrogateescape")
-        with opened(path, "rb") as file, wrap(file) as text:
+        with opened(source, "rb") as file, wrap(file) as text:
             if _is_wide(file.peek(_WIDE_BYTES)[:_WIDE_BYTES]):
                 raise UserError(f"{path}: is UTF-16 or UTF-32; `iconv -f utf-16 -t utf-8` turns it")
             for number, line in enumerate(text, 1):
@@ -171,6 +177,10 @@ def read_lines(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path}: is not a whole gzip file; copy it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _buffered(file: io.BytesIO, _: str) -> io.BufferedReader:
+    return io.BufferedReader(file)  # pyright: ignore[reportArgumentType]
 
 
 def _is_whole(line: str) -> bool:
@@ -216,6 +226,11 @@ def sha256_file(path: str | Path) -> str:
     """Returns the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(source: str | Path | bytes) -> str:
+    """Returns the SHA-256 of a file, or of bytes, in hex."""
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)
 
 
 def write_manifest(

@@ -1,4 +1,4 @@
-"""Reads from buckets by address (gs://...): small files, sizes of files, many byte ranges at once.
+"""Reads from buckets by address (gs://...): files, lists of files, many byte ranges at once.
 
 Everything that fsspec supports can be read, gs:// through gcsfs. epath, which is built on fsspec,
 would import TensorFlow for gs:// wherever it is installed.
@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,6 +83,26 @@ def file_sizes(address: str) -> dict[str, int]:
     except NoSuchObject:
         return {}
     return {file["name"].rpartition("/")[2]: file["size"] for file in found}
+
+
+def find_files(address: str) -> Iterator[tuple[str, int]]:
+    """Yields the address and bytes of each file in and below a folder, in order of their names.
+
+    The address of a file gives that file alone; of what does not exist, nothing.
+    """
+    protocol, _, path = address.partition("://")
+
+    def found(system: Any) -> dict[str, dict[str, Any]]:
+        system.invalidate_cache()
+        return system.find(address, detail=True)
+
+    for name, file in sorted(_patiently(address, found).items()):
+        yield f"{protocol}://{name if path.startswith('/') else name.lstrip('/')}", file["size"]
+
+
+def open_file(address: str) -> Any:
+    """Returns an open file, to be read on from its beginning; raises as `read_bytes`."""
+    return _patiently(address, lambda system: system.open(address, "rb"))
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:

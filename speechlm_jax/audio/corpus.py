@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,18 @@ from speechlm_jax import config as configs
 from speechlm_jax.audio import espeak
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import wav_to_file
-from speechlm_jax.jobs.shards import ShardTask, join_files, run_shards, total
+from speechlm_jax.jobs.shards import (
+    ShardTask,
+    join_files,
+    read_input,
+    run_shards,
+    total,
+    write_inputs,
+)
 
 KIND = "clips"
 CLIPS_PER_SHARD = 200  # a crash loses at most this many, which take seconds
-REQUESTS = "requests.jsonl"
+REQUESTS = "requests"  # a folder, with a file for each shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,7 @@ def corpus(
         return artifacts.read_manifest(folder)
     # From here on the folder differs from an older manifest.
     (folder / artifacts.MANIFEST).unlink(missing_ok=True)
-    artifacts.write_jsonl(folder / REQUESTS, rows)
+    write_inputs(folder / REQUESTS, rows, rows_per_shard=CLIPS_PER_SHARD)
     arguments = {"requests": str(folder.resolve() / REQUESTS), "sample_rate": sample_rate}
     made = run_shards(
         ShardTask("speechlm_jax.audio.corpus:write_clips", arguments),
@@ -73,7 +81,7 @@ def corpus(
         progress=progress,
     )
     join_files([shard.path / CLIPS for shard in made], folder / CLIPS)
-    (folder / REQUESTS).unlink()
+    shutil.rmtree(folder / REQUESTS)
     return artifacts.write_manifest(
         folder,
         KIND,
@@ -87,8 +95,7 @@ def corpus(
 
 def write_clips(shard: int, path: Path, *, requests: str, sample_rate: int) -> dict[str, Any]:
     """Shard task: writes this shard's FLAC files and its part of the manifest into `path`."""
-    first = shard * CLIPS_PER_SHARD
-    rows = list(artifacts.read_jsonl(requests))[first : first + CLIPS_PER_SHARD]
+    rows = list(read_input(requests, shard))
     asked = [espeak.Request(row["text"], espeak.Voice(**row["voice"])) for row in rows]
     path.mkdir()
     seconds = 0.0

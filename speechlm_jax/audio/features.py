@@ -15,10 +15,10 @@ from speechlm_jax.audio.recordings import BAD, FEATURES_KIND, MELS, ROWS, Featur
 from speechlm_jax.audio.wav import BadAudio, read_wav
 from speechlm_jax.errors import UserError
 from speechlm_jax.jobs.commit import Shard
-from speechlm_jax.jobs.shards import ShardTask, run_shards
+from speechlm_jax.jobs.shards import ShardTask, read_input, run_shards, write_inputs
 
 CLIPS_PER_SHARD = 250
-PARTS, REQUESTS = "parts", "requests.jsonl"
+PARTS, REQUESTS = "parts", "requests"
 
 
 def write_features(
@@ -52,7 +52,7 @@ def write_features(
         return Features(folder)
     # From here on the folder differs from an older manifest.
     (folder / artifacts.MANIFEST).unlink(missing_ok=True)
-    artifacts.write_jsonl(folder / REQUESTS, clips.rows)
+    write_inputs(folder / REQUESTS, clips.rows, rows_per_shard=CLIPS_PER_SHARD)
     arguments = {
         "requests": str((folder / REQUESTS).resolve()),
         "recordings": str(clips.recordings.resolve()),
@@ -85,9 +85,8 @@ def write_part(
 ) -> dict[str, Any]:
     """Shard task: writes mel frames and rows of this shard's clips; sets bad recordings aside."""
     config = configs.from_json(MelConfig, mel)
-    first = shard * CLIPS_PER_SHARD
     rows, bad, mels = [], [], [np.zeros((0, config.num_mels), np.float16)]
-    for row in list(artifacts.read_jsonl(requests))[first : first + CLIPS_PER_SHARD]:
+    for row in read_input(requests, shard):
         audio = Path(recordings) / row["audio"]
         try:
             wav = read_wav(audio, sample_rate=config.sample_rate, max_seconds=max_seconds)
@@ -108,7 +107,7 @@ def write_part(
 def _clear(folder: Path) -> None:
     """Removes files that only an unfinished folder needs."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    (folder / REQUESTS).unlink(missing_ok=True)
+    shutil.rmtree(folder / REQUESTS, ignore_errors=True)
 
 
 def _join(

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from speechlm_jax import artifacts
+from speechlm_jax import artifacts, bucket
 from speechlm_jax import config as configs
 from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.wav import BadAudio, check_file
@@ -76,29 +77,64 @@ def read_clips(
     """
     folder = Path(folder)
     home = folder if recordings is None else Path(recordings)
-    manifest = folder / CLIPS
-    if not manifest.is_file():
+    if not (folder / CLIPS).is_file():
         raise UserError(f"{folder}: has no {CLIPS}; write one row a clip: audio, text, speaker")
-    rows, bad, seen = [], [], set()
-    for number, given in enumerate(artifacts.read_jsonl(manifest), 1):
-        _check_unicode(f"{manifest}:{number}", given)
-        name = given.get("id", given.get("audio"))
-        row = {**given, "id": f"line {number}" if name is None else str(name)}
-        try:
-            row = _checked(row, home, audio_anywhere=audio_anywhere)
-            if "id" not in given:
-                row["id"] = row["audio"]
-            if row["id"] in seen:
-                raise BadAudio(f"id '{row['id']}' stands in an earlier row; give it another")
-        except BadAudio as error:
-            bad.append({**row, "reason": f"{manifest}:{number}: {error}"})
-            continue
-        seen.add(row["id"])
-        rows.append(row)
+    rows, bad = [], []
+    for row, error in iter_clips(folder / CLIPS, recordings=home, audio_anywhere=audio_anywhere):
+        if error is None:
+            rows.append(row)
+        elif isinstance(error, BadAudio):
+            bad.append({**row, "reason": str(error)})
+        else:
+            raise error
     if not rows:
         first = f"; the first: {bad[0]['reason']}" if bad else ""
-        raise UserError(f"{manifest}: no row can be used ({len(bad)} set aside){first}")
+        raise UserError(f"{folder / CLIPS}: no row can be used ({len(bad)} set aside){first}")
     return Clips(folder, rows, bad, home)
+
+
+def iter_clips(
+    manifest: str | Path, *, recordings: str | Path, audio_anywhere: bool = False
+) -> Iterator[tuple[dict[str, Any], UserError | None]]:
+    """Yields each row of a manifest, and the error that sets it aside: BadAudio.
+
+    Of a line that is no row at all, the error is another UserError, and the row holds an id alone.
+    Arguments as those of `read_clips`, or addresses in a bucket, where no file is looked for.
+    """
+    seen = SeenIds()
+    for number, given in artifacts.numbered_jsonl(manifest):
+        where, row = f"{manifest}:{number}", {"id": f"line {number}"}
+        try:
+            if isinstance(given, UserError):
+                raise given
+            _check_unicode(where, given)
+            name = given.get("id", given.get("audio"))
+            row = {**given, "id": row["id"] if name is None else str(name)}
+            row = _checked(row, recordings, audio_anywhere=audio_anywhere)
+            if "id" not in given:
+                row["id"] = row["audio"]
+            if not seen.add(row["id"]):
+                raise BadAudio(f"id '{row['id']}' stands in an earlier row; give it another")
+        except BadAudio as error:
+            yield row, BadAudio(f"{where}: {error}")
+        except UserError as error:
+            yield row, error
+        else:
+            yield row, None
+
+
+class SeenIds:
+    """A set of ids, by 8 bytes of a hash of each: millions fit into memory."""
+
+    def __init__(self) -> None:
+        self._hashes: set[int] = set()
+
+    def add(self, name: str) -> bool:
+        """Adds an id; returns whether it is new."""
+        digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+        known, before = int.from_bytes(digest, "little"), len(self._hashes)
+        self._hashes.add(known)
+        return len(self._hashes) > before
 
 
 def audio_path(folder: str | Path, audio: str, *, anywhere: bool = False) -> Path:
@@ -132,15 +168,25 @@ def _check_unicode(where: str, row: dict[str, Any]) -> None:
         ) from None
 
 
-def _checked(row: dict[str, Any], folder: Path, *, audio_anywhere: bool) -> dict[str, Any]:
+def _checked(row: dict[str, Any], folder: str | Path, *, audio_anywhere: bool) -> dict[str, Any]:
     """Returns the row with a relative `audio`; BadAudio if one of its fields cannot be used."""
     for field in ("audio", "text", "speaker"):
         if field not in row:
             raise BadAudio(f"has no field '{field}'")
         if not isinstance(row[field], str) or not row[field].strip():
             raise BadAudio(f"field '{field}' is not a text")
+    if bucket.is_address(folder):
+        return {**row, "audio": _audio_in_bucket(row["audio"])}
     audio = audio_path(folder, row["audio"], anywhere=audio_anywhere)
     return {**row, "audio": str(audio.relative_to(folder))}
+
+
+def _audio_in_bucket(audio: str) -> str:
+    """Returns the path of a row below an address; BadAudio if it leads elsewhere."""
+    path = os.path.normpath(audio)
+    if bucket.is_address(audio) or os.path.isabs(path) or path.split("/")[0] == os.pardir:
+        raise BadAudio(f"audio '{audio}' lies outside of the manifest's folder; move it there")
+    return path
 
 
 class Features:

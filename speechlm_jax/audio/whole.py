@@ -12,6 +12,7 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -29,33 +30,102 @@ _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
-def open_whole(path: str | Path, *, max_seconds: float | None = None) -> soundfile.SoundFile:
-    """Opens a sound file of true length; where its header is wrong, a mended copy in memory.
+class SoundFile(soundfile.SoundFile):
+    """A sound file that is read on, block by block.
+
+    After each block soundfile seeks to the place where it is, if it can. In an mp3 the frames after
+    that lack the bits that they keep in earlier ones.
+    """
+
+    def seekable(self) -> bool:
+        """Returns false; `seek(0)` works all the same."""
+        return False
+
+
+def open_whole(source: str | Path | bytes, *, max_seconds: float | None = None) -> SoundFile:
+    """Opens a sound file, or its bytes, of true length; where its header is wrong, it is mended.
 
     Raises:
       BrokenStream: it is cut off, or holds more than a reader of its header finds, or (MPEG audio)
         lasts longer than `max_seconds`.
       soundfile.LibsndfileError, OSError: it cannot be read.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = id3_size(data[:10])
-        walk = {b"RIFF": _wav, b"RF64": _wav, b"OggS": _ogg, b"fLaC": _flac}.get(
-            data[start : start + 4]
-        )
-        mended = walk(data, start) if walk else None
-        opened = soundfile.SoundFile(str(path) if mended is None else io.BytesIO(mended))
-        if opened.format == "MP3":
-            opened.close()
-            mended = to_whole_stream(data, max_seconds=max_seconds)
-            return soundfile.SoundFile(io.BytesIO(mended))
-        if walk is None:
-            _check_other(data, opened)
+    if isinstance(source, bytes):
+        return _open_whole(source, source, max_seconds)
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _open_whole(str(source), data, max_seconds)
+
+
+def _open_whole(source: str | bytes, data: Data, max_seconds: float | None) -> SoundFile:
+    start = id3_size(data[:10])
+    walk = {b"RIFF": _wav, b"RF64": _wav, b"OggS": _ogg, b"fLaC": _flac}.get(
+        data[start : start + 4]
+    )
+    mended = walk(data, start) if walk else None
+    opened = SoundFile(_file(source, mended))
+    if opened.format == "MP3":
+        opened.close()
+        stream = to_whole_stream(data, max_seconds=max_seconds)
+        return SoundFile(io.BytesIO(stream))
+    if walk is None:
+        _check_other(data, opened)
     return opened
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patch:
+    """Bytes that stand instead of those at a place of a file."""
+
+    at: int
+    instead: bytes
+
+
+def _file(source: str | bytes, mended: "_Patch | bytes | None") -> Any:
+    """Returns what libsndfile opens: the source, a mended stream, or the source with a patch."""
+    if isinstance(mended, bytes):
+        return io.BytesIO(mended)
+    opened = source if isinstance(source, str) else io.BytesIO(source)
+    if mended is None:
+        return opened
+    return _Patched(open(source, "rb") if isinstance(source, str) else opened, mended)  # noqa: SIM115
+
+
+class _Patched(io.RawIOBase):
+    """A file of which a few bytes read otherwise; nothing is copied."""
+
+    def __init__(self, file: Any, patch: _Patch):
+        self._inner, self._patch = file, patch
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._inner.tell()
+        view = memoryview(buffer).cast("B")
+        count = self._inner.readinto(view)
+        first, instead = self._patch.at, self._patch.instead
+        start, stop = max(at, first), min(at + count, first + len(instead))
+        if start < stop:
+            view[start - at : stop - at] = instead[start - first : stop - first]
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
 
 
 def _check_other(data: Data, opened: soundfile.SoundFile) -> None:
     """Checks a file of a kind that is not walked: its log, a second file after it, its count."""
-    rate = opened.samplerate
+    rate = max(1, opened.samplerate)
     if data[:4] in JOINED and data.find(data[:8], 8) > 0:
         raise BrokenStream(
             f"holds another recording behind {opened.frames / rate:.2f} s; {REWRITE}"
@@ -71,8 +141,8 @@ def _check_other(data: Data, opened: soundfile.SoundFile) -> None:
             raise BrokenStream(f"is truncated: holds {found} of {claimed} bytes; {COPY}")
 
 
-def _wav(data: Data, at: int) -> bytes | None:
-    """Returns a wav file with its length written in, or the mp3 inside it; None if it is fine."""
+def _wav(data: Data, at: int) -> "_Patch | bytes | None":
+    """Returns the length of a wav file that lacks it, or the mp3 inside it; None if it is fine."""
     form, ds64 = b"", b""
     for name, start, size in _chunks(data, at + 12):  # noqa: B007
         if name == b"ds64":
@@ -98,7 +168,8 @@ def _wav(data: Data, at: int) -> bytes | None:
         raise BrokenStream(
             f"has a header for {size / rate:.2f} of its {left / rate:.2f} s; {REWRITE}"
         )
-    return data[: start - 4] + size.to_bytes(4, "little") + data[start:] if is_zero else None
+    # More than 4 GiB is written as a length that is not known, which libsndfile reads to the end.
+    return _Patch(start - 4, min(size, 0xFFFF_FFFF).to_bytes(4, "little")) if is_zero else None
 
 
 def _chunks(data: Data, at: int) -> Iterator[tuple[bytes, int, int]]:
@@ -173,8 +244,8 @@ def _ogg_pages(data: Data, at: int) -> Iterator[_Page]:
         yield _Page(flags, stream, int.from_bytes(head[18:22], "little"), seconds, at)
 
 
-def _flac(data: Data, at: int) -> bytes | None:
-    """Returns a FLAC file with its length written in; None if its length is there and true."""
+def _flac(data: Data, at: int) -> _Patch | None:
+    """Returns the length of a FLAC file that lacks it; None if its length is there and true."""
     total = int.from_bytes(data[at + 21 : at + 26], "big") & 0xF_FFFF_FFFF
     rate = max(1, int.from_bytes(data[at + 18 : at + 21], "big") >> 4)
     found, left, largest = _flac_frames(data, at)
@@ -193,7 +264,7 @@ def _flac(data: Data, at: int) -> bytes | None:
     if left > largest:
         raise BrokenStream(f"is damaged after {found / rate:.2f} s; {COPY}")
     known = int.from_bytes(data[at + 21 : at + 26], "big") | found
-    return data[at : at + 21] + known.to_bytes(5, "big") + data[at + 26 :]
+    return _Patch(at + 21, known.to_bytes(5, "big"))
 
 
 def _flac_frames(data: Data, at: int) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """Loads the trained model of a run's folder, and saves weights from elsewhere as a run."""
 
+import dataclasses
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def load_reader(
     """
     weights, experiment = _load(run, SpeechTokenizerExperiment)
     _check(weights, run, fingerprint)
-    reader = Transcriber(experiment.model, weights.params, weights.variables, batch_size=batch_size)
+    model = dataclasses.replace(experiment.model, mel=trained_mel(run))
+    reader = Transcriber(model, weights.params, weights.variables, batch_size=batch_size)
     return reader, _codes_of(weights.meta, experiment)
 
 

@@ -10,9 +10,11 @@ inputs one by one, and runs in this process, where a model may be loaded.
 
 import dataclasses
 import functools
+import hashlib
 import importlib
+import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +112,44 @@ def iter_shards(
     place.close(number + 1, made)
 
 
+def resume(
+    place: ShardFolder, inputs: Iterator[Input], name: Callable[[Input], str]
+) -> tuple[list[Shard], Iterator[Input]]:
+    """Returns the finished shards at the beginning of a job, and the inputs that they leave.
+
+    For jobs whose shards take as many of a stream of inputs as they will. The result of a task has
+    `Taken.record`: how many it took, and a digest of their names. From the first shard on that is
+    not finished, or took other inputs, all shards are to be made (`ShardFolder.make`).
+    """
+    shards: list[Shard] = []
+    while (shard := place.finished(len(shards))) is not None and shard.result:
+        again, taken = Taken(), list(itertools.islice(inputs, shard.result["inputs"]))
+        for one in taken:
+            again.add(name(one))
+        if again.record.items() - shard.result.items():
+            return shards, itertools.chain(taken, inputs)
+        shards.append(shard)
+    return shards, inputs
+
+
+class Taken:
+    """The inputs that a shard took, without a list of them."""
+
+    def __init__(self) -> None:
+        self.inputs = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str) -> None:
+        """Adds an input by a name that differs where its outcome might."""
+        self.inputs += 1
+        self._digest.update(name.encode(errors="surrogateescape") + b"\n")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields of the shard's result."""
+        return {"inputs": self.inputs, "names": self._digest.hexdigest()}
+
+
 def _in_workers(task: Task, numbers: range, place: ShardFolder, workers: int) -> Iterator[Shard]:
     """Yields the finished shards, then the others as worker processes finish them."""
     place.open()
@@ -131,6 +171,21 @@ def _in_workers(task: Task, numbers: range, place: ShardFolder, workers: int) ->
             made = place.recorded(number)
             yield made
     place.close(len(numbers), made)
+
+
+def write_inputs(folder: Path, rows: Sequence[dict[str, Any]], *, rows_per_shard: int) -> None:
+    """Writes the rows of each shard to a file of its own, so that a worker reads no others."""
+    for shard, first in enumerate(range(0, len(rows), rows_per_shard)):
+        artifacts.write_jsonl(_input_file(folder, shard), rows[first : first + rows_per_shard])
+
+
+def read_input(folder: str | Path, shard: int) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a shard, as `write_inputs` wrote them."""
+    return artifacts.read_jsonl(_input_file(Path(folder), shard))
+
+
+def _input_file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.jsonl"
 
 
 def join_files(parts: Iterable[Path], path: Path) -> None:

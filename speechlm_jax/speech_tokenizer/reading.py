@@ -1,15 +1,21 @@
 """Mel frames -> codes -> text ids for many clips, by a trained speech tokenizer."""
 
-from collections.abc import Sequence
+import functools
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
-from speechlm_jax.padding import run_in_batches
+from speechlm_jax.padding import pad_rows, run_in_batches
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import functional
+from speechlm_jax.speech_tokenizer.windows import WindowConfig, Windows
+
+# Mel frames of a batch: 8 x 30 s on a CPU, so that memory stays small; 32 x 30 s elsewhere.
+BATCH_MEL_FRAMES = {True: 24_000, False: 96_000}
 
 
 class Transcriber:
@@ -17,6 +23,10 @@ class Transcriber:
 
     Text ids are decoded greedily from the CTC over the codes. The attention decoder serves only as
     supervision (at small sizes it reads far worse: see docs/log.md).
+
+    Attributes:
+      weights: parameters and variables.
+      busy_seconds: time that the encoder took so far.
     """
 
     def __init__(
@@ -29,35 +39,94 @@ class Transcriber:
     ):
         self.config = config
         self.codebook = np.asarray(variables["quantizer"]["codebook"])
+        self.weights = params, variables
+        self.busy_seconds = 0.0
         self._batch_size = batch_size
         model = functional(config)
 
         @jax.jit
-        def encode(mel: Array, lengths: Array) -> Array:
-            return model.bind(params, variables).mel_to_codes(mel, lengths)
+        def encode(weights: tuple[PyTree, PyTree], mel: Array, lengths: Array) -> Array:
+            return model.bind(*weights).mel_to_codes(mel, lengths)
 
         @jax.jit
-        def read(codes: Array, lengths: Array) -> Array:
-            tokenizer = model.bind(params, variables)
+        def read(weights: tuple[PyTree, PyTree], codes: Array, lengths: Array) -> Array:
+            tokenizer = model.bind(*weights)
             frame_mask = jnp.arange(codes.shape[1])[None] < lengths[:, None]
             return jnp.argmax(tokenizer.ctc(tokenizer.codes_to_memory(codes, frame_mask)), axis=-1)
 
-        self._encode, self._read = encode, read
+        self._encode = functools.partial(encode, self.weights)
+        self._read = functools.partial(read, self.weights)
 
     def mels_to_codes(
         self, mels: Sequence[Float[ndarray, "_mel_frames mels"]]
     ) -> list[Int[ndarray, " _frames"]]:
         """Returns the codes of each clip, in order."""
-        per_code = self.config.encoder.mel_frames_per_code
-        outputs = run_in_batches(
-            mels,
-            lambda _, batch, lengths: np.asarray(self._encode(batch, lengths)),
-            batch_size=self._batch_size,
-            multiple=2 * self.config.encoder.block_mel_frames,
-            by_length=True,
-            dtype=np.float32,
+        return list(self.iter_codes(mels))
+
+    def wav_to_codes(
+        self, wav: Float[ndarray, " samples"], window: WindowConfig | None = None
+    ) -> Int[ndarray, " frames"]:
+        """Returns the codes of samples at the tokenizer's rate, of any length (see `windows`)."""
+        windows = Windows.of(window or WindowConfig(), self.config)
+        made = self.iter_codes(windows.mels([wav]), most=windows.mel_frames)
+        return np.concatenate(list(windows.join(made)))
+
+    def iter_codes(
+        self, mels: Iterable[Float[ndarray, "_mel_frames mels"]], *, most: int | None = None
+    ) -> Iterator[Int[ndarray, " _frames"]]:
+        """Yields the codes of each clip, in order; takes clips as batches fill.
+
+        A clip is padded to a length that it alone decides, in a batch whose rows that length alone
+        decides; so nothing else has a part in its codes.
+
+        Args:
+          most: longest clip, if known: clips nearly as long are padded to it and no further.
+        """
+        waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
+        made: dict[int, np.ndarray] = {}
+        following = 0  # number of the next clip to be yielded
+        for number, mel in enumerate(mels):
+            size = self._padded_length(len(mel), most)
+            rows = waiting.setdefault(size, [])
+            rows.append((number, mel))
+            if len(rows) == self._rows(size):
+                made |= self._encode_rows(waiting.pop(size), size)
+            while following in made:
+                yield made.pop(following)
+                following += 1
+        for size in sorted(waiting):
+            made |= self._encode_rows(waiting[size], size)
+        yield from (made[number] for number in sorted(made))
+
+    def _padded_length(self, mel_frames: int, most: int | None) -> int:
+        """Returns the length that a clip is padded to: 1, 2, 3, 4, 6, 8, 12, 16 ... of a unit."""
+        unit = 2 * self.config.encoder.block_mel_frames
+        units = max(1, -(-mel_frames // unit))
+        power = 1 << (units - 1).bit_length()
+        size = unit * (power * 3 // 4 if units <= power * 3 // 4 else power)
+        return size if most is None or mel_frames > most else min(size, most)
+
+    def _rows(self, size: int) -> int:
+        """Returns the rows of a batch of clips of this padded length."""
+        return min(
+            self._batch_size, max(1, BATCH_MEL_FRAMES[jax.default_backend() == "cpu"] // size)
         )
-        return [codes[: len(mel) // per_code] for mel, codes in zip(mels, outputs, strict=True)]
+
+    def _encode_rows(self, rows: list[tuple[int, np.ndarray]], size: int) -> dict[int, np.ndarray]:
+        """Returns the codes of one batch by the clips' numbers; an incomplete one is padded."""
+        per_code = self.config.encoder.mel_frames_per_code
+        if size < per_code:
+            return {number: np.zeros(0, np.int32) for number, _ in rows}
+        mels, lengths = pad_rows([mel for _, mel in rows], size, np.float32)
+        missing = self._rows(size) - len(rows)
+        mels = np.pad(mels, ((0, missing), (0, 0), (0, 0)))
+        began = time.monotonic()
+        codes = np.asarray(self._encode(mels, np.pad(lengths, (0, missing))))
+        self.busy_seconds += time.monotonic() - began
+        return {
+            number: row[: len(mel) // per_code]
+            for (number, mel), row in zip(rows, codes, strict=False)
+        }
 
     def codes_to_ids(self, codes: Sequence[Int[ndarray, " _frames"]]) -> list[list[int]]:
         """Returns the text ids of each sequence of codes."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechlm_jax import artifacts, bucket
+from speechlm_jax.audio.archives import RECORDINGS, is_tar
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
 from speechlm_jax.bundle.contents import check_bundle
@@ -14,19 +15,24 @@ from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.train.checkpoint_folder import Meta
 
 AUDIO_SUFFIXES = (".wav", ".flac")  # formats of written audio
-RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # formats of read audio
+STDIN = "-"
 
 
-def check_places(places: Sequence[Path]) -> None:
-    """Raises UserError for the first place that is no recording and no folder of recordings.
+def check_places(places: Sequence[str | Path]) -> None:
+    """Raises UserError for the first place that is no recording and holds none.
 
-    A file must not be empty; a folder must have a manifest, or recordings in or below it.
+    A file must not be empty; a folder must have a manifest, or recordings in or below it. Standard
+    input (`-`) can be given once; what is at an address is not looked at.
     """
+    if sum(str(place) == STDIN for place in places) > 1:
+        raise UserError(f"{STDIN}: standard input can be read once; give it once")
     for place in places:
+        if str(place) == STDIN or bucket.is_address(place):
+            continue
         if not os.path.isdir(place):  # Path.is_dir raises if a name is too long
             check_file(place)
         elif not os.path.isfile(os.path.join(place, CLIPS)):
-            require_recordings(place)
+            require_recordings(Path(place))
 
 
 def find_files(folder: Path) -> Iterator[Path]:
@@ -38,10 +44,10 @@ def find_files(folder: Path) -> Iterator[Path]:
 
 def require_recordings(folder: Path) -> None:
     """Raises UserError if a folder without a manifest has no recordings in or below it."""
-    if not any(path.suffix.lower() in RECORDINGS for path in find_files(folder)):
+    if not any(p.suffix.lower() in RECORDINGS or is_tar(p) for p in find_files(folder)):
         raise UserError(
-            f"{folder}: has no {CLIPS} and no recordings ({', '.join(RECORDINGS)}); give a "
-            "folder that has"
+            f"{folder}: has no {CLIPS} and no recordings ({', '.join(RECORDINGS)}, or tar files of "
+            "them); give a folder that has"
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechlm_jax.audio import wav as wav_module
 from speechlm_jax.audio.wav import (
     BadAudio,
     level_db,
@@ -166,3 +167,38 @@ def test_real_recordings_of_every_kind_are_read():
         row = json.loads(line)
         wav = read_wav(folder / row["audio"])
         assert abs(len(wav) / 16_000 - row["dur"]) < 0.2, row["id"]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blocks_are_the_whole_whatever_their_size(tmp_path, monkeypatch, suffix, channels):
+    path = tmp_path / f"clip.{suffix}"
+    loud = [1.0, 0.8, 0.00001][:channels] if suffix != "mp3" else [1.0, 0.8][:channels]
+    noise = np.random.default_rng(0).normal(0, 0.1, (30_000, 1)) * loud
+    soundfile.write(path, noise, 22_050)
+    whole = read_wav(path)
+    for size, kept in ((1 << 18, 0), (1_000, 0), (777, 1 << 24)):
+        monkeypatch.setattr(wav_module, "BLOCK_SAMPLES", size)
+        monkeypatch.setattr(wav_module, "KEPT_SAMPLES", kept)
+        for source in (path, path.read_bytes()):
+            blocks = list(wav_module.read_blocks(source, name="clip"))
+            np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-6)
+        assert len(blocks) > 1
+
+
+def test_what_is_wrong_in_a_later_block_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(wav_module, "BLOCK_SAMPLES", 1_000)
+    wav = np.full((9_000, 2), 0.1, np.float32)
+    wav[8_500, 1] = np.nan
+    for channels in (1, 2):
+        soundfile.write(tmp_path / "a.wav", wav[:, -channels:], 16_000, subtype="FLOAT")
+        with pytest.raises(BadAudio, match="NaN"):
+            list(wav_module.read_blocks(tmp_path / "a.wav"))
+
+
+def test_bytes_without_a_header_are_read_at_the_rate_that_is_given():
+    samples = np.arange(-8_000, 8_000, dtype="<i2")
+    (wav,) = wav_module.read_blocks(samples.tobytes(), name="-", raw_rate=16_000)
+    np.testing.assert_array_equal(wav, samples / np.float32(32_768))
+    with pytest.raises(BadAudio, match="-: is empty"):
+        list(wav_module.read_blocks(b"", name="-", raw_rate=16_000))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,18 @@ import pytest
 from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 from speechlm_jax.jobs import pool
-from speechlm_jax.jobs.commit import SHARDS
-from speechlm_jax.jobs.shards import ShardTask, iter_shards, join_files, run_shards, total
+from speechlm_jax.jobs.commit import SHARDS, ShardFolder
+from speechlm_jax.jobs.shards import (
+    ShardTask,
+    Taken,
+    iter_shards,
+    join_files,
+    read_input,
+    resume,
+    run_shards,
+    total,
+    write_inputs,
+)
 
 TASKS = """
 import os, time
@@ -234,3 +245,43 @@ def test_files_of_shards_lie_side_by_side_or_are_joined(tmp_path):
     assert {p.name for p in (tmp_path / SHARDS).iterdir()} == {f"{n:05d}.json" for n in range(5)}
     join_files((tmp_path / f"{word}.a" for word in WORDS), tmp_path / "all")
     assert (tmp_path / "all").read_text() == ".a" + ".a".join(WORDS)
+
+
+def test_shards_of_a_stream_go_on_where_its_inputs_are_the_same(tmp_path):
+    """Shards take two inputs each; from the first one that took others, all are made again."""
+
+    def make(inputs: list[str]) -> int:
+        place = ShardFolder(tmp_path, "f")
+        place.open()
+        shards, left = resume(place, iter(inputs), str.upper)
+        done = len(shards)
+        while pair := list(islice(left, 2)):
+            taken = Taken()
+
+            def write(path, pair=pair, taken=taken):
+                path.write_text("".join(pair))
+                for one in pair:
+                    taken.add(one.upper())
+                return taken.record
+
+            shards.append(place.make(len(shards), write))
+        place.close(len(shards), None)
+        assert "".join(shard.path.read_text() for shard in shards) == "".join(inputs)
+        assert sum(shard.result["inputs"] for shard in shards) == len(inputs)
+        return done
+
+    assert make(list("abcdefg")) == 0
+    assert make(list("abcdefg")) == 4
+    assert make(list("abcxefg")) == 1
+    assert make(list("abcxe")) == 2
+    (tmp_path / "00000").write_text("zz")
+    assert make(list("abcxe")) == 0
+    assert make([]) == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_worker_reads_the_rows_of_its_shard_alone(tmp_path):
+    rows = [{"id": i} for i in range(7)]
+    write_inputs(tmp_path, rows, rows_per_shard=3)
+    assert [list(read_input(tmp_path, shard)) for shard in range(3)] == [
+        rows[:3], rows[3:6], rows[6:],
+    ]  # fmt: skip

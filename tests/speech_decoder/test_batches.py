@@ -34,6 +34,14 @@ def test_rows_hold_codes_voices_and_the_frames_of_the_codes(features):
         assert not mel[frames:].any()
 
 
+def test_a_last_code_that_reaches_beyond_the_clip_is_left_out(features):
+    padded = {"0": [1, 2, 6], "1": [3], "2": [7] * 4, "3": [4, 5], "4": [5, 5]}
+    clips = make(features, range(5), padded)
+    assert clips.lengths == [16, 8, 24, 8, 8]
+    batch = clips.collate(24, np.arange(5), np.arange(5))
+    assert batch["code_lengths"].tolist() == [2, 1, 3, 1, 1]
+
+
 def test_moments_are_those_of_the_chosen_clips_mel_frames(features):
     frames = np.concatenate([features.mel(i) for i in (1, 3)])
     mean, deviation = make(features, [1, 2, 3]).mel_moments()

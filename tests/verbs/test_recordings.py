@@ -24,9 +24,11 @@ def manifest(folder: Path, *names: str, **fields) -> None:
 
 
 def rows_of(places, **options):
-    found, bad = find_recordings(places, **options)
-    assert all(one.path.is_file() for one in found)
-    return [one.row for one in found], bad
+    found = list(find_recordings(places, **options))
+    good = [one for one in found if not one.reason]
+    assert all(isinstance(one.source, Path) and one.source.is_file() for one in good)
+    bad = [{**one.row, "reason": one.reason} for one in found if one.reason]
+    return [one.row for one in good], bad
 
 
 def test_a_folder_and_its_files_one_by_one_are_the_same_rows(tmp_path):
@@ -132,4 +134,4 @@ def test_a_name_that_is_not_utf8_is_set_aside(tmp_path):
 
 def test_places_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="no manifest.jsonl and no recordings"):
-        find_recordings([tmp_path])
+        rows_of([tmp_path])

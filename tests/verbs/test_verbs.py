@@ -19,8 +19,8 @@ from speechlm_jax.experiment import runs
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.train import checkpoints
 from speechlm_jax.verbs import chat as verbs_chat
+from speechlm_jax.verbs import encoding
 from speechlm_jax.verbs import speak as verbs_speak
-from speechlm_jax.verbs import tokenize as verbs_tokenize
 from speechlm_jax.verbs.chat import chat
 from speechlm_jax.verbs.evaluate import evaluate
 from speechlm_jax.verbs.speak import ids_to_file_names, speak
@@ -57,19 +57,19 @@ def test_a_recording_has_the_same_codes_alone_and_among_others(run, recordings, 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_tokenize_goes_on_where_it_was_killed(run, recordings, tmp_path, monkeypatch, stop):
-    monkeypatch.setattr(verbs_tokenize, "CLIPS_PER_CALL", 2)
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 3)
     given = [recordings, recordings / "a.wav", recordings / "b.flac"]  # two of them twice
     whole = tokenize(given, run=run, out=tmp_path / "whole")
     assert (whole["clips"], len(whole["set_aside"])) == (4, 3)
     calls: list[int] = []
 
-    def mels_to_codes(reader, mels, really=Transcriber.mels_to_codes):
-        calls.append(len(mels))
+    def iter_codes(reader, mels, *, most, really=Transcriber.iter_codes):
+        calls.append(most)
         if len(calls) == stop + 1:
             raise KeyboardInterrupt
-        return really(reader, mels)
+        return really(reader, mels, most=most)
 
-    monkeypatch.setattr(Transcriber, "mels_to_codes", mels_to_codes)
+    monkeypatch.setattr(Transcriber, "iter_codes", iter_codes)
     with pytest.raises(KeyboardInterrupt):
         tokenize(given, run=run, out=tmp_path / "out")
     again = tokenize(given, run=run, out=tmp_path / "out")

@@ -1,0 +1,97 @@
+"""A stream gives the codes of the whole file, whatever its chunks, as soon as they can be known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from speechlm_jax.audio.mel import wav_to_mel
+from speechlm_jax.audio.mel_config import MelConfig
+from speechlm_jax.speech_tokenizer.reading import Transcriber
+from speechlm_jax.speech_tokenizer.stage import functional
+from speechlm_jax.speech_tokenizer.stream import MelStream, Stream, _programs
+from speechlm_jax.speech_tokenizer.windows import WindowConfig
+
+CHUNKS = (37, 160, 1_279, 1_280, 16_001, 64_000, 10_000_000)
+FIXED = MelConfig(num_mels=6, floor="fixed")
+
+
+@pytest.fixture(scope="module")
+def make_reader(make_config, variables, draw):
+    def make(**encoder) -> Transcriber:
+        config = dataclasses.replace(make_config(**encoder), mel=FIXED)
+        return Transcriber(config, draw(functional(config)), variables, batch_size=4)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def wav():
+    """100 s of noise whose colour and level change."""
+    rng = np.random.default_rng(0)
+    levels = np.repeat(10.0 ** rng.uniform(-3, -0.5, 1_000), 1_600)
+    noise = rng.normal(size=1_600_000) * levels
+    return np.clip(noise + np.roll(noise, 1) * 0.9, -1, 1).astype(np.float32)
+
+
+def streamed(stream: Stream, wav: np.ndarray, chunk: int) -> np.ndarray:
+    parts = [stream.push(wav[i : i + chunk]) for i in range(0, len(wav), chunk)]
+    return np.concatenate([*parts, stream.finish()])
+
+
+CASES = [
+    (pool, theta, context) for pool in (1, 2, 4, 8) for theta in (None, 1e4) for context in (0, 4)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool_factor, rope_theta, context", CASES)
+def test_codes_of_100_s_are_those_of_the_file(make_reader, wav, pool_factor, rope_theta, context):
+    reader = make_reader(pool_factor=pool_factor, rope_theta=rope_theta)
+    window = WindowConfig(context_seconds=float(context))
+    whole = reader.wav_to_codes(wav, window)
+    for chunk in CHUNKS:
+        stream = Stream(reader, window)
+        np.testing.assert_array_equal(streamed(stream, wav, chunk), whole)
+        assert stream.mel_frames_encoded <= (1 + context / (30 - context)) * len(wav) / 160
+
+
+@pytest.mark.parametrize("pool_factor, rope_theta", [(1, 1e4), (8, None)])
+@pytest.mark.parametrize("context", [0.0, 0.64])
+def test_codes_are_those_of_the_file(make_reader, wav, pool_factor, rope_theta, context):
+    """Windows of 2.1 s end amid a block and amid a code."""
+    reader = make_reader(pool_factor=pool_factor, rope_theta=rope_theta)
+    window, wav = WindowConfig(2.1, context), wav[:120_123]
+    whole = reader.wav_to_codes(wav, window)
+    assert len(np.unique(whole)) > 2
+    stream = Stream(reader, window)
+    _, step = _programs(reader.config, 210)
+    for chunk in (160, 1_279, 16_001, len(wav)):
+        before = stream.mel_frames_encoded
+        np.testing.assert_array_equal(streamed(stream, wav, chunk), whole)
+        encoded = stream.mel_frames_encoded - before
+        assert encoded <= (1 + context / (2.1 - context)) * len(wav) / 160
+    assert step._cache_size() == 1, "one compiled shape"
+
+
+def test_a_code_comes_with_the_last_sample_that_its_block_needs(make_reader, wav):
+    reader = make_reader()
+    stream, size = Stream(reader), 16 * 160
+    last = size - 160 + 200  # what the block's last frame sees
+    assert not len(stream.push(wav[: last - 1])) and len(stream.push(wav[last - 1 : last])) == 2
+    assert len(stream.push(wav[last : last + size - 1])) == 0
+    held = stream.state_bytes
+    assert len(stream.push(wav[last + size - 1 : 3 * size])) == 2
+    assert stream.state_bytes == held and len(stream.finish()) == 2
+    assert len(stream.finish()) == 0 and len(stream.push(np.zeros(0, np.float32))) == 0
+
+
+@pytest.mark.parametrize("samples", [0, 100, 200, 201, 1_279, 1_280, 5_000, 12_345])
+def test_mel_frames_are_those_of_the_file(wav, samples):
+    wav = wav[:samples]
+    whole = wav_to_mel(wav, FIXED) if samples > 200 else np.zeros((0, 6))
+    for chunk in (1, 37, 160, 400, 10_000) if samples < 2_000 else (37, 401):
+        stream = MelStream(FIXED)
+        parts = [stream.push(wav[i : i + chunk]) for i in range(0, samples, chunk)]
+        made = np.concatenate([*parts, stream.finish(), np.zeros((0, 6))])
+        np.testing.assert_allclose(made, whole, atol=1e-6)
