@@ -17,7 +17,7 @@ from speechlm_jax.arrays import Array, Bool, Float, Int
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.attention import Layout, whole
 from speechlm_jax.nn.cache import Cache
-from speechlm_jax.nn.layers import CausalConv, Linear, RMSNorm, sinusoids
+from speechlm_jax.nn.layers import Conv, Linear, RMSNorm, sinusoids
 from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 
 CONV_STRIDE = 2  # as in Whisper: 100 mel frames a second become 50 encoder frames
@@ -99,8 +99,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         embed = config.embed
-        self.conv1 = CausalConv(config.num_mels, embed, kernel=CONV_KERNEL, stride=1, rngs=rngs)
-        self.conv2 = CausalConv(embed, embed, kernel=CONV_KERNEL, stride=CONV_STRIDE, rngs=rngs)
+        self.conv1 = Conv(config.num_mels, embed, kernel=CONV_KERNEL, stride=1, rngs=rngs)
+        self.conv2 = Conv(embed, embed, kernel=CONV_KERNEL, stride=CONV_STRIDE, rngs=rngs)
         self.transformer = Transformer(config.transformer(), rngs=rngs)
         self.norm = RMSNorm(embed)
         self.project = Linear(embed, config.latent_dim, ("embed", None), rngs=rngs)
