@@ -27,17 +27,28 @@ class Tensor:
 
     Attributes:
       name: name of the tensor, with `{layer}` if there is one in each layer.
-      ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers.
-      transposed: true for a matrix [out, in]; ours are [in, out].
+      ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers. A
+        variable is named as a parameter is.
+      transposed: whether its axes stand in the opposite order: [out, in] of a matrix, [out, in,
+        kernel] of a convolution.
       neighbours: those of `ours` whose neighbouring dimensions rotate against each other there.
+      head_dim, turning: sizes of a head of theirs, and of the part that rotates.
       absent: true if the file may lack it: it equals another tensor or follows from config.json.
+      first_layer: number that our first layer has there.
     """
 
     name: str
     ours: tuple[str, ...]
     transposed: bool = True
     neighbours: tuple[str, ...] = ()
+    head_dim: int = 0
+    turning: int = 0
     absent: bool = False
+    first_layer: int = 0
+
+    def name_of(self, layer: int | None) -> str:
+        """Returns the name of the tensor of one of our layers."""
+        return self.name.replace(LAYER, str(self.first_layer + (layer or 0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +76,8 @@ class Family:
     def tensors(self, config: LanguageModelConfig) -> tuple[Tensor, ...]:
         """Returns every tensor of a model."""
         if self.model_type == "chatglm":
-            return tuple(_chatglm(config))
-        return tuple(_transformers(config, interleaved=self.is_interleaved))
+            return tuple(_turning(config, _chatglm(config)))
+        return tuple(_turning(config, _transformers(config, interleaved=self.is_interleaved)))
 
     def has(self, stack: TransformerConfig) -> bool:
         """Returns whether a model of this family computes the same as a stack."""
@@ -116,6 +127,15 @@ def family_of(config: LanguageModelConfig) -> Family:
     switches = ("norm", "mlp_kind", "biases", "qk_norm", "post_norms", "rope_fraction")
     said = ", ".join(f"{name}={getattr(stack, name)}" for name in switches)
     raise UserError(f"model.transformer: no Hugging Face family has all of {said}")
+
+
+def _turning(config: LanguageModelConfig, tensors: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yields the tensors, those with `neighbours` with the sizes of a head."""
+    size = config.transformer.head_dim
+    turning = int(size * config.transformer.rope_fraction)
+    for tensor in tensors:
+        rotates = bool(tensor.neighbours)
+        yield (dataclasses.replace(tensor, head_dim=size, turning=turning) if rotates else tensor)
 
 
 def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator[Tensor]:

@@ -237,7 +237,7 @@ class KeysValues(NamedTuple):
 
     k: Float[Array, "batch keys kv_heads head_dim"]
     v: Float[Array, "batch keys kv_heads head_dim"]
-    mask: Bool[Array, "batch #queries keys"]
+    mask: Bool[Array, " batch #queries keys"]
 
 
 class Block(nnx.Module):
