@@ -15,6 +15,8 @@ SAMPLED_CLIPS = 500  # clips from which the mean and standard deviation are comp
 class CodedClips:
     """Chosen clips of a feature folder with their codes; a clip without codes is left out.
 
+    So is a last code whose mel frames the clip does not all have (`EncoderConfig.tail`).
+
     Attributes:
       lengths: number of mel frames of each clip that its codes cover.
       voices: names of the clips' speakers, in the order of their voice numbers, which start at 1.
@@ -37,7 +39,12 @@ class CodedClips:
           UserError: a chosen clip has no row in `codes`.
         """
         self._features, self._per_code = features, mel_frames_per_code
-        found = {i: _codes_of(features.rows[i]["id"], codes) for i in chosen}
+        found = {
+            i: _codes_of(features.rows[i]["id"], codes)[
+                : features.lengths[i] // mel_frames_per_code
+            ]
+            for i in chosen
+        }
         self._codes = [np.array(row, np.int32) for row in found.values() if row]
         self._chosen = [i for i, row in found.items() if row]
         speakers = [features.rows[i]["speaker"] for i in self._chosen]

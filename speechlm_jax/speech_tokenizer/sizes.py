@@ -59,9 +59,7 @@ def whisper(size: Size, *, dtype: Dtype = "float32") -> SpeechTokenizerConfig:
     Half of the encoder's layers stand where those after a quantizer would, so that a tokenizer
     of the same size (`speech_tokenizer`) has the same parameters, and its own beside them.
     """
-    shape = SHAPES.get(size)
-    if shape is None:
-        raise UserError(f"size: {size!r} is none of {', '.join(SIZES)}")
+    shape = SHAPES[size]
     encoder = EncoderConfig(
         num_mels=shape.num_mels,
         layers=shape.layers // 2,

@@ -64,9 +64,9 @@ def _has_text(path: Path) -> bool:
 def _into_run(source: Path, out: Path) -> dict[str, Any]:
     folder = Folder(source)
     config, tokens = read_released_config(folder)
+    params, variables = read_model(folder, config, mesh=make_mesh(MeshConfig()))
     if not tokens and config.text is not None:
         _log.warning("%s: has no %s, so its texts are not read", source, tokenizers.FILE)
-    params, variables = read_model(folder, config, mesh=make_mesh(MeshConfig()))
     identity = model_digest(folder, config)
     text = tokenizers.read_tokenizer(source) if tokens else None
     with artifacts.new_folder(out) as made:

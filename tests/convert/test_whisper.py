@@ -86,7 +86,7 @@ def theirs(model, mel, ids, lengths):
     targets[places >= torch.tensor(lengths)[:, None] - 1] = -100
     out = model(features, decoder_input_ids=torch.tensor(ids).long(), labels=targets)
     out.loss.backward()
-    return out.encoder_last_hidden_state.detach(), out.logits.detach(), float(out.loss)
+    return out.encoder_last_hidden_state.detach(), out.logits.detach(), float(out.loss.detach())
 
 
 def test_states_logits_loss_and_gradients_are_those_of_transformers(released, heard):

@@ -34,6 +34,13 @@ def test_rows_hold_codes_voices_and_the_frames_of_the_codes(features):
         assert not mel[frames:].any()
 
 
+def test_a_code_that_a_clip_ends_in_is_left_out(features):
+    """17 mel frames have 3 codes where a last partial group has one, and 9 frames 2."""
+    clips = make(features, [0, 1, 4], {"0": [1, 2, 9], "1": [3], "4": [5, 9]})
+    assert clips.lengths == [16, 8, 8]
+    assert clips.collate(16, np.array([0, 2]), np.arange(2))["codes"].tolist() == [[1, 2], [5, 0]]
+
+
 def test_moments_are_those_of_the_chosen_clips_mel_frames(features):
     frames = np.concatenate([features.mel(i) for i in (1, 3)])
     mean, deviation = make(features, [1, 2, 3]).mel_moments()

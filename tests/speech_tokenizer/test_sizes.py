@@ -48,11 +48,9 @@ def test_a_block_that_is_no_whole_number_of_codes_is_refused_by_the_rule():
     assert speech_tokenizer("base", block_frames=100).encoder.pooled_block == 25
 
 
-def test_unknown_sizes_and_rates_name_the_known_ones():
-    with pytest.raises(UserError, match="size: 'huge' is none of tiny, tiny.en, base"):
-        whisper("huge")  # type: ignore[arg-type]
+def test_an_unknown_rate_names_the_known_ones():
     with pytest.raises(UserError, match="frame_rate_hz: 10 is none of 50, 25, 12.5, 6.25"):
-        speech_tokenizer("tiny", frame_rate_hz=10)
+        speech_tokenizer("tiny", frame_rate_hz=10.0)
 
 
 @pytest.mark.parametrize("size", SIZES)
