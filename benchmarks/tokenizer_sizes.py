@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from speechlm_jax.convert.whisper import flat_tree, functional
+from speechlm_jax.convert.whisper import flat_tree
 from speechlm_jax.convert.whisper_config import config_to_json
 from speechlm_jax.errors import EXIT_OK
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
@@ -24,6 +24,7 @@ from speechlm_jax.speech_tokenizer.sizes import (
     speech_tokenizer,
     whisper,
 )
+from speechlm_jax.speech_tokenizer.stage import functional
 
 RELEASED = 343_599_360  # parameters of the encoder that is released with GLM-4-Voice
 COUNTED = ("encoder/table", "quantizer/codebook")  # variables

@@ -14,9 +14,11 @@ from speechlm_jax.arrays import PyTree
 from speechlm_jax.convert.families import LAYER, Tensor
 from speechlm_jax.convert.safetensors_folder import Folder, Planned
 from speechlm_jax.convert.weights import digest, plan_tensors, read_tensors
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.sharding import param_shardings
-from speechlm_jax.speech_tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.stage import functional
 
 HEAD = "proj_out.weight"  # equal to the embedding, and mostly absent
 WHOLE = "model.encoder."  # before the encoder's names in a folder that has a decoder too
@@ -24,11 +26,6 @@ PREFIXES = (WHOLE, "encoder.", "")  # that occur
 MAPS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 CODEBOOK, COUNT, SUM = (f"quantizer/{name}" for name in ("codebook", "ema_count", "ema_sum"))
 EMA = {"ema_count": COUNT, "ema_weight": SUM}
-
-
-def functional(config: SpeechTokenizerConfig) -> Functional:
-    """Returns the model as functions of its parameters."""
-    return Functional(lambda rngs: SpeechTokenizer(config, rngs=rngs))
 
 
 def find_prefix(names: Mapping[str, Any]) -> str:
@@ -162,7 +159,17 @@ def model_digest(folder: Folder, config: SpeechTokenizerConfig) -> str:
 
 
 def tensors_in(folder: Folder, config: SpeechTokenizerConfig) -> tuple[Tensor, ...]:
-    """Returns every tensor of a model, by the names that a folder has."""
+    """Returns every tensor of a model, by the names that a folder has.
+
+    Raises:
+      UserError: the model has more layers than the folder has tensors.
+    """
+    layers = config.encoder.layers + config.post_vq_layers + config.decoder_layers
+    if layers > len(folder.shapes):
+        raise UserError(
+            f"{folder.path}: config.json says {layers} layers; the folder has "
+            f"{len(folder.shapes)} tensors in all"
+        )
     prefix = find_prefix(folder.shapes)
     return tensors(config, prefix=prefix, has_ema=f"{prefix}ema_count" in folder.shapes)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,22 +50,23 @@ class AttentionReader:
         self.config, self._batch_size = config, batch_size
         self.text = config.text or WhisperText((config.start,), config.start, max_ids=2**31 - 1)
         model = functional(config)
-        params = jax.jit(unstacked)(params)
 
+        # Weights are arguments: those that a program closes over become constants of it.
         @jax.jit
-        def hear(mel: Array, lengths: Array, prompt: Array) -> Array:
-            tokenizer = model.bind(params, variables)
+        def hear(weights: Any, mel: Array, lengths: Array, prompt: Array) -> Array:
+            tokenizer = model.bind(*weights)
             memory, frame_mask = tokenizer.mel_to_memory(mel, lengths)
             return write(tokenizer, memory, frame_mask, prompt, self.text, writing)
 
         @jax.jit
-        def read(codes: Array, lengths: Array, prompt: Array) -> Array:
-            tokenizer = model.bind(params, variables)
+        def read(weights: Any, codes: Array, lengths: Array, prompt: Array) -> Array:
+            tokenizer = model.bind(*weights)
             frame_mask = jnp.arange(codes.shape[1])[None] < lengths[:, None]
             memory = tokenizer.codes_to_memory(codes, frame_mask)
             return write(tokenizer, memory, frame_mask, prompt, self.text, writing)
 
-        self._hear, self._read = hear, read
+        weights = jax.jit(unstacked)(params), variables
+        self._hear, self._read = partial(hear, weights), partial(read, weights)
 
     def mels_to_ids(
         self,

@@ -25,7 +25,7 @@ from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 
 CONV_STRIDE = 2  # as in Whisper: 100 mel frames a second become 50 encoder frames
 CONV_KERNEL = 3
-FRAMES_HZ = 50  # of Whisper's mel frames; only for messages
+FRAMES_HZ = 50  # encoder frames a second, of Whisper's mel frames
 WHISPER_BIASES: tuple[Map, ...] = ("q", "v", "o", "up", "down")
 
 

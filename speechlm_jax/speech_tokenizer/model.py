@@ -105,10 +105,9 @@ class SpeechTokenizerConfig:
         configs.at_least(self, 0, "text_size", "post_vq_layers", "decoder_layers")
         width = self.encoder.width
         if self.quantizer is not None and width != self.quantizer.codebook_dim:
-            name = "embed" if self.encoder.latent_dim is None else "latent_dim"
             raise UserError(
-                f"encoder.{name}: {width} is not quantizer.codebook_dim, "
-                f"{self.quantizer.codebook_dim}"
+                f"encoder.latent_dim: {self.encoder.latent_dim} makes latents {width} wide, and "
+                f"quantizer.codebook_dim is {self.quantizer.codebook_dim}; make them equal"
             )
         if self.text is not None and self.text_size:
             wrong = [id_ for id_ in self.text.ids if not 0 <= id_ < self.text_size]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import Dtype
-from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
+from speechlm_jax.speech_tokenizer.encoder import FRAMES_HZ, EncoderConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig, WhisperText
 from speechlm_jax.speech_tokenizer.quantizer import QuantizerConfig
 
@@ -20,7 +20,6 @@ Size: TypeAlias = Literal[
 SIZES: tuple[Size, ...] = get_args(Size)
 # Codes a second -> entries of the codebook.
 CODEBOOKS = {50.0: 4096, 25.0: 4096, 12.5: 16_384, 6.25: 65_536}
-FRAMES_HZ = 50.0
 BLOCK_FRAMES = 200
 EMA_DECAY = 0.99
 

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from speechlm_jax.convert.safetensors_folder import Folder, write_folder
 from speechlm_jax.convert.whisper import (
     flat_tree,
-    functional,
     model_digest,
     plan_model,
     read_model,
@@ -23,6 +22,7 @@ from speechlm_jax.errors import UserError
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.speech_tokenizer.decoding import AttentionReader, WritingConfig
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
+from speechlm_jax.speech_tokenizer.stage import functional
 
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from speechlm_jax.convert.whisper import flat_tree, functional
+from speechlm_jax.convert.whisper import flat_tree
 from speechlm_jax.errors import UserError
 from speechlm_jax.speech_tokenizer.sizes import (
     CODEBOOKS,
@@ -14,6 +14,7 @@ from speechlm_jax.speech_tokenizer.sizes import (
     speech_tokenizer,
     whisper,
 )
+from speechlm_jax.speech_tokenizer.stage import functional
 
 
 @pytest.mark.parametrize("rate", CODEBOOKS)
