@@ -94,8 +94,8 @@ class EncoderConfig:
         near = [n for n in (less, less + self.pool_factor) if n]
         said = " or ".join(f"{n} ({n / FRAMES_HZ:g} s)" for n in near)
         return (
-            f"block_frames: {frames} ({frames / FRAMES_HZ:g} s) is no multiple of pool_factor, "
-            f"{self.pool_factor}: a block holds whole codes; give {said}"
+            f"block_frames: {frames} is no multiple of pool_factor, {self.pool_factor}: a block "
+            f"holds whole codes; {frames} are {frames / FRAMES_HZ:g} s, give {said}"
         )
 
     @property

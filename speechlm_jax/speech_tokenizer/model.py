@@ -105,9 +105,10 @@ class SpeechTokenizerConfig:
         configs.at_least(self, 0, "text_size", "post_vq_layers", "decoder_layers")
         width = self.encoder.width
         if self.quantizer is not None and width != self.quantizer.codebook_dim:
+            found = self.encoder.latent_dim or f"null (as wide as embed, {width})"
             raise UserError(
-                f"encoder.latent_dim: {self.encoder.latent_dim} makes latents {width} wide, and "
-                f"quantizer.codebook_dim is {self.quantizer.codebook_dim}; make them equal"
+                f"encoder.latent_dim: {found} is not quantizer.codebook_dim, "
+                f"{self.quantizer.codebook_dim}"
             )
         if self.text is not None and self.text_size:
             wrong = [id_ for id_ in self.text.ids if not 0 <= id_ < self.text_size]

@@ -41,8 +41,8 @@ def test_a_tokenizer_has_the_parameters_of_its_whisper_and_its_second_table_besi
 def test_a_block_that_is_no_whole_number_of_codes_is_refused_by_the_rule():
     """The report's 2 s are 100 frames: 12.5 codes at 6.25 Hz."""
     words = (
-        r"block_frames: 100 \(2 s\) is no multiple of pool_factor, 8: a block holds whole codes; "
-        r"give 96 \(1.92 s\) or 104 \(2.08 s\)$"
+        r"block_frames: 100 is no multiple of pool_factor, 8: a block holds whole codes; "
+        r"100 are 2 s, give 96 \(1.92 s\) or 104 \(2.08 s\)$"
     )
     with pytest.raises(UserError, match=words):
         speech_tokenizer("base", frame_rate_hz=6.25, block_frames=100)
