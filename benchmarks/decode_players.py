@@ -90,8 +90,8 @@ def weights_player(case: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
 
 def ours_player(case: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     """Our engine on the folder's weights."""
+    from speechlm_jax.convert.language_model import read_config, read_params
     from speechlm_jax.convert.safetensors_folder import Folder
-    from speechlm_jax.convert.weights import read_config, read_params
     from speechlm_jax.nn.inference import GenerateRequest, Inference
     from speechlm_jax.nn.sampling import GREEDY, Sampling
 

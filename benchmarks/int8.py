@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from speechlm_jax.convert.language_model import read_config, read_params
 from speechlm_jax.convert.safetensors_folder import Folder
 from speechlm_jax.convert.tokenizers import read_tokenizer
-from speechlm_jax.convert.weights import read_config, read_params
 from speechlm_jax.errors import EXIT_OK, EXIT_USAGE, UserError
 from speechlm_jax.nn.decoding_params import Weights, prepare
 from speechlm_jax.nn.engine import empty_slots

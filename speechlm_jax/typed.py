@@ -54,11 +54,16 @@ def moves(cls: type) -> dict[str, str]:
 
 
 def moved(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config's JSON data with moved fields where they are now."""
+    """Returns a config's JSON data with moved fields where they are now.
+
+    A class names in `MEANT` what values of a moved field are now, if they are others.
+    """
     made = {key: value for key, value in data.items() if key not in moves(cls)}
     for old in moves(cls).keys() & data.keys():
         outer, _, name = moves(cls)[old].rpartition(".")
-        made |= {outer: {**made.get(outer, {}), name: data[old]}} if outer else {name: data[old]}
+        meant = getattr(cls, "MEANT", {}).get(old, {})
+        value = next((now for said, now in meant.items() if said is data[old]), data[old])
+        made |= {outer: {**made.get(outer, {}), name: value}} if outer else {name: value}
     return made
 
 

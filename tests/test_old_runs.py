@@ -92,6 +92,21 @@ def test_a_field_that_was_renamed_is_read_and_an_override_is_told_its_name(old):
     assert run.is_done
 
 
+@pytest.mark.parametrize("biased, biases", [(False, ()), (True, ("q", "k", "v"))])
+def test_a_field_that_was_a_flag_is_read_as_the_maps_that_it_meant(old, biased, biases):
+    data = json.loads((old / "configs.json").read_text())["plain"]
+    assert data["model"]["transformer"]["qkv_bias"] is False
+    data["model"]["transformer"]["qkv_bias"] = biased
+    found = experiment_from_json(data, "plain")
+    assert found.model.transformer.biases == biases  # type: ignore[union-attr]
+    assert configs.upgraded(data, found) == configs.to_json(found)
+    with pytest.raises(UserError, match=r"qkv_bias: is now model\.transformer\.biases$"):
+        configs.override(found, ["model.transformer.qkv_bias=true"])
+    data["model"]["transformer"]["qkv_bias"] = 1
+    with pytest.raises(UserError, match=r"transformer\.biases: 1 is not"):
+        experiment_from_json(data, "plain")
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from speechlm_jax import artifacts
+from speechlm_jax.convert.language_model import read_config
 from speechlm_jax.convert.safetensors_folder import Folder
-from speechlm_jax.convert.weights import read_config
 from speechlm_jax.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

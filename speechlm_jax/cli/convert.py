@@ -16,10 +16,13 @@ DETAILS = """\
 A folder with config.json and safetensors (GLM-4, GLM-4-Voice, GLM-4-0414, Llama 3, Qwen2, Qwen2.5,
 Qwen3) becomes a run: its vocabulary is extended by specials and speech codes, and training starts
 from it by `train.init_from`. GLM-4-Voice keeps its own codes: `--run` is then a folder of codes
-made with its speech tokenizer. A run becomes a folder that transformers opens."""
+made with its speech tokenizer. A run becomes a folder that transformers opens. A Whisper, or a
+speech tokenizer made from it (WhisperVQEncoder), is converted both ways without --run; in float32,
+what was not trained comes back bit for bit."""
 EXAMPLE = """\
 speechlm convert Qwen2.5-1.5B --run runs/my_tokenizer --out runs/base
-speechlm convert runs/lm --run runs/base --out my-speech-lm"""
+speechlm convert runs/lm --run runs/base --out my-speech-lm
+speechlm convert whisper-base --out runs/whisper-base"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,7 +55,8 @@ def check(args: argparse.Namespace) -> None:
         if importlib.util.find_spec(library) is None:
             raise UserError(f"convert: {library} is not installed; `pip install -e '.[hf]'`")
     paths.check_source(args.source, args.out)
-    paths.check_folder(args.run_folder, "--run a run, or a folder of codes")
+    if not paths.is_whisper(args.source):
+        paths.check_folder(args.run_folder, "--run a run, or a folder of codes")
 
 
 def run(args: argparse.Namespace) -> int:

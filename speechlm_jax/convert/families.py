@@ -12,10 +12,11 @@ from typing import Any
 
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import LanguageModelConfig
+from speechlm_jax.nn.layers import Map
 from speechlm_jax.nn.transformer import TransformerConfig
 
 BLOCKS = "transformer/blocks/"
-QKV = ("q", "k", "v")
+QKV: tuple[Map, ...] = ("q", "k", "v")
 LAYER = "{layer}"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -26,17 +27,28 @@ class Tensor:
 
     Attributes:
       name: name of the tensor, with `{layer}` if there is one in each layer.
-      ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers.
-      transposed: true for a matrix [out, in]; ours are [in, out].
+      ours: paths of the parameters, joined by "/"; those of a layer are stacked over layers. A
+        variable is named as a parameter is.
+      transposed: whether its axes stand in the opposite order: [out, in] of a matrix, [out, in,
+        kernel] of a convolution.
       neighbours: those of `ours` whose neighbouring dimensions rotate against each other there.
+      head_dim, turning: sizes of a head of theirs, and of the part that rotates.
       absent: true if the file may lack it: it equals another tensor or follows from config.json.
+      first_layer: number that our first layer has there.
     """
 
     name: str
     ours: tuple[str, ...]
     transposed: bool = True
     neighbours: tuple[str, ...] = ()
+    head_dim: int = 0
+    turning: int = 0
     absent: bool = False
+    first_layer: int = 0
+
+    def name_of(self, layer: int | None) -> str:
+        """Returns the name of the tensor of one of our layers."""
+        return self.name.replace(LAYER, str(self.first_layer + (layer or 0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Family:
     Attributes:
       model_type: `model_type` in config.json.
       architecture: class of `transformers` that reads it.
-      qkv_bias: values of `qkv_bias` that its models can have.
+      biases: values of `biases` that its models can have.
       qk_norm, post_norms: true if all its models have them; false if none has.
       is_interleaved: true if neighbouring dimensions rotate against each other; only then may a
         part of a head rotate.
@@ -55,7 +67,7 @@ class Family:
 
     model_type: str
     architecture: str
-    qkv_bias: tuple[bool, ...] = (False,)
+    biases: tuple[tuple[Map, ...], ...] = ((),)
     qk_norm: bool = False
     post_norms: bool = False
     is_interleaved: bool = False
@@ -64,18 +76,19 @@ class Family:
     def tensors(self, config: LanguageModelConfig) -> tuple[Tensor, ...]:
         """Returns every tensor of a model."""
         if self.model_type == "chatglm":
-            return tuple(_chatglm(config))
-        return tuple(_transformers(config, interleaved=self.is_interleaved))
+            return tuple(_turning(config, _chatglm(config)))
+        return tuple(_turning(config, _transformers(config, interleaved=self.is_interleaved)))
 
     def has(self, stack: TransformerConfig) -> bool:
         """Returns whether a model of this family computes the same as a stack."""
-        switches = (stack.qk_norm, stack.post_norms) == (self.qk_norm, self.post_norms)
+        mine = ("rms", "swiglu", self.qk_norm, self.post_norms)
+        switches = (stack.norm, stack.mlp_kind, stack.qk_norm, stack.post_norms) == mine
         part = self.is_interleaved or stack.rope_fraction == 1.0
-        return switches and part and stack.qkv_bias in self.qkv_bias
+        return switches and part and set(stack.biases) in map(set, self.biases)
 
 
 GLM: dict[str, Any] = {
-    "qkv_bias": (False, True),
+    "biases": ((), QKV),
     "is_interleaved": True,
     "defaults": {
         "attention_bias": True, "head_dim": 128, "num_key_value_heads": 2,
@@ -86,7 +99,7 @@ FAMILIES = {
     family.model_type: family
     for family in (
         Family("llama", "LlamaForCausalLM"),
-        Family("qwen2", "Qwen2ForCausalLM", (True,), defaults={"num_key_value_heads": 32}),
+        Family("qwen2", "Qwen2ForCausalLM", (QKV,), defaults={"num_key_value_heads": 32}),
         Family(
             "qwen3", "Qwen3ForCausalLM", qk_norm=True,
             defaults={"num_key_value_heads": 32, "head_dim": 128},
@@ -111,9 +124,18 @@ def family_of(config: LanguageModelConfig) -> Family:
     for name in EXPORTED:
         if FAMILIES[name].has(stack):
             return FAMILIES[name]
-    switches = ("qkv_bias", "qk_norm", "post_norms", "rope_fraction")
+    switches = ("norm", "mlp_kind", "biases", "qk_norm", "post_norms", "rope_fraction")
     said = ", ".join(f"{name}={getattr(stack, name)}" for name in switches)
     raise UserError(f"model.transformer: no Hugging Face family has all of {said}")
+
+
+def _turning(config: LanguageModelConfig, tensors: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yields the tensors, those with `neighbours` with the sizes of a head."""
+    size = config.transformer.head_dim
+    turning = int(size * config.transformer.rope_fraction)
+    for tensor in tensors:
+        rotates = bool(tensor.neighbours)
+        yield (dataclasses.replace(tensor, head_dim=size, turning=turning) if rotates else tensor)
 
 
 def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator[Tensor]:
@@ -124,7 +146,7 @@ def _transformers(config: LanguageModelConfig, *, interleaved: bool) -> Iterator
     yield Tensor(f"{layer}self_attn.rotary_emb.inv_freq", (), absent=True)  # in old versions
     for part in QKV:
         ours, turned = f"{BLOCKS}attention/{part}/", interleaved and part != "v"
-        for kind in ("kernel", "bias") if stack.qkv_bias else ("kernel",):
+        for kind in ("kernel", "bias") if part in stack.biases else ("kernel",):
             name = f"{layer}self_attn.{part}_proj.{'weight' if kind == 'kernel' else kind}"
             path = ours + kind
             yield Tensor(name, (path,), kind == "kernel", (path,) if turned else ())
@@ -157,7 +179,7 @@ def _chatglm(config: LanguageModelConfig) -> Iterator[Tensor]:
     yield Tensor("transformer.rotary_pos_emb.inv_freq", (), absent=True)
     layer = f"transformer.encoder.layers.{LAYER}."
     for kind, theirs in (("kernel", "weight"), ("bias", "bias")):
-        if kind == "bias" and not config.transformer.qkv_bias:
+        if kind == "bias" and not config.transformer.biases:
             continue
         q, k, v = (f"{BLOCKS}attention/{part}/{kind}" for part in QKV)
         name = f"{layer}self_attention.query_key_value.{theirs}"

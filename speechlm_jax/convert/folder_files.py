@@ -8,6 +8,7 @@ from speechlm_jax import artifacts
 from speechlm_jax.errors import UserError
 
 BLOBS, SNAPSHOTS = "blobs", "snapshots"  # in the hub's cache, where snapshots are links to blobs
+WHISPER_TYPES = ("whisper", "whisper_vq")  # `model_type` of speech models, which take no --run
 MOST_SHOWN = 120  # characters of a foreign value in an error
 MOST_NAMED = 8  # names in an error
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from speechlm_jax.convert.families import FAMILIES, Family, family_of
+from speechlm_jax.convert.families import FAMILIES, QKV, Family, family_of
 from speechlm_jax.convert.folder_files import shown
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -111,9 +111,9 @@ def config_from_json(data: Mapping[str, Any], where: str) -> tuple[Family, Langu
 def _from(family: Family, fields: Fields) -> LanguageModelConfig:
     rope = _rope(fields)
     heads, embed = fields.count("num_attention_heads"), fields.count("hidden_size")
-    bias = family.qkv_bias[0]
-    if len(family.qkv_bias) > 1:
-        bias = fields.flag("attention_bias", default=False)
+    biases = family.biases[0]
+    if len(family.biases) > 1:
+        biases = QKV if fields.flag("attention_bias", default=False) else ()
     stack = _stack(
         fields.where,
         num_layers=fields.count("num_hidden_layers"),
@@ -125,7 +125,7 @@ def _from(family: Family, fields: Fields) -> LanguageModelConfig:
         rope_theta=rope.number("rope_theta", 10_000.0),
         rope_fraction=rope.number("partial_rotary_factor", 1.0),
         long_context=_long_context(rope),
-        qkv_bias=bias,
+        biases=biases,
         qk_norm=family.qk_norm,
         post_norms=family.post_norms,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
@@ -192,7 +192,7 @@ def _from_chatglm(fields: Fields) -> LanguageModelConfig:
         mlp=fields.count("ffn_hidden_size"),
         rope_theta=10_000.0 * fields.number("rope_ratio", 1.0),
         rope_fraction=0.5,
-        qkv_bias=fields.flag("add_qkv_bias", default=False),
+        biases=QKV if fields.flag("add_qkv_bias", default=False) else (),
         norm_eps=fields.number("layernorm_epsilon"),
     )
     return LanguageModelConfig(
@@ -264,7 +264,7 @@ def config_to_json(config: LanguageModelConfig, *, dtype: str, length: int) -> d
         "rms_norm_eps": stack.norm_eps,
         "rope_theta": stack.rope_theta,
         "rope_parameters": rope,
-        "attention_bias": stack.qkv_bias,
+        "attention_bias": bool(stack.biases),
         "tie_word_embeddings": config.tied and not config.scale_embeddings,
         "pad_token_id": None,
         "bos_token_id": None,

@@ -1,12 +1,12 @@
-"""Weights of a Hugging Face folder <-> parameters of our language model, read directly to a mesh.
+"""Weights of a Hugging Face folder <-> a tree of ours, read directly to a mesh; knows no model.
 
-Each device's part of each parameter is read from memory-mapped files when it is needed; no host
-holds more than its own shards and one tensor.
+Each device's part of each array is read from memory-mapped files when it is needed; no host holds
+more than its own shards and one tensor.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -17,19 +17,10 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from speechlm_jax.arrays import Int, PyTree, Shaped, ndarray
 from speechlm_jax.convert.extension import Extended
-from speechlm_jax.convert.families import EMBEDDING, HEAD, LAYER, Family, Tensor, family_of
+from speechlm_jax.convert.families import LAYER, Tensor
 from speechlm_jax.convert.folder_files import listed
-from speechlm_jax.convert.model_config import config_from_json, config_to_json
-from speechlm_jax.convert.safetensors_folder import (
-    CONFIG,
-    SHARD_BYTES,
-    Folder,
-    Planned,
-    write_folder,
-)
+from speechlm_jax.convert.safetensors_folder import Folder, Planned
 from speechlm_jax.errors import UserError
-from speechlm_jax.nn.adapters import merge_adapters
-from speechlm_jax.nn.language_model import LanguageModelConfig, functional
 
 # A folder with parameters, with its own or an extended vocabulary.
 Source: TypeAlias = Folder | Extended
@@ -48,8 +39,7 @@ class Place:
         """Reads the part of the parameter that `index` (bounded slices) selects."""
         if LAYER not in self.tensor.name:
             return self._one(source, self.tensor.name, index)
-        layers = range(index[0].start, index[0].stop)
-        names = (self.tensor.name.replace(LAYER, str(layer)) for layer in layers)
+        names = map(self.tensor.name_of, range(index[0].start, index[0].stop))
         return np.stack([self._one(source, name, index[1:]) for name in names])
 
     def _one(self, source: Source, name: str, index: tuple[slice, ...]) -> ndarray:
@@ -63,44 +53,27 @@ class Place:
         return found.T if self.tensor.transposed else found
 
 
-def read_config(folder: Folder) -> tuple[Family, LanguageModelConfig]:
-    """Returns the family and our config of the model in a folder.
-
-    Raises:
-      UserError: config.json is of no model that we have, or tensors do not fit it; the message
-        lists them.
-    """
-    where = str(folder.path / CONFIG)
-    family, config = config_from_json(folder.config, where)
-    if config.transformer.num_layers > len(folder.shapes):
-        raise UserError(
-            f"{where}: says {config.transformer.num_layers} layers; the folder has "
-            f"{len(folder.shapes)} tensors in all"
-        )
-    shapes = functional(config).shapes
-    _check(folder.shapes, family.tensors(config), config, shapes, str(folder.path))
-    if config.tied:
-        _check_tied(folder, where)
-    return family, config
-
-
-def read_params(
+def read_tensors(
     source: Source,
-    family: Family,
-    config: LanguageModelConfig,
+    tensors: Sequence[Tensor],
+    shapes: PyTree,
     *,
     where: str,
     shardings: PyTree | None = None,
     dtype: Any = jnp.float32,
 ) -> PyTree:
-    """Reads the parameters of a model, laid out by `shardings` (default: on the first device).
+    """Reads a tree of parameters (and variables), laid out by `shardings`.
+
+    Args:
+      shapes: shape of each; every one is part of a tensor.
+      where: what errors name.
+      shardings: of each; None: all on the first device.
 
     Raises:
       UserError: tensors are missing, unexpected or of another shape; the message lists them.
     """
-    shapes = functional(config).shapes
-    places = _places(family, config, shapes)
-    _check(source.shapes, family.tensors(config), config, shapes, where)
+    check_tensors(source.shapes, tensors, shapes, where)
+    places = _places(tensors, shapes)
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
     one = SingleDeviceSharding(jax.local_devices()[0])
     laid = [one] * len(flat) if shardings is None else tree.flatten_up_to(shardings)
@@ -119,29 +92,10 @@ def read_params(
     return jax.tree.unflatten(tree, leaves)
 
 
-def write_params(
-    path: str | Path,
-    config: LanguageModelConfig,
-    params: PyTree,
-    *,
-    length: int,
-    dtype: str = "bfloat16",
-    shard_bytes: int = SHARD_BYTES,
-    extra: Mapping[str, Any] | None = None,
-) -> Iterator[str]:
-    """Writes a model as a folder that `transformers` opens; yields each file's name.
-
-    Adapters are merged into the weights.
-
-    Args:
-      length: longest context that the model is trained for, in ids.
-      extra: further fields of config.json, such as `eos_token_id`.
-    """
-    config, params = _unscaled(*merge_adapters(config, params))
-    family = family_of(config)
-    shapes = functional(config).shapes
-    leaves = {_joined(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    orders = {path: place.order for path, place in _places(family, config, shapes).items()}
+def plan_tensors(tensors: Sequence[Tensor], shapes: PyTree, tree: PyTree) -> list[Planned]:
+    """Returns the foreign tensors that a tree is written as; each is made when it is written."""
+    leaves = {_joined(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    orders = {path: place.order for path, place in _places(tensors, shapes).items()}
 
     def maker(tensor: Tensor, layer: int | None) -> Callable[[], ndarray]:
         def make() -> ndarray:
@@ -155,23 +109,49 @@ def write_params(
 
         return make
 
-    planned = [
+    return [
         Planned(name, shape, maker(tensor, layer))
-        for tensor, layer, name, shape in _foreign(family.tensors(config), config, shapes)
+        for tensor, layer, name, shape in _foreign(tensors, shapes)
         if tensor.ours
     ]
-    described = {**config_to_json(config, dtype=dtype, length=length), **(extra or {})}
-    yield from write_folder(path, planned, described, dtype=dtype, shard_bytes=shard_bytes)
 
 
-def _unscaled(config: LanguageModelConfig, params: PyTree) -> tuple[LanguageModelConfig, PyTree]:
-    """Returns the same model without scaled embeddings, which no family supports."""
-    if not config.scale_embeddings:
-        return config, params
-    table = params["embedding"]
-    head = {"kernel": table.T} if config.tied else params["head"]
-    scaled = {**params, "embedding": table * config.transformer.embed**0.5, "head": head}
-    return dataclasses.replace(config, tied=False, scale_embeddings=False), scaled
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    tensors: Sequence[Tensor],
+    shapes: PyTree,
+    where: str,
+) -> None:
+    """Raises UserError, which lists them, if tensors are missing, unexpected or misshapen."""
+    every = list(_foreign(tensors, shapes))
+    wanted = {name: shape for tensor, _, name, shape in every if tensor.ours}
+    optional = {name for tensor, _, name, _ in every if tensor.absent}
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys() - optional),
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    said = [f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names]
+    if said:
+        raise UserError(f"{where}: tensors do not fit config.json: " + "; ".join(said))
+
+
+def digest(folder: Folder, tensors: Sequence[Tensor], shapes: PyTree) -> str:
+    """Returns 16 hex digits that identify a model's weights: a hash of its tensors, as stored.
+
+    How they are divided into files does not count, nor does what the model does not read.
+    """
+    made = hashlib.sha256()
+    for tensor, _, name, shape in _foreign(tensors, shapes):
+        if tensor.ours:
+            made.update(f"{name} {list(shape)}\n".encode())
+            for part in folder.chunks(name):
+                made.update(str(part.dtype).encode() + np.ascontiguousarray(part).tobytes())
+    return made.hexdigest()[:16]
 
 
 def _host(array: Any) -> ndarray:
@@ -190,74 +170,42 @@ def _shape_of(shapes: PyTree, path: str) -> tuple[int, ...]:
     return shapes.shape
 
 
-def _places(family: Family, config: LanguageModelConfig, shapes: PyTree) -> dict[str, Place]:
+def _places(tensors: Sequence[Tensor], shapes: PyTree) -> dict[str, Place]:
     places = {}
-    for tensor in family.tensors(config):
+    for tensor in tensors:
         first = 0
         for ours in tensor.ours:
-            shape = _shape_of(shapes, ours)
-            rows = shape[-1] if tensor.transposed or LAYER in tensor.name else shape[0]
-            turned = _halves(config, rows) if ours in tensor.neighbours else None
+            shape = _shape_of(shapes, ours)[1 if LAYER in tensor.name else 0 :]
+            rows = shape[-1] if tensor.transposed else shape[0]
+            turned = _halves(tensor, rows) if ours in tensor.neighbours else None
             places[ours] = Place(tensor, first, rows, turned)
             first += rows
     return places
 
 
-def _halves(config: LanguageModelConfig, rows: int) -> Int[ndarray, " rows"]:
+def _halves(tensor: Tensor, rows: int) -> Int[ndarray, " rows"]:
     """Returns foreign rows, of which neighbours rotate, in our order, in which halves rotate."""
-    size = config.transformer.head_dim
-    turning = int(size * config.transformer.rope_fraction)
-    head = np.arange(size)
+    head = np.arange(tensor.head_dim)
+    turning = tensor.turning
     head[:turning] = np.concatenate([head[0:turning:2], head[1:turning:2]])
-    return (np.arange(0, rows, size)[:, None] + head).reshape(-1)
+    return (np.arange(0, rows, tensor.head_dim)[:, None] + head).reshape(-1)
 
 
 def _foreign(
-    tensors: tuple[Tensor, ...], config: LanguageModelConfig, shapes: PyTree
+    tensors: Sequence[Tensor], shapes: PyTree
 ) -> Iterator[tuple[Tensor, int | None, str, tuple[int, ...]]]:
-    """Yields each foreign tensor of a model, as (its `Tensor`, layer, name, shape)."""
-    for layer in (None, *range(config.transformer.num_layers)):
+    """Yields each foreign tensor of a model, as (its `Tensor`, our layer, name, shape)."""
+    stacked = [t for t in tensors if LAYER in t.name and t.ours]
+    counts = {t: _shape_of(shapes, t.ours[0])[0] for t in stacked}
+    total = max((t.first_layer + count for t, count in counts.items()), default=0)
+    for number in (None, *range(total)):
         for tensor in tensors:
-            if (LAYER in tensor.name) != (layer is not None):
+            if (LAYER in tensor.name) != (number is not None):
+                continue
+            layer = None if number is None else number - tensor.first_layer
+            if layer is not None and not 0 <= layer < counts.get(tensor, total):
                 continue
             parts = [_shape_of(shapes, ours)[0 if layer is None else 1 :] for ours in tensor.ours]
             parts = [part[::-1] if tensor.transposed else part for part in parts]
             rows = sum(part[0] for part in parts)
-            name = tensor.name.replace(LAYER, str(layer))
-            yield tensor, layer, name, (rows, *parts[0][1:]) if parts else ()
-
-
-def _check_tied(folder: Folder, where: str) -> None:
-    """Raises UserError if the folder has an output layer that differs from the embedding."""
-    if HEAD not in folder.shapes:
-        return
-    both = zip(folder.chunks(EMBEDDING), folder.chunks(HEAD), strict=False)
-    same = folder.shapes[HEAD] == folder.shapes[EMBEDDING]
-    if not same or not all(np.array_equal(one, other) for one, other in both):
-        raise UserError(
-            f"{where}: tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}; set it to false"
-        )
-
-
-def _check(
-    found: Mapping[str, tuple[int, ...]],
-    tensors: tuple[Tensor, ...],
-    config: LanguageModelConfig,
-    shapes: PyTree,
-    where: str,
-) -> None:
-    every = list(_foreign(tensors, config, shapes))
-    wanted = {name: shape for tensor, _, name, shape in every if tensor.ours}
-    optional = {name for tensor, _, name, _ in every if tensor.absent}
-    problems = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys() - optional),
-        "of another shape": [
-            f"{name} {list(found[name])} instead of {list(shape)}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    said = [f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names]
-    if said:
-        raise UserError(f"{where}: tensors do not fit config.json: " + "; ".join(said))
+            yield tensor, layer, tensor.name_of(layer), (rows, *parts[0][1:]) if parts else ()

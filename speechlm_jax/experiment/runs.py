@@ -15,6 +15,7 @@ from speechlm_jax.data.mixture import open_shards
 from speechlm_jax.data.stream import read_batches
 from speechlm_jax.errors import UserError
 from speechlm_jax.experiment.configs import (
+    ClipsData,
     LanguageModelExperiment,
     ModelKind,
     RowsData,
@@ -57,21 +58,38 @@ def load_reader(
     Args:
       fingerprint: fingerprint that the weights must have; "" accepts any.
     """
+    weights, model = load_speech_tokenizer(run, fingerprint=fingerprint)
+    identity = _codes_of(weights.meta, model, run)
+    reader = Transcriber(model, weights.params, weights.variables, batch_size=batch_size)
+    return reader, identity
+
+
+def load_speech_tokenizer(
+    run: str | Path, *, fingerprint: str = ""
+) -> tuple[checkpoints.Weights, SpeechTokenizerConfig]:
+    """Loads the weights and the config of a speech tokenizer, or of a Whisper.
+
+    Args:
+      fingerprint: fingerprint that the weights must have; "" accepts any.
+    """
     weights, experiment = _load(run, SpeechTokenizerExperiment)
     _check(weights, run, fingerprint)
-    model = dataclasses.replace(experiment.model, mel=trained_mel(run))
-    reader = Transcriber(model, weights.params, weights.variables, batch_size=batch_size)
-    return reader, _codes_of(weights.meta, experiment)
+    return weights, dataclasses.replace(experiment.model, mel=trained_mel(run))
 
 
 def trained_codes(run: str | Path) -> CodesIdentity:
     """Returns the identity of a trained speech tokenizer's codes without loading its weights."""
     meta = checkpoint_folder.told_meta(run)
-    return _codes_of(meta, as_trained(run, meta, SpeechTokenizerExperiment))
+    return _codes_of(meta, as_trained(run, meta, SpeechTokenizerExperiment).model, run)
 
 
-def _codes_of(meta: checkpoint_folder.Meta, experiment: SpeechTokenizerExperiment) -> CodesIdentity:
-    model = experiment.model
+def _codes_of(
+    meta: checkpoint_folder.Meta, model: SpeechTokenizerConfig, run: str | Path
+) -> CodesIdentity:
+    if model.quantizer is None:
+        raise UserError(
+            f"{run}: is a Whisper: it has no codebook and makes no codes; give a speech tokenizer"
+        )
     return CodesIdentity(meta_fingerprint(meta), model.frame_rate_hz, model.quantizer.codebook_size)
 
 
@@ -210,20 +228,40 @@ def load_language_model(
 
 
 def save_language_model(
-    workdir: str | Path, model: LanguageModelConfig, params: Any, vocab: Vocab
+    workdir: str | Path, model: LanguageModelConfig, params: Any, vocab: Vocab, *, weights: str = ""
 ) -> None:
     """Writes weights from elsewhere as step 0 of a run, for `init_from`, evaluation and decoding.
+
+    Args:
+      weights: identity of the weights; "" leaves it out.
 
     Raises:
       UserError: the folder holds a run already.
     """
     experiment = LanguageModelExperiment(RowsData(mixture=""), model, TrainConfig(total_steps=1))
+    identity = {"vocabulary": vocab.fingerprint, "tokenizer": vocab.tokenizer_fingerprint}
+    identity |= {"weights": weights} if weights else {}
+    _save(workdir, "lm", experiment, TrainState(0, params, {}, {}), identity)
+
+
+def save_speech_tokenizer(
+    workdir: str | Path, model: SpeechTokenizerConfig, params: Any, variables: Any, *, weights: str
+) -> None:
+    """Writes a speech tokenizer, or a Whisper, from elsewhere: see `save_language_model`."""
+    experiment = SpeechTokenizerExperiment(ClipsData(""), model, TrainConfig(total_steps=1))
+    state = TrainState(0, params, variables, {})
+    _save(workdir, "speech_tokenizer", experiment, state, {"weights": weights})
+
+
+def _save(
+    workdir: str | Path, stage: str, experiment: Any, state: TrainState, identity: dict[str, str]
+) -> None:
     data = configs.to_json(experiment)
     meta = checkpoint_folder.Meta(
-        stage="lm",
+        stage=stage,
         step=0,
         rows_seen=0,
-        identity={"vocabulary": vocab.fingerprint, "tokenizer": vocab.tokenizer_fingerprint},
+        identity=identity,
         config=data,
         fingerprint=configs.fingerprint(data),
         timing={},
@@ -232,7 +270,7 @@ def save_language_model(
         if checkpoints.latest_good(workdir) is not None:
             raise UserError(f"{workdir}: holds a run already; give a new folder")
         writer = checkpoints.CheckpointWriter(workdir, confirm=lock.confirm)
-        writer.save(TrainState(0, params, {}, {}), meta)
+        writer.save(state, meta)
         writer.close()
 
 

@@ -24,11 +24,11 @@ _STACKS: dict[Size, TransformerConfig] = {
     ),
     "0.5B": TransformerConfig(
         num_layers=24, embed=896, heads=14, kv_heads=2, head_dim=64, mlp=4864, rope_theta=1e6,
-        qkv_bias=True,
+        biases=("q", "k", "v"),
     ),
     "1.5B": TransformerConfig(
         num_layers=28, embed=1536, heads=12, kv_heads=2, head_dim=128, mlp=8960, rope_theta=1e6,
-        qkv_bias=True,
+        biases=("q", "k", "v"),
     ),
     "4B": TransformerConfig(
         num_layers=36, embed=2560, heads=32, kv_heads=8, head_dim=128, mlp=9728, rope_theta=1e6,
@@ -36,7 +36,7 @@ _STACKS: dict[Size, TransformerConfig] = {
     ),
     "9B": TransformerConfig(
         num_layers=40, embed=4096, heads=32, kv_heads=2, head_dim=128, mlp=13696,
-        rope_theta=10_000.0, rope_fraction=0.5, qkv_bias=True, norm_eps=1.5625e-07,
+        rope_theta=10_000.0, rope_fraction=0.5, biases=("q", "k", "v"), norm_eps=1.5625e-07,
     ),
 }  # fmt: skip
 TIED: tuple[Size, ...] = ("tiny", "0.5B", "1.5B", "4B")

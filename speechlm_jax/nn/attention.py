@@ -23,10 +23,16 @@ Attend: TypeAlias = Callable[[Array, Array, Array], Array]  # queries, keys, val
 
 
 class Layout(NamedTuple):
-    """Where queries or keys stand: their documents and their positions in them."""
+    """Where queries or keys stand: their documents and their positions in them.
+
+    Attributes:
+      seen: false where a position of a document is read by no other, and not by itself; None: all
+        of a document's are read.
+    """
 
     segments: Int[Array, "batch length"]
     positions: Int[Array, "batch length"]
+    seen: Bool[Array, "batch length"] | None = None
 
 
 def whole(lengths: Int[Array, " batch"], size: int) -> Layout:
@@ -39,6 +45,8 @@ def visible(queries: Layout, keys: Layout, block: int | None) -> Bool[Array, "ba
     """The rule above as a dense mask."""
     mask = queries.segments[:, :, None] == keys.segments[:, None, :]
     mask &= keys.segments[:, None, :] > 0
+    if keys.seen is not None:
+        mask &= keys.seen[:, None, :]
     if block is not None:
         mask &= queries.positions[:, :, None] // block >= keys.positions[:, None, :] // block
     return mask
@@ -98,7 +106,7 @@ def over(
     chosen = flash.choose(
         kernel, block=block, length=layout.segments.shape[1], dtype=dtype, head_dim=head_dim
     )
-    if chosen in ("reference", "blockwise"):
+    if chosen in ("reference", "blockwise") or layout.seen is not None:
         mask = visible(layout, layout, block)
         if chosen == "reference":
             return lambda q, k, v: attend(q, k, v, mask)

@@ -12,7 +12,7 @@ from speechlm_jax.arrays import Array, Float, Int, Shaped
 from speechlm_jax.nn import param
 from speechlm_jax.nn.attention import Layout
 from speechlm_jax.nn.cache import Cache
-from speechlm_jax.nn.layers import Linear, RMSNorm, times_transposed
+from speechlm_jax.nn.layers import Linear, times_transposed
 from speechlm_jax.nn.losses import PackedLoss, packed_loss
 from speechlm_jax.nn.transformer import Transformer, TransformerConfig
 from speechlm_jax.sharding import constrain
@@ -52,7 +52,7 @@ class LanguageModel(nnx.Module):
             rngs, (config.vocab_size, embed), ("vocab", "embed"), stddev=embed**-0.5
         )
         self.transformer = Transformer(config.transformer, rngs=rngs, stacked=stacked)
-        self.norm = RMSNorm(embed, eps=config.transformer.norm_eps)
+        self.norm = config.transformer.make_norm()
         self.head = (
             None if config.tied else Linear(embed, config.vocab_size, ("embed", "vocab"), rngs=rngs)
         )

@@ -1,4 +1,4 @@
-"""Linear maps, norms and causal convolutions: the small parts that blocks are made of."""
+"""Linear maps, norms and convolutions: the small parts that blocks are made of."""
 
 import dataclasses
 import math
@@ -16,6 +16,7 @@ from speechlm_jax.sharding import platform
 
 FEW_ROWS = 64  # up to which a CPU has the kernel to the left
 Map: TypeAlias = Literal["q", "k", "v", "o", "gate", "up", "down"]
+NormKind: TypeAlias = Literal["rms", "layer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,34 +131,65 @@ class RMSNorm(nnx.Module):
         return (x32 * self.scale[...]).astype(x.dtype)
 
 
-class CausalConv(nnx.Module):
-    """A 1-D convolution whose output `t` sees inputs up to `t * stride` and none later.
+class LayerNorm(nnx.Module):
+    """Normalisation to mean 0 and variance 1 (Ba et al. 2016), computed in float32."""
 
-    The left padding of `kernel - 1` stands for the past: zeros at the start of a clip, the last
-    inputs of the previous block in a stream (`past`).
+    def __init__(self, size: int, *, eps: float = 1e-5):
+        self.scale = param.constant((size,), (None,), value=1.0)
+        self.bias = param.constant((size,), (None,), value=0.0)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def make_norm(kind: NormKind, size: int, *, eps: float) -> RMSNorm | LayerNorm:
+    """Returns a norm of a kind over the last axis of `size`."""
+    return RMSNorm(size, eps=eps) if kind == "rms" else LayerNorm(size, eps=eps)
+
+
+class Conv(nnx.Module):
+    """A 1-D convolution with a bias: output `t` stands at input `t * stride`.
+
+    A causal one sees the inputs up to there and none later: the left padding of `kernel - 1` stands
+    for the past, which is zeros at the start of a clip and the last inputs of the previous block in
+    a stream (`past`). Otherwise it sees as many inputs after as before, as in Whisper.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int,
+        stride: int,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+    ):
         stddev = (inputs * kernel) ** -0.5
         self.kernel = param.normal(
             rngs, (kernel, inputs, outputs), (None, None, "embed"), stddev=stddev
         )
         self.bias = param.constant((outputs,), (None,), value=0.0)
-        self.stride = stride
+        self.stride, self.causal = stride, causal
 
     def __call__(
         self,
         x: Float[Array, "batch time inputs"],
         past: Float[Array, "batch past inputs"] | None = None,
     ) -> Float[Array, "batch strided outputs"]:
-        width = self.kernel.shape[0]
-        if past is None:
-            past = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
+        before = self.kernel.shape[0] - 1
+        after = 0 if self.causal else before // 2
+        if past is not None:
+            x, before = jnp.concatenate([past, x], axis=1), after
         y = jax.lax.conv_general_dilated(
-            jnp.concatenate([past, x], axis=1),
+            x,
             self.kernel[...].astype(x.dtype),
             window_strides=(self.stride,),
-            padding="VALID",
+            padding=[(before - after, after)],
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         return y + self.bias[...].astype(x.dtype)

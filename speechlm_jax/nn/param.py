@@ -77,6 +77,11 @@ class Functional:
         """Shape and dtype of every parameter; nothing is drawn."""
         return nnx.to_pure_dict(self._abstract[1])
 
+    @property
+    def variable_shapes(self) -> PyTree:
+        """Shape and dtype of every variable; nothing is drawn."""
+        return nnx.to_pure_dict(self._abstract[2])
+
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Draws (params, variables); pure, so it can be jitted, sharded or only shaped."""
         _, params, variables = nnx.split(self.make(nnx.Rngs(params=key)), nnx.Param, ...)

@@ -6,7 +6,7 @@ the flow of the speech decoder are this stack with different configs.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from speechlm_jax.nn.attention import Attend, Layout
 from speechlm_jax.nn.cache import Cache, write
 from speechlm_jax.nn.decode_attention import attend as attend_cached
 from speechlm_jax.nn.flash import Kernel
-from speechlm_jax.nn.layers import Linear, Lora, RMSNorm
+from speechlm_jax.nn.layers import LayerNorm, Linear, Lora, Map, NormKind, RMSNorm, make_norm
 from speechlm_jax.nn.rotary import LongContext, rotate
 from speechlm_jax.sharding import constrain
 
@@ -72,19 +72,23 @@ class TransformerConfig:
       rope_theta: base of rotary positions; None when positions are added to the inputs.
       rope_fraction: part of head_dim that is rotated.
       long_context: how slow rotations are stretched.
-      qkv_bias: whether queries, keys and values have a bias (Qwen2, GLM-4).
       qk_norm: whether each head's queries and keys are normalised before rotation (Qwen3).
       post_norms: whether what a block adds is normalised too (GLM-4-0414).
-      norm_eps: added to the mean square in every norm.
+      norm_eps: added to the mean square (the variance) in every norm.
       cross_attention: whether each block also attends to a context.
       lora: adapters on the maps of self-attention and MLP.
       execution: no part of what the model is.
+      norm: root mean square (Llama), or mean and variance with a bias (Whisper).
+      mlp_kind: gated by SiLU (Llama), or two maps with an exact GELU between them (Whisper).
+      biases: maps with a bias, in self- and in cross-attention: q, k, v of Qwen2 and GLM-4.
     """
 
-    # Where fields of older versions are now (see `config.from_json`).
+    # Where fields of older versions are now (see `config.from_json`), and what they said there.
     MOVED: ClassVar[dict[str, str]] = {
-        field.name: f"execution.{field.name}" for field in dataclasses.fields(ExecutionConfig)
+        **{field.name: f"execution.{field.name}" for field in dataclasses.fields(ExecutionConfig)},
+        "qkv_bias": "biases",
     }
+    MEANT: ClassVar[dict[str, dict[Any, Any]]] = {"qkv_bias": {False: [], True: ["q", "k", "v"]}}
 
     num_layers: int
     embed: int
@@ -96,13 +100,15 @@ class TransformerConfig:
     rope_theta: float | None = 10_000.0
     rope_fraction: float = 1.0
     long_context: LongContext | None = None
-    qkv_bias: bool = False
     qk_norm: bool = False
     post_norms: bool = False
     norm_eps: float = 1e-6
     cross_attention: bool = False
     lora: Lora | None = None
     execution: ExecutionConfig = ExecutionConfig()
+    norm: NormKind = configs.added("rms")
+    mlp_kind: Literal["swiglu", "gelu"] = configs.added("swiglu")
+    biases: tuple[Map, ...] = configs.added(())
 
     def __post_init__(self) -> None:
         sizes = ("num_layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "block")
@@ -112,6 +118,8 @@ class TransformerConfig:
         configs.above_0(self, "rope_fraction", most=1)
         if self.heads % self.kv_heads:
             raise UserError(f"heads: {self.heads} is no multiple of kv_heads, {self.kv_heads}")
+        if self.mlp_kind == "gelu" and "gate" in self.biases:
+            raise UserError("biases: gate is no map of an MLP with GELU; leave it out")
         rotated = int(self.head_dim * self.rope_fraction)
         if self.rope_theta is not None and (rotated < 2 or rotated % 2):
             raise UserError(
@@ -134,21 +142,31 @@ class TransformerConfig:
         """The adapter of one of a block's maps."""
         return self.lora if self.lora and name in self.lora.targets else None
 
+    def make_norm(self) -> RMSNorm | LayerNorm:
+        """Returns a norm of states."""
+        return make_norm(self.norm, self.embed, eps=self.norm_eps)
+
+    def make_map(
+        self, name: Map, inputs: int, outputs: int, axes: param.Axes, *, rngs: nnx.Rngs
+    ) -> Linear:
+        """Returns one of a block's maps, with its bias and its adapter, if it has them."""
+        scale = self.residual_scale if name in ("o", "down") else 1.0
+        return Linear(
+            inputs, outputs, axes, rngs=rngs, bias=name in self.biases, scale=scale,
+            lora=self.adapter(name),
+        )  # fmt: skip
+
 
 class Attention(nnx.Module):
     """Grouped-query attention with its four projections."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, width = config.embed, config.heads * config.head_dim
-        kv_width, bias = config.kv_heads * config.head_dim, config.qkv_bias
-        heads, lora = (("embed", "heads"), ("embed", "kv_heads")), config.adapter
-        self.q = Linear(embed, width, heads[0], rngs=rngs, bias=bias, lora=lora("q"))
-        self.k = Linear(embed, kv_width, heads[1], rngs=rngs, bias=bias, lora=lora("k"))
-        self.v = Linear(embed, kv_width, heads[1], rngs=rngs, bias=bias, lora=lora("v"))
-        self.o = Linear(
-            width, embed, ("heads", "embed"), rngs=rngs, scale=config.residual_scale,
-            lora=lora("o"),
-        )  # fmt: skip
+        kv_width, make = config.kv_heads * config.head_dim, config.make_map
+        self.q = make("q", embed, width, ("embed", "heads"), rngs=rngs)
+        self.k = make("k", embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
+        self.v = make("v", embed, kv_width, ("embed", "kv_heads"), rngs=rngs)
+        self.o = make("o", width, embed, ("heads", "embed"), rngs=rngs)
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.config = config
@@ -189,19 +207,21 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+    """SwiGLU (Shazeer 2020), down(silu(gate(x)) * up(x)), or down(gelu(up(x)))."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        embed, mlp, lora = config.embed, config.mlp, config.adapter
-        self.gate = Linear(embed, mlp, ("embed", "mlp"), rngs=rngs, lora=lora("gate"))
-        self.up = Linear(embed, mlp, ("embed", "mlp"), rngs=rngs, lora=lora("up"))
-        self.down = Linear(
-            mlp, embed, ("mlp", "embed"), rngs=rngs, scale=config.residual_scale,
-            lora=lora("down"),
-        )  # fmt: skip
+        embed, mlp, make = config.embed, config.mlp, config.make_map
+        gated = config.mlp_kind == "swiglu"
+        self.gate = make("gate", embed, mlp, ("embed", "mlp"), rngs=rngs) if gated else None
+        self.up = make("up", embed, mlp, ("embed", "mlp"), rngs=rngs)
+        self.down = make("down", mlp, embed, ("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
-        hidden = checkpoint_name(jax.nn.silu(self.gate(x)) * self.up(x), "mlp_hidden")
+        if self.gate is None:
+            hidden = jax.nn.gelu(self.up(x), approximate=False)
+        else:
+            hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        hidden = checkpoint_name(hidden, "mlp_hidden")
         return self.down(constrain(hidden, "batch", "length", "mlp"))
 
 
@@ -212,13 +232,19 @@ class Context(NamedTuple):
     mask: Bool[Array, "batch queries keys"]
 
 
+class KeysValues(NamedTuple):
+    """What one layer's cross-attention makes of a context."""
+
+    k: Float[Array, "batch keys kv_heads head_dim"]
+    v: Float[Array, "batch keys kv_heads head_dim"]
+    mask: Bool[Array, " batch #queries keys"]
+
+
 class Block(nnx.Module):
     """Attention, optional cross-attention and MLP, each normalised before and added after."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        def norm() -> RMSNorm:
-            return RMSNorm(config.embed, eps=config.norm_eps)
-
+        norm = config.make_norm
         self.norm1 = norm()
         self.attention = Attention(config, rngs=rngs)
         self.post_norm1 = norm() if config.post_norms else None
@@ -232,17 +258,23 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch length embed"],
         attended: Float[Array, "batch length embed"],
-        context: Context | None,
+        read: KeysValues | None,
     ) -> Float[Array, "batch length embed"]:
         """Adds what self-attention found, and runs the rest of the block."""
         x = x + (attended if self.post_norm1 is None else self.post_norm1(attended))
-        if self.cross is not None and self.cross_norm is not None and context is not None:
-            k, v = self.cross.keys_values(context.states, None)
+        if self.cross is not None and self.cross_norm is not None and read is not None:
             q = self.cross.queries(self.cross_norm(x), None)
-            x = x + self.cross.project(attention.attend(q, k, v, context.mask))
+            mask = jnp.broadcast_to(read.mask, (*q.shape[:2], read.mask.shape[-1]))
+            x = x + self.cross.project(attention.attend(q, read.k, read.v, mask))
         fed = self.mlp(self.norm2(x))
         x = x + (fed if self.post_norm2 is None else self.post_norm2(fed))
         return constrain(x, "batch", "length", "embed")
+
+    def read(self, context: Context | None) -> KeysValues | None:
+        """Returns a context's keys and values; None if there is no context or nobody reads it."""
+        if self.cross is None or context is None:
+            return None
+        return KeysValues(*self.cross.keys_values(context.states, None), context.mask)
 
     def __call__(
         self,
@@ -258,7 +290,7 @@ class Block(nnx.Module):
             checkpoint_name(x, "qkv") for x in (self.attention.queries(normed, positions), k, v)
         )
         attended = self.attention.project(checkpoint_name(attend(q, k, v), "attended"))
-        return self.after_attention(x, attended, context)
+        return self.after_attention(x, attended, self.read(context))
 
 
 class Transformer(nnx.Module):
@@ -311,13 +343,17 @@ class Transformer(nnx.Module):
             for number in range(self.config.num_layers)
         ]
 
+    def read(self, context: Context) -> tuple[KeysValues | None, ...]:
+        """Returns each layer's keys and values of a context, which `extend` reads at each step."""
+        return tuple(block.read(context) for block in self.layers())
+
     def extend(
         self,
         x: Float[Array, "rows new embed"],
         cache: Cache,
         *,
         new: Int[Array, " rows"] | None = None,
-        context: Context | None = None,
+        read: tuple[KeysValues | None, ...] | None = None,
     ) -> tuple[Float[Array, "rows new embed"], Cache]:
         """Reads the next positions of each row; equal to reading all at once.
 
@@ -325,6 +361,7 @@ class Transformer(nnx.Module):
           cache: what the rows have read; their positions count from 0.
           new: how many of the positions count for each row: what follows them is padding, and a
             row with 0 keeps its cache as it is. None: all count.
+          read: what cross-attention reads: see `Transformer.read`.
         """
         places = jnp.arange(x.shape[1])
         new = jnp.full(len(x), x.shape[1], jnp.int32) if new is None else new
@@ -332,13 +369,14 @@ class Transformer(nnx.Module):
         kept = jnp.where(places < new[:, None], positions, cache.length)
         ends = jnp.where(new > 0, cache.filled + new, 0)
         ks, vs = [], []
-        for block, k, v in zip(self.layers(), cache.k, cache.v, strict=True):
+        reads = read or (None,) * self.config.num_layers
+        for block, k, v, seen in zip(self.layers(), cache.k, cache.v, reads, strict=True):
             normed = block.norm1(x)
             new_k, new_v = block.attention.keys_values(normed, positions)
             q = block.attention.queries(normed, positions)
             k, v = write(k, new_k, kept), write(v, new_v, kept)
             attended = attend_cached(q, k, v, positions, ends, self.config.block)
-            x = block.after_attention(x, block.attention.project(attended), context)
+            x = block.after_attention(x, block.attention.project(attended), seen)
             ks.append(k)
             vs.append(v)
         return x, Cache(tuple(ks), tuple(vs), cache.filled + new)

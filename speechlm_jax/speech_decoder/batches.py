@@ -15,7 +15,7 @@ SAMPLED_CLIPS = 500  # clips from which the mean and standard deviation are comp
 class CodedClips:
     """Chosen clips of a feature folder with their codes; a clip without codes is left out.
 
-    So is a last code that stands for more mel frames than the clip has (`tail` of a tokenizer).
+    So is a last code whose mel frames the clip does not all have (`EncoderConfig.tail`).
 
     Attributes:
       lengths: number of mel frames of each clip that its codes cover.

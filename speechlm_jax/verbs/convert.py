@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from speechlm_jax import artifacts
 from speechlm_jax.bundle.open import open_codes, open_vocab
-from speechlm_jax.convert import tokenizers, weights
+from speechlm_jax.convert import language_model, tokenizers, weights
 from speechlm_jax.convert.companions import Companions, read_companions
 from speechlm_jax.convert.extension import Extended
 from speechlm_jax.convert.families import family_of
@@ -24,7 +24,8 @@ from speechlm_jax.nn.language_model import functional
 from speechlm_jax.sharding import MeshConfig, make_mesh, param_shardings
 from speechlm_jax.text import TextTokenizer
 from speechlm_jax.train import checkpoints
-from speechlm_jax.verbs.paths import check_source
+from speechlm_jax.verbs import whisper
+from speechlm_jax.verbs.paths import check_source, is_whisper
 from speechlm_jax.vocab import Vocab
 from speechlm_jax.vocab_files import vocab_to_files
 
@@ -52,6 +53,8 @@ def convert(
     Into a folder: `transformers` opens it without changes, and its tokenizer has every id. If `run`
     is a converted model, its chat template and generation config are written too.
 
+    A Whisper, and a speech tokenizer made from it, is converted both ways without `run`.
+
     Inputs are checked before weights are read, and `out` is created only when it is complete.
 
     Args:
@@ -68,6 +71,8 @@ def convert(
     """
     source, out = Path(source), Path(out)
     check_source(source, out)
+    if is_whisper(source):
+        return whisper.convert(source, out, dtype=dtype, is_released=_is_released(source))
     if _is_released(source):
         return _into_run(source, out, run, seed=seed)
     return _into_folder(source, out, run, dtype=dtype, length=length)
@@ -82,18 +87,22 @@ def _is_released(source: Path) -> bool:
 
 def _into_run(source: Path, out: Path, run: str | Path, *, seed: int) -> dict[str, Any]:
     folder = Folder(source)
-    family, config = weights.read_config(folder)
+    family, config = language_model.read_config(folder)
     text, codes = TextTokenizer(tokenizers.read_tokenizer(source)), open_codes(run)
     tokens = tokenizers.token_ids(text.model)
     companions = read_companions(source, tokens, size=config.vocab_size)
+    shapes = functional(config).shapes
+    stored = weights.digest(folder, family.tensors(config), shapes)
     vocab = joint_vocab(text, codes, size=config.vocab_size, eos=companions.eos)
     config = dataclasses.replace(config, vocab_size=vocab.size)
     longer = Extended(folder, family.tensors(config), vocab.size, seed=seed)
     model = functional(config)
     shardings = param_shardings(model.shapes, model.axes, mesh=make_mesh(MeshConfig()))
-    params = weights.read_params(longer, family, config, where=str(source), shardings=shardings)
+    params = language_model.read_params(
+        longer, family, config, where=str(source), shardings=shardings
+    )
     with artifacts.new_folder(out) as made:
-        save_language_model(made, config, params, vocab)
+        save_language_model(made, config, params, vocab, weights=f"{stored}-{seed}")
         for name, data in vocab_to_files(vocab, text.model).items():
             artifacts.write_bytes(made / name, data)
         companions.write(made / RELEASED)
@@ -122,7 +131,7 @@ def _into_folder(
     found, experiment = load_language_model(source)
     ends = {"bos_token_id": vocab["bos"], "eos_token_id": vocab["eos"]}
     with artifacts.new_folder(out) as made:
-        writing = weights.write_params(
+        writing = language_model.write_params(
             made, experiment.model, found.params, length=length, dtype=dtype, extra=ends
         )
         written = list(tqdm(writing, desc="export", unit="file"))

@@ -8,8 +8,9 @@ from speechlm_jax import artifacts, bucket
 from speechlm_jax.audio.archives import RECORDINGS, is_tar
 from speechlm_jax.audio.recordings import CLIPS
 from speechlm_jax.audio.wav import check_file
-from speechlm_jax.bundle.contents import check_bundle
+from speechlm_jax.bundle.contents import check_bundle, is_training
 from speechlm_jax.codes import CODES
+from speechlm_jax.convert.folder_files import WHISPER_TYPES, read_object
 from speechlm_jax.errors import UserError
 from speechlm_jax.train import checkpoint_folder
 from speechlm_jax.train.checkpoint_folder import Meta
@@ -121,6 +122,21 @@ def check_source(source: Path, out: Path) -> None:
     """Raises UserError if the model to convert is no folder, or if `out` is not empty."""
     check_folder(source, "a model folder of Hugging Face, or a run")
     artifacts.require_new(out)
+
+
+def is_whisper(source: Path) -> bool:
+    """Returns whether a folder is a Whisper (or a tokenizer made from it), of theirs or a run.
+
+    Such a model is converted without other models.
+    """
+    if os.path.isfile(source / "config.json"):
+        kind = read_object(source, "config.json").get("model_type")
+        if kind is not None:
+            return kind in WHISPER_TYPES
+    if not is_training(source):
+        return False
+    config = checkpoint_folder.told_meta(source).config
+    return isinstance(config, dict) and config.get("class") == "SpeechTokenizerExperiment"
 
 
 def check_codes(place: Path) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from speechlm_jax.convert.extension import Extended
+from speechlm_jax.convert.language_model import read_config, read_params, write_params
 from speechlm_jax.convert.safetensors_folder import Folder
-from speechlm_jax.convert.weights import read_config, read_params, write_params
 from speechlm_jax.errors import UserError
 
 NEW = 40 + 4000

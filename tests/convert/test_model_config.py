@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from speechlm_jax.convert.families import FAMILIES, family_of
+from speechlm_jax.convert.families import FAMILIES, QKV, family_of
 from speechlm_jax.convert.model_config import ONLY, ONLY_OF, config_from_json, config_to_json
 from speechlm_jax.errors import UserError
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -57,7 +57,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     assert stack.rope_theta == theirs.rope_parameters["rope_theta"]
     assert stack.rope_fraction == theirs.rope_parameters.get("partial_rotary_factor", 1.0)
     bias = kind == "qwen2" or theirs.attention_bias
-    assert stack.qkv_bias == bias
+    assert stack.biases == (QKV if bias else ())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_feature_that_is_not_ours_is_refused_by_its_name(kind, fields, told):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_comes_in_leaves_as_the_same_model(kind):
     """Whatever is written, `transformers` reads, and we read it as what it was."""
-    for bias in (False, True) if len(FAMILIES[kind].qkv_bias) > 1 else (None,):
+    for bias in (False, True) if len(FAMILIES[kind].biases) > 1 else (None,):
         key = "add_qkv_bias" if kind == "chatglm" else "attention_bias"
         config = read(kind, **({} if bias is None else {key: bias}))
         data = config_to_json(config, dtype="float32", length=64)
@@ -152,7 +152,7 @@ def test_what_comes_in_leaves_as_the_same_model(kind):
         ({"block": None}, "block=None"),
         ({"rope_theta": None}, "rope_theta=None"),
         ({"cross_attention": True}, "cross_attention=True"),
-        ({"qk_norm": True, "qkv_bias": True}, "qkv_bias=True, qk_norm=True"),
+        ({"qk_norm": True, "biases": QKV}, r"biases=\('q', 'k', 'v'\), qk_norm=True"),
         ({"qk_norm": True, "rope_fraction": 0.5}, "rope_fraction=0.5"),
     ],
     ids=str,

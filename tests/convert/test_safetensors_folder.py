@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from speechlm_jax.convert.language_model import read_config
 from speechlm_jax.convert.safetensors_folder import INDEX, SINGLE, Folder
-from speechlm_jax.convert.weights import read_config
 from speechlm_jax.errors import UserError
 
 SHARD = "model-00001-of-00001.safetensors"

@@ -14,7 +14,7 @@ from speechlm_jax.nn.layers import Lora
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.train.trainable import overlay, part
 
-PLAIN = LanguageModelConfig(12, TransformerConfig(2, 8, 2, 1, 4, 12, qkv_bias=True))
+PLAIN = LanguageModelConfig(12, TransformerConfig(2, 8, 2, 1, 4, 12, biases=("q", "k", "v")))
 LORA = Lora(rank=2, alpha=3.0, targets=("q", "v", "down"))
 ADAPTED = dataclasses.replace(PLAIN, transformer=dataclasses.replace(PLAIN.transformer, lora=LORA))
 IDS = jnp.array([[3, 1, 4, 1, 5]])

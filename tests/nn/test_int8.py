@@ -47,7 +47,7 @@ def test_zeros_stay_zeros_and_what_is_no_number_stays_none():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_each_output_of_each_map_is_within_its_bound(config, draw, tied):
-    stack = dataclasses.replace(config.transformer, lora=Lora(rank=2), qkv_bias=True)
+    stack = dataclasses.replace(config.transformer, lora=Lora(rank=2), biases=("q", "k", "v"))
     config = dataclasses.replace(config, transformer=stack, tied=tied)
     params = draw(functional(config))
     floats, made = (prepare(config, params, int8=int8).params for int8 in (False, True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from speechlm_jax.nn.layers import CausalConv, Linear, RMSNorm, sinusoids
+from speechlm_jax.nn.layers import Conv, LayerNorm, Linear, RMSNorm, sinusoids
 
 
 def normal(seed, *shape):
@@ -14,7 +14,7 @@ def normal(seed, *shape):
 
 
 def conv(*, kernel=3, stride=1):
-    made = CausalConv(4, 5, kernel=kernel, stride=stride, rngs=nnx.Rngs(0))
+    made = Conv(4, 5, kernel=kernel, stride=stride, rngs=nnx.Rngs(0))
     made.bias[...] = normal(1, 5)
     return made
 
@@ -42,6 +42,25 @@ def test_blocks_with_their_past_equal_the_whole(stride):
         parts.append(layer(part, past))
         past = part[:, -2:]
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_centred_convolution_hears_as_much_after_as_before(stride):
+    """Its output at `t` is the causal one's one input later."""
+    causal, x = conv(), normal(2, 1, 9, 4)
+    centred = Conv(4, 5, kernel=3, stride=stride, rngs=nnx.Rngs(0), causal=False)
+    centred.bias[...] = causal.bias[...]
+    later = causal(jnp.pad(x, ((0, 0), (0, 1), (0, 0))))[:, 1:]
+    np.testing.assert_allclose(centred(x), later[:, ::stride], atol=1e-5)
+
+
+def test_layer_norm_is_its_definition():
+    norm, x = LayerNorm(32), 3.0 + 2.0 * normal(4, 3, 32)
+    norm.scale[...], norm.bias[...] = normal(5, 32), normal(6, 32)
+    told = np.asarray(x, np.float64)
+    told = (told - told.mean(-1, keepdims=True)) / np.sqrt(told.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(norm(x), told * norm.scale[...] + norm.bias[...], atol=1e-5)
+    assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_rms_norm_has_unit_root_mean_square_at_any_scale():

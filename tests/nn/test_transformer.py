@@ -114,6 +114,38 @@ def test_a_context_is_read_through_its_mask(draw):
     assert not np.allclose(output(states), output(states.at[:, 1].add(1.0)))
 
 
+def test_a_context_that_is_read_once_changes_nothing(draw):
+    """Position by position, of a stack as Whisper's, with biases everywhere."""
+    whisper = {"norm": "layer", "mlp_kind": "gelu", "biases": ("q", "v", "o", "up", "down")}
+    crossed = functional(cross_attention=True, rope_theta=None, **whisper)
+    drawn = draw(crossed)
+    assert {"bias", "kernel"} == set(drawn["blocks"]["cross"]["o"]) == set(
+        drawn["blocks"]["mlp"]["up"]
+    ) and "bias" not in drawn["blocks"]["cross"]["k"]
+    stack, x, states = crossed.bind(drawn), inputs(), inputs(3, seed=2)
+    mask = jnp.ones((2, 1, 3), bool).at[1, :, 2].set(False)
+    layout = whole(jnp.array([LENGTH, LENGTH]), LENGTH)
+    told = jax.jit(stack)(x, layout, Context(states, mask))
+
+    @jax.jit
+    def one_by_one(x):
+        cache = stack.config.empty_cache(rows=2, length=LENGTH)
+        read, got = stack.read(Context(states, mask)), []
+        for place in range(LENGTH):
+            y, cache = stack.extend(x[:, place : place + 1], cache, read=read)
+            got.append(y)
+        return jnp.concatenate(got, axis=1)
+
+    np.testing.assert_allclose(one_by_one(x), told, atol=1e-5)
+
+
+def test_positions_that_are_not_seen_influence_nothing_but_read(make):
+    layout = whole(jnp.array([LENGTH]), LENGTH)
+    seen = jnp.arange(LENGTH)[None] < 5
+    moved = influence(make(block=None, rope_theta=None), layout._replace(seen=seen))
+    np.testing.assert_array_equal(moved, seen[0] | np.eye(LENGTH, dtype=bool))
+
+
 @pytest.fixture(scope="module")
 def value_and_grads(params):
     x, layout = inputs(), whole(jnp.array([LENGTH, LENGTH]), LENGTH)

@@ -34,12 +34,11 @@ def test_rows_hold_codes_voices_and_the_frames_of_the_codes(features):
         assert not mel[frames:].any()
 
 
-def test_a_last_code_that_reaches_beyond_the_clip_is_left_out(features):
-    padded = {"0": [1, 2, 6], "1": [3], "2": [7] * 4, "3": [4, 5], "4": [5, 5]}
-    clips = make(features, range(5), padded)
-    assert clips.lengths == [16, 8, 24, 8, 8]
-    batch = clips.collate(24, np.arange(5), np.arange(5))
-    assert batch["code_lengths"].tolist() == [2, 1, 3, 1, 1]
+def test_a_code_that_a_clip_ends_in_is_left_out(features):
+    """17 mel frames have 3 codes where a last partial group has one, and 9 frames 2."""
+    clips = make(features, [0, 1, 4], {"0": [1, 2, 9], "1": [3], "4": [5, 9]})
+    assert clips.lengths == [16, 8, 8]
+    assert clips.collate(16, np.array([0, 2]), np.arange(2))["codes"].tolist() == [[1, 2], [5, 0]]
 
 
 def test_moments_are_those_of_the_chosen_clips_mel_frames(features):

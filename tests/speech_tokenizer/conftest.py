@@ -18,13 +18,14 @@ def make_config():
     """make_config(pool_factor=..., ...): the config with fields of its encoder changed."""
 
     def make(**encoder):
-        given = {"pool_factor": 4, "block_frames": 8, "rope_theta": 10_000.0, **encoder}
+        given = {"pool_factor": 4, "block_frames": 8, "latent_dim": LATENT, "rope_theta": 10_000.0}
+        given |= encoder
         return SpeechTokenizerConfig(
             text_size=7,
-            encoder=EncoderConfig(
-                num_mels=MELS, layers=2, embed=EMBED, heads=2, mlp=24, latent_dim=LATENT, **given
+            encoder=EncoderConfig(num_mels=MELS, layers=2, embed=EMBED, heads=2, mlp=24, **given),
+            quantizer=QuantizerConfig(
+                codebook_size=ENTRIES, codebook_dim=given["latent_dim"] or EMBED
             ),
-            quantizer=QuantizerConfig(codebook_size=ENTRIES, codebook_dim=LATENT),
             post_vq_layers=1,
             decoder_layers=1,
         )

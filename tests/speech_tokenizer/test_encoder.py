@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from speechlm_jax.errors import UserError
-from speechlm_jax.speech_tokenizer.encoder import EncoderConfig
+from speechlm_jax.nn.param import Functional
+from speechlm_jax.speech_tokenizer.encoder import Encoder, EncoderConfig
 
 
 def test_a_block_sees_itself_and_the_past_and_nothing_later(tokenizer, make_mel):
@@ -46,3 +47,30 @@ def test_the_pool_factor_sets_the_rate(make_config, pool_factor, rate):
 def test_a_block_must_hold_whole_codes():
     with pytest.raises(UserError, match="multiple"):
         EncoderConfig(block_frames=10, pool_factor=4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_a_batch_is_padded_to_changes_no_code(make_config, draw, causal):
+    """Centred convolutions hear the frame after a clip; a last group is filled up by the clip."""
+    config = make_config(causal=causal, tail="pad", block_frames=None).encoder
+    encoder = Functional(lambda rngs: Encoder(config, rngs=rngs))
+    encoder = encoder.bind(draw(encoder))
+    latents = jax.jit(lambda mel, lengths: encoder.latents(encoder.states(mel, lengths)))
+    mel = jax.random.normal(jax.random.key(0), (2, 48, 6))
+    lengths = jnp.array([29, 48])  # 4 codes: the last one's group ends at 32
+    found = latents(mel, lengths)
+    other = latents(mel.at[0, 32:].set(5.0), lengths)
+    np.testing.assert_allclose(found[0, :4], other[0, :4], atol=1e-5)
+    alone = latents(mel[:1, :32], lengths[:1])
+    np.testing.assert_allclose(found[0, :4], alone[0], atol=1e-5)
+    assert np.abs(found[0, 3] - latents(mel.at[0, 30].set(5.0), lengths)[0, 3]).max() > 1e-3
+    assert encoder.valid_frames(lengths, 6).sum(axis=1).tolist() == [4, 6]
+    assert [config.num_codes(n) for n in (0, 1, 8, 29, 48)] == [0, 1, 1, 4, 6]
+
+
+def test_lengths_of_batches_fit_the_table_of_positions():
+    released = EncoderConfig(positions="table", block_frames=200, tail="pad")
+    assert 3000 % released.mel_multiple == 0 and released.mel_multiple > 400
+    assert EncoderConfig(block_frames=32).mel_multiple == 128
+    with pytest.raises(UserError, match="a table and rope_theta exclude each other"):
+        EncoderConfig(positions="table", rope_theta=10_000.0)

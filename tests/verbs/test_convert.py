@@ -196,9 +196,9 @@ def test_what_an_export_refuses_is_refused_before_weights_are_read(
         return lm
 
     model = trained_model(base)
-    odd = dataclasses.replace(model.transformer, qk_norm=True, qkv_bias=True)
+    odd = dataclasses.replace(model.transformer, qk_norm=True, biases=("q", "k", "v"))
     odd = dataclasses.replace(model, transformer=odd)
-    refused(odd, vocabulary=base, told="no Hugging Face family has all of qkv_bias=True")
+    refused(odd, vocabulary=base, told="no Hugging Face family has all of norm=rms")
     refused(model, vocabulary=run, told="give --run the folder that its rows were prepared with")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from speechlm_jax.convert.language_model import read_config, read_params, write_params
 from speechlm_jax.convert.safetensors_folder import Folder
-from speechlm_jax.convert.weights import read_config, read_params, write_params
 from speechlm_jax.errors import UserError
 from speechlm_jax.lm.model import ids_to_logits
 from speechlm_jax.nn.inference import GenerateRequest, Inference
