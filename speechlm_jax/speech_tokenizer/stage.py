@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,7 +20,10 @@ from speechlm_jax.speech_tokenizer.model import (
     SpeechTokenizerConfig,
     TokenizerOutput,
 )
+from speechlm_jax.speech_tokenizer.quantizer import CodebookSums, Quantizer
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+
+DRAWN = "drawn"  # the array that `prepare` adds to a batch: see `Quantizer.draw`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,9 @@ class SpeechTokenizerLoss:
       ctc: weight of the CTC loss of text ids over the codes, per text id (0 switches it off).
       early_ctc: weight of the CTC loss of bytes at 50 Hz before pooling, per byte (0 switches it
         off).
-      commitment: weight of the mean squared distance of latents to their entries.
+      commitment: weight of the squared distance of latents to their entries, a mean over their
+        width and over the clip's valid frames. The one factor of that term: the GLM-4-Voice report
+        names 10, the released config a coefficient of 0.25 and a scale of 10, which is 2.5 here.
     """
 
     decoder: float = 1.0
@@ -63,6 +69,7 @@ def make_stage(
     padding and is ignored.
     """
     model = functional(config)
+    quantizer = Functional(lambda rngs: Quantizer(config.quantizer, rngs=rngs))
 
     def loss(
         params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
@@ -89,15 +96,29 @@ def make_stage(
             "commitment": _mean(output.quantized.commitment, output.frame_mask),
         }
         total = sum(getattr(weights, name) * part for name, part in parts.items())
-        quantizer = tokenizer.quantizer.updated(
-            output.latents, output.quantized.codes, output.frame_mask & (real[:, None] > 0), key
+        codebook = tokenizer.quantizer.sums(
+            output.latents,
+            output.quantized.codes,
+            output.frame_mask & (real[:, None] > 0),
+            batch[DRAWN],
         )
         metrics: dict[str, Any] = {
             name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
         }
-        return LossOutput(
-            jnp.sum(total * real), jnp.sum(real), {**variables, "quantizer": quantizer}, metrics
-        )
+        return LossOutput(jnp.sum(total * real), jnp.sum(real), metrics, codebook)
+
+    def prepare(
+        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> dict[str, Array]:
+        tokenizer = model.bind(params, variables)
+        codes = jax.eval_shape(tokenizer.mel_to_codes, batch["mel"], batch["mel_lengths"])
+        valid = tokenizer.encoder.valid_frames(batch["mel_lengths"], codes.shape[1])
+        real = (batch["text_lengths"] > 0)[:, None]
+        return {DRAWN: tokenizer.quantizer.draw(valid & real, key)}
+
+    def finish(variables: PyTree, codebook: CodebookSums) -> PyTree:
+        bound = quantizer.bind({}, variables["quantizer"])
+        return {**variables, "quantizer": bound.updated(codebook)}
 
     return Stage(
         name="speech_tokenizer",
@@ -105,6 +126,8 @@ def make_stage(
         axes=model.axes,
         loss=loss,
         batches=batches,
+        prepare=prepare,
+        finish=finish,
         evals=evals,
         identity=identity or {},
     )
