@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Array, Float, Int, PyTree
+from speechlm_jax.arrays import Array, Bool, Float, Int, PyTree
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
@@ -69,22 +69,69 @@ def make_stage(
     padding and is ignored.
     """
     model = functional(config)
-    quantizer = Functional(lambda rngs: Quantizer(config.quantizer, rngs=rngs))
+    training = _Training(config, weights, model)
+    return Stage(
+        name="speech_tokenizer",
+        init=model.init,
+        axes=model.axes,
+        loss=training.loss,
+        batches=batches,
+        prepare=training.draw,
+        finish=training.move_codebook,
+        evals=evals,
+        identity=identity or {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """The functions of the stage."""
+
+    config: SpeechTokenizerConfig
+    weights: SpeechTokenizerLoss
+    model: Functional
+
+    def draw(
+        self, params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> dict[str, Array]:
+        """Returns the frames of a whole batch from which entries of the codebook may restart."""
+        tokenizer, lengths = self.model.bind(params, variables), batch["mel_lengths"]
+        mel = batch["mel"].astype(jnp.float32)
+        codes = jax.eval_shape(tokenizer.mel_to_codes, mel, lengths)
+        valid = tokenizer.encoder.valid_frames(lengths, codes.shape[1])
+        return {DRAWN: tokenizer.quantizer.draw(valid & _is_real(batch)[:, None], key)}
 
     def loss(
-        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+        self, params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        tokenizer = model.bind(params, variables)
+        """Returns the sums over a micro batch's clips and, for the codebook, over their frames."""
+        tokenizer = self.model.bind(params, variables)
         output = tokenizer(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
-        real = (batch["text_lengths"] > 0).astype(jnp.float32)
-        parts = {
+        parts = self._parts(tokenizer, output, batch)
+        total = sum(getattr(self.weights, name) * part for name, part in parts.items())
+        real = _is_real(batch)
+        valid = output.frame_mask & real[:, None]
+        codebook = tokenizer.quantizer.sums(
+            output.latents, output.quantized.codes, valid, batch[DRAWN]
+        )
+        counted = real.astype(jnp.float32)
+        metrics: dict[str, Any] = {
+            name: (jnp.sum(part * counted), jnp.sum(counted)) for name, part in parts.items()
+        }
+        return LossOutput(jnp.sum(total * counted), jnp.sum(counted), metrics, codebook)
+
+    def _parts(
+        self, tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, " batch"]]:
+        """Returns the losses of each clip, by the name of their weight."""
+        return {
             "decoder": _decoder_loss(tokenizer, output, batch),
             "ctc": ctc_loss(
                 output.ctc,
                 jnp.sum(output.frame_mask, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
-                blank=config.blank,
+                blank=self.config.blank,
             ),
             "early_ctc": ctc_loss(
                 output.early_ctc,
@@ -95,42 +142,17 @@ def make_stage(
             ),
             "commitment": _mean(output.quantized.commitment, output.frame_mask),
         }
-        total = sum(getattr(weights, name) * part for name, part in parts.items())
-        codebook = tokenizer.quantizer.sums(
-            output.latents,
-            output.quantized.codes,
-            output.frame_mask & (real[:, None] > 0),
-            batch[DRAWN],
-        )
-        metrics: dict[str, Any] = {
-            name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
-        }
-        return LossOutput(jnp.sum(total * real), jnp.sum(real), metrics, codebook)
 
-    def prepare(
-        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
-    ) -> dict[str, Array]:
-        tokenizer = model.bind(params, variables)
-        codes = jax.eval_shape(tokenizer.mel_to_codes, batch["mel"], batch["mel_lengths"])
-        valid = tokenizer.encoder.valid_frames(batch["mel_lengths"], codes.shape[1])
-        real = (batch["text_lengths"] > 0)[:, None]
-        return {DRAWN: tokenizer.quantizer.draw(valid & real, key)}
+    def move_codebook(self, variables: PyTree, codebook: CodebookSums) -> PyTree:
+        """Returns the variables after a step with these sums over all its frames."""
+        make = Functional(lambda rngs: Quantizer(self.config.quantizer, rngs=rngs))
+        quantizer = make.bind({}, variables["quantizer"])
+        return {**variables, "quantizer": quantizer.updated(codebook)}
 
-    def finish(variables: PyTree, codebook: CodebookSums) -> PyTree:
-        bound = quantizer.bind({}, variables["quantizer"])
-        return {**variables, "quantizer": bound.updated(codebook)}
 
-    return Stage(
-        name="speech_tokenizer",
-        init=model.init,
-        axes=model.axes,
-        loss=loss,
-        batches=batches,
-        prepare=prepare,
-        finish=finish,
-        evals=evals,
-        identity=identity or {},
-    )
+def _is_real(batch: Mapping[str, Array]) -> Bool[Array, " batch"]:
+    """Returns which rows are clips, not padding."""
+    return batch["text_lengths"] > 0
 
 
 def _decoder_loss(
