@@ -33,6 +33,7 @@ EXPERIMENT = SpeechTokenizerExperiment(
     ),
     TrainConfig(10, optimizer=OptimizerConfig(warmup_steps=1), num_microbatches=2),
 )
+SLOW = pytest.mark.slow  # a training step to compile for TPUs
 ASKED = {"length": 15, "vocab_size": 500}
 
 
@@ -41,6 +42,7 @@ def plan():
     return plan_tokenizer(EXPERIMENT, SLICE, **ASKED)
 
 
+@SLOW
 def test_a_tiny_tokenizer_fits(plan):
     found = plan.to_json()
     assert found == json.loads(json.dumps(found)) and found["fits"] and plan.fits
@@ -50,6 +52,7 @@ def test_a_tiny_tokenizer_fits(plan):
     assert found["audio_hours_per_hour_bound"] == pytest.approx(hours)
 
 
+@SLOW
 def test_parts_add_up_to_what_the_compiler_needs(plan):
     parts = plan.parts
     codebook = 256 * 128 * 4
@@ -58,6 +61,7 @@ def test_parts_add_up_to_what_the_compiler_needs(plan):
     assert sum(parts.values()) == pytest.approx(plan.compiled.hbm_bytes, rel=0.02)
 
 
+@SLOW
 def test_flops_are_those_of_the_matrices(plan):
     """Six a weight and position: 128 encoder frames, 32 codes, 16 ids."""
     block = 4 * 128**2 + 3 * 128 * 256
@@ -80,6 +84,7 @@ def test_the_batch_is_that_of_a_training(write_features, tmp_path):
     }
 
 
+@SLOW
 def test_the_command(plan, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("speechlm_jax.cli.plan.tokenizers.plan_tokenizer", lambda *_, **__: plan)
     line = ["plan", "configs/speech_tokenizer_digits.py", "--topology", "v5e:2x2"]
