@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from speechlm_jax import config as configs
@@ -209,7 +208,8 @@ class Quantizer(nnx.Module):
         total = jnp.where(fresh[:, None], drawn, total)
         # without smoothing, the count of an entry that is never chosen may become 0
         usable = (count > 0)[:, None]
-        codebook = jnp.where(usable, total / jnp.where(usable, count[:, None], 1.0), self.codebook)
+        moved = total / jnp.where(usable, count[:, None], 1.0)
+        codebook = jnp.where(usable, moved, self.codebook[...])
         return {"codebook": codebook, "ema_count": count, "ema_sum": total, "updates": updates + 1}
 
     def _moved(self, sums: CodebookSums) -> tuple[Array, Array, Array]:
@@ -246,7 +246,7 @@ def _flat(latents: Float[Array, "*batch codebook_dim"]) -> Float[Array, "frames 
     return flat.reshape(-1, latents.shape[-1])
 
 
-def _pieces(size: int) -> tuple[np.ndarray, int]:
+def _pieces(size: int) -> tuple[Int[Array, " pieces"], int]:
     """Returns where pieces of `size` entries start, and their size; the last may overlap."""
     piece = min(size, PIECE)
-    return np.minimum(np.arange(0, size, piece, dtype=np.int32), size - piece), piece
+    return jnp.minimum(jnp.arange(0, size, piece), size - piece), piece
