@@ -131,14 +131,14 @@ class TinyStories(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="session")
 def one_update():
-    """one_update(stage, batch, mesh_config): the state on its mesh after one step, and metrics."""
+    """one_update(stage, batch, mesh_config, **how): the state on its mesh after a step; metrics."""
     # imported here: JAX must not start before the lines above
     from speechlm_jax.sharding import make_mesh, to_global
     from speechlm_jax.train.optimizer import OptimizerConfig, make_optimizer
     from speechlm_jax.train.state import init_state, make_layout
     from speechlm_jax.train.step import make_train_step
 
-    def update(stage, batch, mesh_config):
+    def update(stage, batch, mesh_config, **how):
         config = OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant")
         optimizer = make_optimizer(config, total_steps=2, axes=stage.axes)
         devices = math.prod(dataclasses.astuple(mesh_config))
@@ -146,7 +146,7 @@ def one_update():
         layout = make_layout(stage, optimizer, mesh=mesh)
         with jax.set_mesh(mesh):
             state = init_state(stage, optimizer, layout, seed=0)
-            step = make_train_step(stage, optimizer, layout)
+            step = make_train_step(stage, optimizer, layout, **how)
             return step(state, to_global(batch, mesh=mesh), jax.random.key(1))
 
     return update

@@ -201,7 +201,7 @@ def stage_of(loss):
 def test_held_out_loss_reads_as_many_rows_as_the_config_says(prepared, most, rows):
     def loss(params, variables, batch, key):
         mask = batch["loss_mask"]
-        return LossOutput((mask * (1.0 + batch["task"][:, None])).sum(), mask.sum(), variables)
+        return LossOutput((mask * (1.0 + batch["task"][:, None])).sum(), mask.sum())
 
     given = dataclasses.replace(LM, eval_rows=most)
     shards = open_shards(prepared, split="validation")

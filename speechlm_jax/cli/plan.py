@@ -22,6 +22,9 @@ experiments = later("speechlm_jax.experiment.configs")
 decoding = later("speechlm_jax.planner.decode")
 planning = later("speechlm_jax.planner.plan")
 searching = later("speechlm_jax.planner.search")
+tokenizers = later("speechlm_jax.planner.tokenizer")
+
+IDS_A_ROW, IDS_A_TRANSCRIPT = 8192, 448  # as the paper packs rows; as Whisper reads 30 s
 
 DETAILS = f"""\
 Compiles the very step and evaluation that `speechlm train` would run with the real TPU compiler, on
@@ -33,7 +36,8 @@ speechlm plan configs/lm_9b_paper.py --topology v5p:4x4x4
 speechlm plan configs/lm_1b5.py data.batch_size=128 --accelerator v5litepod-32 --json
 speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --slices 2
 speechlm plan configs/lm_9b_paper.py --topology v6e:8x8 --search
-speechlm plan configs/lm_1b5.py --topology v5e:2x4 --decode --requests 256"""
+speechlm plan configs/lm_1b5.py --topology v5e:2x4 --decode --requests 256
+speechlm plan configs/speech_tokenizer_digits.py --topology v5e:2x2 --vocab 32 --largest"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser = options.add_command(
         subparsers, "plan", run=run, check=check, details=DETAILS, example=EXAMPLE
     )
-    parser.add_argument("config", metavar="CONFIG", help=f"of a language model: {options.CONFIG}")
+    parser.add_argument("config", metavar="CONFIG", help=options.CONFIG)
     parser.add_argument(
         "overrides", metavar="field=value", nargs="*", default=[],
         help="a field of the config, e.g. data.batch_size=128 train.num_microbatches=1",
@@ -60,8 +64,7 @@ def add_parser(subparsers: Any) -> None:
         "--length",
         metavar="N",
         type=options.positive,
-        default=8192,
-        help="ids a row (default: %(default)s)",
+        help=f"ids a row (default: {IDS_A_ROW}), or a transcript ({IDS_A_TRANSCRIPT})",
     )
     options.add_vocab(parser)
     what = parser.add_mutually_exclusive_group()
@@ -103,12 +106,16 @@ def run(args: argparse.Namespace) -> int:
     """Makes the plan and prints it."""
     slices = _slices(args)
     found = experiments.load_experiment(shipped.find(args.config))
-    if not isinstance(found, experiments.LanguageModelExperiment):
-        raise UserError(f"{args.config}: is not the config of a language model")
+    if isinstance(found, experiments.SpeechDecoderExperiment):
+        raise UserError(f"{args.config}: is the config of a speech decoder, which has no plan")
     replicas = [f"train.mesh.replica={slices.number}"] if slices.number > 1 else []
     args.overrides = [*replicas, *args.overrides]
-    experiment = planning.with_vocab(configs.override(found, args.overrides), args.vocab)
-    plan, told = _answer(args, experiment, slices)
+    experiment = configs.override(found, args.overrides)
+    if isinstance(experiment, experiments.SpeechTokenizerExperiment):
+        plan, told = _tokenizer_answer(args, experiment, slices)
+    else:
+        args.length = args.length or IDS_A_ROW
+        plan, told = _answer(args, planning.with_vocab(experiment, args.vocab), slices)
     if args.out is not None:
         artifacts.write_json(args.out, plan)
     if args.json:
@@ -147,10 +154,41 @@ def _answer(
         return _searched(tried, args.overrides), _tell_search
     plan = planner(experiment).to_json()
     if args.largest:
-        most = searching.largest(experiment, slices, planner)
-        plan["largest_microbatch_rows"] = 0 if most is None else most.microbatch_rows
-        plan["largest_hbm_share"] = None if most is None else round(most.hbm_share, 4)
+        plan |= _largest(experiment, slices, planner)
     return plan, _tell_training
+
+
+def _tokenizer_answer(
+    args: argparse.Namespace, experiment: Any, slices: Slices
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
+    """Returns the plan of a speech tokenizer, as `_answer` does.
+
+    Raises:
+      UserError: it is asked for what only a language model has.
+    """
+    for option in ("search", "decode"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: is for language models; {args.config} is a tokenizer's")
+    planner = partial(
+        tokenizers.plan_tokenizer,
+        slices=slices,
+        length=args.length or IDS_A_TRANSCRIPT,
+        vocab_size=args.vocab,
+        keep=args.cache,
+    )
+    plan = planner(experiment).to_json()
+    if args.largest:
+        plan |= _largest(experiment, slices, planner, field="data.buckets.batch_size")
+    return plan, _tell_tokenizer
+
+
+def _largest(experiment: Any, slices: Slices, planner: Any, **how: str) -> dict[str, Any]:
+    """Returns the most rows at a time that fit, and their share of memory."""
+    most = searching.largest(experiment, slices, planner, **how)
+    if most is None:
+        return {"largest_microbatch_rows": 0, "largest_hbm_share": None}
+    share = round(most.hbm_share, 4)
+    return {"largest_microbatch_rows": most.microbatch_rows, "largest_hbm_share": share}
 
 
 def cache_folder() -> Path:
@@ -219,9 +257,23 @@ def _tell_training(plan: dict[str, Any]) -> str:
     ]
     if plan.get("days_bound") is not None:
         lines += [f"the config's budget takes at least {plan['days_bound']:.1f} days"]
-    if "largest_microbatch_rows" in plan:
-        lines += [f"at most {plan['largest_microbatch_rows']} rows at a time fit, over all chips"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_tell_largest(plan, "rows")])
+
+
+def _tell_tokenizer(plan: dict[str, Any]) -> str:
+    lines = [
+        f"{plan['slices']}, {plan['chips']} chips, {plan['parameters'] / 1e9:.2f}B parameters, "
+        f"{plan['rows']} clips of {plan['clip_seconds']:g} s a step, in "
+        f"{plan['num_microbatches']} parts",
+        *_tell_step(plan),
+    ]
+    return "\n".join([*lines, *_tell_largest(plan, "clips")])
+
+
+def _tell_largest(plan: dict[str, Any], what: str) -> list[str]:
+    if "largest_microbatch_rows" not in plan:
+        return []
+    return [f"at most {plan['largest_microbatch_rows']} {what} at a time fit, over all chips"]
 
 
 def _tell_step(plan: dict[str, Any]) -> list[str]:
@@ -246,5 +298,11 @@ def _tell_step(plan: dict[str, Any]) -> list[str]:
         ),
         f"a step takes at least {plan['step_seconds_bound']:.3g} s, bound by {plan['bound']} "
         f"(projection; s by bound: {seconds})",
-        f"at most {plan['tokens_per_second_bound']:,.0f} tokens a second (projection)",
+        f"at most {_rate(plan)} (projection)",
     ]
+
+
+def _rate(plan: dict[str, Any]) -> str:
+    if "audio_hours_per_hour_bound" in plan:
+        return f"{plan['audio_hours_per_hour_bound']:,.0f} hours of audio an hour"
+    return f"{plan['tokens_per_second_bound']:,.0f} tokens a second"

@@ -181,7 +181,8 @@ def operational(experiment: Experiment) -> dict[str, frozenset[str]]:
     """Returns the fields of an experiment, by class name, that may change when its run resumes.
 
     The number of microbatches is one of them, because it changes only the order of sums and of
-    draws; but not for a speech tokenizer, whose codebook is updated by each microbatch.
+    draws; but not for a speech tokenizer: in older versions each microbatch moved its codebook, and
+    fingerprints of its weights tell their number.
     """
     found = OPERATIONAL | PLACES | EXECUTION | OF_DATA
     if not isinstance(experiment, SpeechTokenizerExperiment):

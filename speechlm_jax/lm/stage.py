@@ -54,7 +54,7 @@ def make_stage(
         metrics = {"loss/speech": lost.over(is_speech), "loss/text": lost.over(~is_speech)}
         for number, task in enumerate(tasks):
             metrics[f"loss/task/{task}"] = lost.over((batch["task"] == number)[:, None])
-        return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
+        return LossOutput(lost.loss_sum, lost.weight_sum, metrics)
 
     return Stage(
         name=name,

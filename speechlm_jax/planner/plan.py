@@ -134,10 +134,10 @@ def plan_training(
     model, microbatches = experiment.model, experiment.train.num_microbatches
     program = make_step(experiment, slices)
     rows = experiment.data.batch_size
-    _check_rows(program, rows, microbatches)
+    check_rows(program, rows, microbatches)
     batch = {name: jax.ShapeDtypeStruct((rows, length), kind) for name, kind in FIELDS.items()}
     batch["task"] = jax.ShapeDtypeStruct((rows,), np.int32)
-    parts = _parts(program, batch)
+    parts = parts_between_steps(program, batch)
     compiled, evaluation = (
         compile_program(lowered, slices, argument_bytes=sum(parts.values()), keep=keep)
         for lowered in (program.lower(batch), program.lower_evaluation(batch))
@@ -164,7 +164,7 @@ def plan_training(
 def check(experiment: LanguageModelExperiment, slices: Slices) -> None:
     """Raises UserError if a config does not divide over its mesh; compiles nothing."""
     program = make_step(experiment, slices)
-    _check_rows(program, experiment.data.batch_size, experiment.train.num_microbatches)
+    check_rows(program, experiment.data.batch_size, experiment.train.num_microbatches)
 
 
 def with_vocab(experiment: LanguageModelExperiment, vocab_size: int) -> LanguageModelExperiment:
@@ -197,16 +197,19 @@ def _passes(model: LanguageModelConfig) -> int:
     return 3 if model.transformer.execution.remat == "full" else 2
 
 
-def _check_rows(program: Program, rows: int, num_microbatches: int) -> None:
+def check_rows(
+    program: Program, rows: int, num_microbatches: int, *, field: str = "data.batch_size"
+) -> None:
+    """Raises UserError, which names a config's `field`, if rows do not divide over the mesh."""
     shards = row_shards(program.mesh)
     if rows % (shards * num_microbatches):
         raise UserError(
-            f"data.batch_size: {rows} rows do not divide into {num_microbatches} microbatches over "
+            f"{field}: {rows} rows do not divide into {num_microbatches} microbatches over "
             f"{shards} devices (replica x fsdp)"
         )
 
 
-def _parts(program: Program, batch: dict[str, Any]) -> dict[str, int]:
+def parts_between_steps(program: Program, batch: dict[str, Any]) -> dict[str, int]:
     """Returns the bytes on each chip between steps, by content."""
     state, rows = program.layout.abstract, batch_sharding(program.mesh)
     placed = {
@@ -215,5 +218,6 @@ def _parts(program: Program, batch: dict[str, Any]) -> dict[str, int]:
     return {
         "weights": held_bytes(state.params),
         "optimizer": held_bytes((state.opt_state, state.extras)),
+        **({"variables": held_bytes(state.variables)} if state.variables else {}),
         "batch": held_bytes(placed),
     }

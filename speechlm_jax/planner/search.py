@@ -10,19 +10,20 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.errors import UserError
-from speechlm_jax.experiment.configs import LanguageModelExperiment
+from speechlm_jax.experiment.configs import Experiment, LanguageModelExperiment
 from speechlm_jax.nn.transformer import TransformerConfig
 from speechlm_jax.planner.compile import devices
 from speechlm_jax.planner.plan import Plan, check, make_stage
 from speechlm_jax.planner.roofline import recomputed
 from speechlm_jax.planner.slices import Slices
+from speechlm_jax.planner.tokenizer import TokenizerPlan
 from speechlm_jax.sharding import make_mesh, param_shardings, row_shards
 
 SPARE = 0.08  # fraction of a chip's memory, for what the compiler does not see
@@ -36,6 +37,7 @@ REMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 SPLITS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4))  # tensor, context
 Planner = Callable[[LanguageModelExperiment], Plan]
+AnyPlan = TypeVar("AnyPlan", Plan, TokenizerPlan)
 Report = Callable[[int, int, str], None]
 
 
@@ -90,7 +92,7 @@ class Tried:
         }
 
 
-def has_spare(plan: Plan) -> bool:
+def has_spare(plan: Plan | TokenizerPlan) -> bool:
     """Returns True if a plan fits and leaves `SPARE` of the memory free."""
     return plan.fits and plan.hbm_share <= 1 - SPARE
 
@@ -145,13 +147,23 @@ def search(
     return tried
 
 
-def largest(experiment: LanguageModelExperiment, slices: Slices, planner: Planner) -> Plan | None:
-    """Returns the plan with the most rows at a time that fit; None if not even one row does."""
+def largest(
+    experiment: Experiment,
+    slices: Slices,
+    planner: Callable[[Any], AnyPlan],
+    *,
+    field: str = "data.batch_size",
+) -> AnyPlan | None:
+    """Returns the plan with the most rows at a time that fit; None if not even one row does.
+
+    Args:
+      field: field of the experiment that sets the rows of a batch.
+    """
     shards = row_shards(make_mesh(experiment.train.mesh, devices=devices(slices)))
 
-    def compiled(rows: int) -> Plan:
+    def compiled(rows: int) -> AnyPlan:
         batch = rows * shards * experiment.train.num_microbatches
-        return planner(configs.override(experiment, [f"data.batch_size={batch}"]))
+        return planner(configs.override(experiment, [f"{field}={batch}"]))
 
     return _climb(compiled, range(1, MOST_ROWS + 1), rows=float)
 
@@ -187,15 +199,15 @@ def candidates(
 
 
 def _climb(
-    compiled: Callable[[int], Plan], choices: Sequence[int], *, rows: Callable[[int], float]
-) -> Plan | None:
+    compiled: Callable[[int], AnyPlan], choices: Sequence[int], *, rows: Callable[[int], float]
+) -> AnyPlan | None:
     """Returns the plan of the last choice that fits; their memory grows, about linearly in `rows`.
 
     The first two are compiled; the line through them predicts the last that fits. The range that is
     then open, between the last known to fit and the first known not to, is cut in turn by the line
     through these two and in half.
     """
-    found: Plan | None = None
+    found: AnyPlan | None = None
     points: list[tuple[float, float]] = []  # rows and memory shares of those that fit
     unfit: tuple[float, float] | None = None
     low, high, turn = 0, len(choices), 0  # the open range

@@ -54,7 +54,7 @@ def make_stage(
         error = jnp.mean((flow.estimate(noisy, time, condition, layout) - target) ** 2, axis=-1)
         weights = (layout.segments > 0).astype(jnp.float32)
         total, weight = jnp.sum(error * weights), jnp.sum(weights)
-        return LossOutput(total, weight, variables, {"mel": (total, weight)})
+        return LossOutput(total, weight, {"mel": (total, weight)})
 
     return Stage(
         name="speech_decoder",

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from speechlm_jax import config as configs
-from speechlm_jax.arrays import Array, Float, Int, PyTree
+from speechlm_jax.arrays import Array, Bool, Float, Int, PyTree
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
@@ -19,7 +20,10 @@ from speechlm_jax.speech_tokenizer.model import (
     SpeechTokenizerConfig,
     TokenizerOutput,
 )
+from speechlm_jax.speech_tokenizer.quantizer import CodebookSums, Quantizer
 from speechlm_jax.train.stage import Evaluation, LossOutput, Stage
+
+DRAWN = "drawn"  # the array that `prepare` adds to a batch: see `Quantizer.draw`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,9 @@ class SpeechTokenizerLoss:
       ctc: weight of the CTC loss of text ids over the codes, per text id (0 switches it off).
       early_ctc: weight of the CTC loss of bytes at 50 Hz before pooling, per byte (0 switches it
         off).
-      commitment: weight of the mean squared distance of latents to their entries.
+      commitment: weight of the squared distance of latents to their entries, a mean over their
+        width and over the clip's valid frames. The one factor of that term: the GLM-4-Voice report
+        names 10, the released config a coefficient of 0.25 and a scale of 10, which is 2.5 here.
     """
 
     decoder: float = 1.0
@@ -63,21 +69,69 @@ def make_stage(
     padding and is ignored.
     """
     model = functional(config)
+    training = _Training(config, weights, model)
+    return Stage(
+        name="speech_tokenizer",
+        init=model.init,
+        axes=model.axes,
+        loss=training.loss,
+        batches=batches,
+        prepare=training.draw,
+        finish=training.move_codebook,
+        evals=evals,
+        identity=identity or {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """The functions of the stage."""
+
+    config: SpeechTokenizerConfig
+    weights: SpeechTokenizerLoss
+    model: Functional
+
+    def draw(
+        self, params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> dict[str, Array]:
+        """Returns the frames of a whole batch from which entries of the codebook may restart."""
+        tokenizer, lengths = self.model.bind(params, variables), batch["mel_lengths"]
+        mel = batch["mel"].astype(jnp.float32)
+        codes = jax.eval_shape(tokenizer.mel_to_codes, mel, lengths)
+        valid = tokenizer.encoder.valid_frames(lengths, codes.shape[1])
+        return {DRAWN: tokenizer.quantizer.draw(valid & _is_real(batch)[:, None], key)}
 
     def loss(
-        params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
+        self, params: PyTree, variables: PyTree, batch: Mapping[str, Array], key: Array
     ) -> LossOutput:
-        tokenizer = model.bind(params, variables)
+        """Returns the sums over a micro batch's clips and, for the codebook, over their frames."""
+        tokenizer = self.model.bind(params, variables)
         output = tokenizer(batch["mel"].astype(jnp.float32), batch["mel_lengths"])
-        real = (batch["text_lengths"] > 0).astype(jnp.float32)
-        parts = {
+        parts = self._parts(tokenizer, output, batch)
+        total = sum(getattr(self.weights, name) * part for name, part in parts.items())
+        real = _is_real(batch)
+        valid = output.frame_mask & real[:, None]
+        codebook = tokenizer.quantizer.sums(
+            output.latents, output.quantized.codes, valid, batch[DRAWN]
+        )
+        counted = real.astype(jnp.float32)
+        metrics: dict[str, Any] = {
+            name: (jnp.sum(part * counted), jnp.sum(counted)) for name, part in parts.items()
+        }
+        return LossOutput(jnp.sum(total * counted), jnp.sum(counted), metrics, codebook)
+
+    def _parts(
+        self, tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, " batch"]]:
+        """Returns the losses of each clip, by the name of their weight."""
+        return {
             "decoder": _decoder_loss(tokenizer, output, batch),
             "ctc": ctc_loss(
                 output.ctc,
                 jnp.sum(output.frame_mask, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
-                blank=config.blank,
+                blank=self.config.blank,
             ),
             "early_ctc": ctc_loss(
                 output.early_ctc,
@@ -88,26 +142,17 @@ def make_stage(
             ),
             "commitment": _mean(output.quantized.commitment, output.frame_mask),
         }
-        total = sum(getattr(weights, name) * part for name, part in parts.items())
-        quantizer = tokenizer.quantizer.updated(
-            output.latents, output.quantized.codes, output.frame_mask & (real[:, None] > 0), key
-        )
-        metrics: dict[str, Any] = {
-            name: (jnp.sum(part * real), jnp.sum(real)) for name, part in parts.items()
-        }
-        return LossOutput(
-            jnp.sum(total * real), jnp.sum(real), {**variables, "quantizer": quantizer}, metrics
-        )
 
-    return Stage(
-        name="speech_tokenizer",
-        init=model.init,
-        axes=model.axes,
-        loss=loss,
-        batches=batches,
-        evals=evals,
-        identity=identity or {},
-    )
+    def move_codebook(self, variables: PyTree, codebook: CodebookSums) -> PyTree:
+        """Returns the variables after a step with these sums over all its frames."""
+        make = Functional(lambda rngs: Quantizer(self.config.quantizer, rngs=rngs))
+        quantizer = make.bind({}, variables["quantizer"])
+        return {**variables, "quantizer": quantizer.updated(codebook)}
+
+
+def _is_real(batch: Mapping[str, Array]) -> Bool[Array, " batch"]:
+    """Returns which rows are clips, not padding."""
+    return batch["text_lengths"] > 0
 
 
 def _decoder_loss(

@@ -36,7 +36,7 @@ def make_stage(
     ) -> LossOutput:
         lost = model.bind(params).packed_loss(batch, z_weight=z_loss)
         metrics = {"accuracy": (jnp.sum(lost.correct * lost.weights), lost.weight_sum)}
-        return LossOutput(lost.loss_sum, lost.weight_sum, variables, metrics)
+        return LossOutput(lost.loss_sum, lost.weight_sum, metrics)
 
     return Stage(
         name="text_to_token",

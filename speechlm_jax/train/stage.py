@@ -10,6 +10,8 @@ from speechlm_jax.arrays import Array, Float, Key, PyTree
 from speechlm_jax.train.work import Measure
 
 Metrics = Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Batch = Mapping[str, Array]
+Prepare = Callable[[PyTree, PyTree, Batch, Key[Array, ""]], Batch]
 
 
 class LossOutput(NamedTuple):
@@ -21,14 +23,14 @@ class LossOutput(NamedTuple):
     Attributes:
       loss_sum: sum of weight times loss, float32.
       weight_sum: sum of the weights, float32.
-      variables: the variables after the batch (an EMA codebook), or those that were given.
       metrics: (numerator, denominator) sums by name, float32; logged as their ratio.
+      statistics: other sums, which `Stage.finish` gets; any tree of arrays.
     """
 
     loss_sum: Float[Array, ""]
     weight_sum: Float[Array, ""]
-    variables: PyTree
     metrics: Metrics = {}
+    statistics: PyTree = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Stage:
       axes: the tree of the parameters with a tuple of logical axes at each leaf (None: unsplit), or
         None if nothing is ever split.
       loss: maps (params, variables, batch, key) to the sums of `LossOutput`.
+      prepare: maps (params, variables, batch, key) to more arrays by row for `loss`, once a step,
+        for the whole batch before it is split into micro batches: draws that must not depend on the
+        split. None: there are none.
+      finish: maps (variables, statistics) to the variables after a step (an EMA codebook), once a
+        step and after all micro batches. None: variables stay.
       batches: maps the number of rows already seen by all hosts to this host's batches after them;
         the leading axis of every array counts rows.
       evals: evaluations during training.
@@ -88,8 +95,10 @@ class Stage:
     name: str
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
     axes: PyTree
-    loss: Callable[[PyTree, PyTree, Mapping[str, Array], Key[Array, ""]], LossOutput]
+    loss: Callable[[PyTree, PyTree, Batch, Key[Array, ""]], LossOutput]
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    prepare: Prepare | None = None
+    finish: Callable[[PyTree, PyTree], PyTree] | None = None
     evals: tuple[Evaluation, ...] = ()
     progress: Callable[[int], dict[str, float]] | None = None
     work: Measure | None = None

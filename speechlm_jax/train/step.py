@@ -16,6 +16,9 @@ from speechlm_jax.train.trainable import overlay, part
 
 NORMS_BEFORE_SPIKES = 20  # updates before a norm can count as a spike
 NORM_RATE = 0.02  # of the running mean of norms: about the last 50 updates
+WHOLE_BATCH = (
+    2**32 - 1
+)  # folded into the step's key for `Stage.prepare`; micro batches count from 0
 TrainStep = Callable[[TrainState, Mapping[str, Array], Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
@@ -24,6 +27,7 @@ class _Sums(NamedTuple):
     loss: Float[Array, ""]
     weight: Float[Array, ""]
     metrics: dict[str, tuple[Array, Array]]
+    statistics: PyTree
 
 
 def make_train_step(
@@ -43,7 +47,10 @@ def make_train_step(
         state: TrainState, batch: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        variables, sums = _accumulate(stage, state, batch, key, num_microbatches, layout)
+        sums = _accumulate(stage, state, batch, key, num_microbatches, layout)
+        variables = state.variables
+        if stage.finish is not None:
+            variables = stage.finish(variables, sums.statistics)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), sums.grads)
         grad_norm = optax.tree.norm(grads)
@@ -60,7 +67,7 @@ def make_train_step(
         extras = _extras(state, config, params, grad_norm)
         new = TrainState(state.step + 1, params, variables, opt_state, extras)
         old = dataclasses.replace(state, step=state.step + 1)
-        # a NaN in one micro batch also spoils the variables, so they are kept back with the rest
+        # a NaN also spoils the variables, so they are kept back with the rest
         new = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
         one = jnp.ones((), jnp.float32)
         return new, {
@@ -111,42 +118,42 @@ def _accumulate(
     key: Array,
     count: int,
     layout: StateLayout,
-) -> tuple[PyTree, _Sums]:
-    """Returns the variables after `count` micro batches, one after the other, and their sums.
+) -> _Sums:
+    """Returns the sums over `count` micro batches, one after the other.
 
     Each gradient is sharded like its parameter, and so is the sum of gradients.
     """
     trainable = layout.config.trainable
     shardings = part(layout.shardings.params, trainable)
+    if stage.prepare is not None:
+        drawing = jax.random.fold_in(key, WHOLE_BATCH)
+        batch = {**batch, **stage.prepare(state.params, state.variables, batch, drawing)}
 
-    def one(variables: PyTree, rows: Mapping[str, Array], index: Int[Array, ""] | int) -> Any:
+    def one(rows: Mapping[str, Array], index: Int[Array, ""] | int) -> _Sums:
         def loss(trained: PyTree) -> Any:
             params = overlay(state.params, trained)
-            out = stage.loss(params, variables, rows, jax.random.fold_in(key, index))
+            out = stage.loss(params, state.variables, rows, jax.random.fold_in(key, index))
             return out.loss_sum.astype(jnp.float32), out
 
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(part(state.params, trainable))
         grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = jnp.asarray(out.weight_sum, jnp.float32)
         metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(out.metrics))
-        return out.variables, _Sums(grads, value, weight, metrics)
+        return _Sums(grads, value, weight, metrics, out.statistics)
 
     if count == 1:
-        return one(state.variables, batch, 0)
+        return one(batch, 0)
     parts = {name: split_rows(rows, count) for name, rows in batch.items()}
     first = {name: rows[0] for name, rows in parts.items()}
-    shapes = jax.eval_shape(lambda: one(state.variables, first, 0))[1]
+    shapes = jax.eval_shape(lambda: one(first, 0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     zeros = zeros._replace(grads=jax.lax.with_sharding_constraint(zeros.grads, shardings))
 
-    def add(carry: tuple[PyTree, _Sums], part: tuple[Mapping[str, Array], Array]) -> Any:
-        variables, sums = carry
-        rows, index = part
-        variables, new = one(variables, rows, index)
-        return (variables, jax.tree.map(jnp.add, sums, new)), None
+    def add(sums: _Sums, part: tuple[Mapping[str, Array], Array]) -> tuple[_Sums, None]:
+        return jax.tree.map(jnp.add, sums, one(*part)), None
 
-    carry, _ = jax.lax.scan(add, (state.variables, zeros), (parts, jnp.arange(count)))
-    return carry
+    sums, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(count)))
+    return sums
 
 
 def split_rows(rows: Array, count: int) -> Array:

@@ -251,8 +251,8 @@ def test_what_cannot_be_planned_is_one_line(capsys):
     with pytest.raises(UserError, match="knows no such slice"):
         devices(parse_topology("v5e:3x5"))
     tokenizer = ["plan", "configs/speech_tokenizer_digits.py", "--topology", "v5e:2x2"]
-    assert cli.main(tokenizer) == EXIT_USAGE
-    assert "is not the config of a language model" in capsys.readouterr().err
+    assert cli.main([*tokenizer, "--search"]) == EXIT_USAGE
+    assert "--search: is for language models; configs/speech_tok" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("topology", ["v4:4x4x4", "v5e:4x8", "v5p:4x4x4", "v6e:8x8"])

@@ -65,7 +65,7 @@ def batch_of(rows, make_mel, *, real):
     random = np.random.default_rng(0)
     counts = (np.arange(rows) < real).astype(np.int32)
     return {
-        "mel": np.asarray(make_mel(48, batch=rows)),
+        "mel": np.array(make_mel(48, batch=rows)),
         "mel_lengths": (33 + 5 * np.arange(rows) % 16) * counts,
         "text_ids": random.integers(0, 7, (rows, 3)).astype(np.int32),
         "text_lengths": (1 + np.arange(rows) % 3).astype(np.int32) * counts,
@@ -82,7 +82,14 @@ def stage(config, params, variables):
 
 @pytest.fixture(scope="module")
 def loss(stage, params, variables):
-    return jax.jit(lambda batch: stage.loss(params, variables, batch, jax.random.key(0)))
+    """loss(batch): the output for it as a whole batch."""
+
+    def run(batch):
+        key = jax.random.key(0)
+        drawn = stage.prepare(params, variables, batch, key)
+        return stage.loss(params, variables, {**batch, **drawn}, key)
+
+    return jax.jit(run)
 
 
 def test_padding_rows_count_for_nothing(loss, make_mel):
@@ -93,13 +100,68 @@ def test_padding_rows_count_for_nothing(loss, make_mel):
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
-def test_the_total_is_the_weighted_sum_of_its_parts(loss, make_mel):
+def test_the_total_is_the_weighted_sum_of_its_parts(stage, loss, variables, make_mel):
     out = loss(batch_of(4, make_mel, real=4))
     weights = dataclasses.asdict(SpeechTokenizerLoss())
     assert set(out.metrics) == set(weights)
     expected = sum(weights[name] * part[0] for name, part in out.metrics.items())
     np.testing.assert_allclose(out.loss_sum, expected, rtol=1e-5)
-    assert out.variables["quantizer"]["updates"] == 1
+    after = stage.finish(variables, out.statistics)["quantizer"]
+    assert after["updates"] == 1 and after.keys() == variables["quantizer"].keys()
+
+
+def commitment_alone(stage):
+    """The stage with a loss that no text is needed for: it compiles in a tenth of the time."""
+
+    def loss(*given):
+        out = stage.loss(*given)
+        return out._replace(loss_sum=out.metrics["commitment"][0], metrics={})
+
+    return dataclasses.replace(stage, loss=loss)
+
+
+@pytest.fixture(scope="module")
+def moved(stage, make_mel, one_update):
+    """moved(num_devices, num_microbatches): the quantizer after a step."""
+    batch = batch_of(16, make_mel, real=14)
+
+    def run(devices, microbatches):
+        state, _ = one_update(
+            commitment_alone(stage), batch, MeshConfig(fsdp=devices), num_microbatches=microbatches
+        )
+        return jax.device_get(state.variables["quantizer"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def moved_at_once(moved):
+    return moved(1, 1)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("devices", "microbatches"),
+    [(1, 4), (4, 2), *(pytest.param(*x, marks=SLOW) for x in ((1, 2), (4, 1), (4, 4)))],
+)
+def test_the_codebook_moves_alike_however_a_batch_is_split(
+    moved, moved_at_once, variables, devices, microbatches
+):
+    """Restarts included: all but a few of the 32 entries are chosen by no frame."""
+    split = moved(devices, microbatches)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, moved_at_once)
+    restarted = moved_at_once["ema_count"] == 1
+    assert 0 < restarted.sum() < len(restarted) and split["updates"] == 1
+
+
+def test_a_clip_that_is_not_finite_moves_nothing(stage, make_mel, variables, one_update):
+    batch = batch_of(16, make_mel, real=14)
+    batch["mel"][3, 5] = np.nan
+    state, metrics = one_update(commitment_alone(stage), batch, MeshConfig(fsdp=1))
+    assert metrics["skipped_steps"][0] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.variables), variables)
 
 
 @pytest.mark.slow  # two whole training steps to compile; tests/lm does it for the language model

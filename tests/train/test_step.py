@@ -80,9 +80,24 @@ def test_parameters_and_moments_are_really_split():
 def test_accumulation_equals_one_big_batch(plain, num_microbatches):
     """The weights are ragged (0 to 3 a row), so that a mean of means would fail."""
     trained = train([batch_of(0), batch_of(1)], num_microbatches=num_microbatches)
-    assert_close(trained.state.params, plain.state.params)
-    assert_close(trained.state.opt_state, plain.state.opt_state)
+    assert_close(trained.states, plain.states)
     assert_close(trained.metrics, plain.metrics)
+
+
+def test_what_is_drawn_for_the_whole_batch_does_not_depend_on_the_split():
+    def prepare(params, variables, batch, key):
+        return {"x": batch["x"] + jax.random.normal(key, batch["x"].shape)}
+
+    drawn = make_stage(prepare=prepare)
+    whole, split = (train([batch_of(0)], stage=drawn, num_microbatches=n) for n in (1, 4))
+    assert_close(split.states, whole.states)
+    without = train([batch_of(0)]).states[1]
+    assert np.abs(whole.states[1].params["up"] - without.params["up"]).max() > 1e-3
+
+
+def test_variables_of_a_stage_that_does_not_move_them_stay():
+    before, after = train([batch_of(0)], stage=make_stage(finish=None)).states
+    assert_same(before.variables, after.variables)
 
 
 def test_gradient_is_that_of_the_weighted_mean(plain):

@@ -47,11 +47,18 @@ def loss(params, variables, batch, key):
     y = hidden @ params["down"] + batch["noise"] * jax.random.uniform(key, (4,))
     errors = jnp.square(y - batch["y"]).mean(-1)
     weight = batch["weight"]
-    mean = 0.9 * variables["mean"] + 0.1 * y.mean(0)
     right = (errors < 0.5) * weight
     return LossOutput(
-        (errors * weight).sum(), weight.sum(), {"mean": mean}, {"near": (right.sum(), weight.sum())}
+        (errors * weight).sum(),
+        weight.sum(),
+        {"near": (right.sum(), weight.sum())},
+        (y.sum(0), jnp.float32(len(y))),
     )
+
+
+def finish(variables, statistics):
+    total, rows = statistics
+    return {"mean": 0.9 * variables["mean"] + 0.1 * total / rows}
 
 
 def batch_of(index: int, *, noise: float = 0.0) -> dict[str, np.ndarray]:
@@ -79,6 +86,7 @@ def make_stage(**changes) -> Stage:
         init=init,
         axes=AXES,
         loss=loss,
+        finish=finish,
         batches=batches,
         evals=(held_out,),
         identity={"vocabulary": "v1"},
