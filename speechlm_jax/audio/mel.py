@@ -76,7 +76,7 @@ def samples_to_log(
     for first in range(0, frames, FRAMES_PER_PIECE):
         piece = windows[first : min(first + FRAMES_PER_PIECE, frames)]
         windowed = np.multiply(piece, window, out=room[: len(piece)])
-        spectrum = scipy.fft.rfft(windowed, axis=-1, overwrite_x=True, workers=1)
+        spectrum: Any = scipy.fft.rfft(windowed, axis=-1, overwrite_x=True, workers=1)
         power = np.square(spectrum.real)
         power += np.square(spectrum.imag)
         mel = filters @ power.T
