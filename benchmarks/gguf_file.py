@@ -116,10 +116,10 @@ def _check(path: str | Path, name: str, tensor: Tensor, end: int) -> None:
         raise UserError(f"{path}: is no whole GGUF file; fetch it again")
 
 
-class _Cursor:
-    """Reads values one after the other."""
+class Cursor:
+    """Reads little-endian values one after the other; struct.error where the data ends."""
 
-    def __init__(self, data: np.ndarray):
+    def __init__(self, data: np.ndarray | bytes):
         self._data = memoryview(data)
         self.place = 0
 
@@ -132,6 +132,10 @@ class _Cursor:
 
     def number(self, letter: str) -> Any:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))[0]
+
+
+class _Cursor(Cursor):
+    """Reads values of GGUF."""
 
     def text(self) -> str:
         return self.take(self.number("Q")).decode()

