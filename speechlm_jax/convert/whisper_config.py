@@ -1,5 +1,6 @@
 """A config.json of Whisper, or of GLM-4-Voice's tokenizer <-> that of our speech tokenizer."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ def config_from_json(
     if data.get("quantize_vocab_size") is not None:
         size = fields.count("quantize_vocab_size")
         decay = fields.number("quantize_ema_decay", 0.99)
-        quantizer = QuantizerConfig(size, encoder.embed, ema_decay=decay)
+        quantizer = QuantizerConfig.released(codebook_size=size, codebook_dim=encoder.embed)
+        quantizer = dataclasses.replace(quantizer, ema_decay=decay)
     text = _text(fields, generation or {}, tokens or {}) if has_decoder else None
     try:
         return SpeechTokenizerConfig(

@@ -212,13 +212,11 @@ class Encoder(nnx.Module):
                 "encoder with causal convolutions and blocks can stream"
             )
         blocks = -(-max_mel_frames // config.block_mel_frames)
-        if config.positions == "table":
-            if max_mel_frames > CONV_STRIDE * config.max_frames:
-                raise UserError(
-                    f"max_mel_frames: {max_mel_frames}; max_frames, {config.max_frames}, ends a "
-                    f"stream at {CONV_STRIDE * config.max_frames}"
-                )
-            blocks = min(blocks, config.max_frames // config.block_frames)
+        if config.max_mel_frames is not None and max_mel_frames > config.max_mel_frames:
+            raise UserError(
+                f"max_mel_frames: {max_mel_frames}; max_frames, {config.max_frames}, ends a "
+                f"stream at {config.max_mel_frames}"
+            )
         past, room = CONV_KERNEL - 1, blocks * config.block_frames
         return Carry(
             jnp.zeros((batch, past, config.num_mels), self.dtype),
@@ -254,16 +252,24 @@ class Encoder(nnx.Module):
         return made._replace(seen=made.positions < heard[:, None])
 
     def extend(
-        self, mel: Float[Array, "batch block_mel_frames mels"], carry: Carry
+        self,
+        mel: Float[Array, "batch block_mel_frames mels"],
+        carry: Carry,
+        mel_frames: Int[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch encoder_frames embed"], Carry]:
-        """Returns the states of the next whole blocks of a stream, and the new carry."""
+        """Returns the states of the next whole blocks of a stream, and the new carry.
+
+        Args:
+          mel_frames: how many count: fewer than all only where a stream ends. None: all.
+        """
         mel = mel.astype(self.dtype)
         x1 = self._gelu(self.conv1(mel, carry.conv1))
         x2 = self._gelu(self.conv2(x1, carry.conv2))
         new = x2.shape[1]
         positions = carry.cache.filled[:, None] + jnp.arange(new)
         layout = Layout(jnp.ones_like(positions), positions)
-        x, cache = self.transformer.extend(self.add_positions(x2, layout), carry.cache)
+        heard = None if mel_frames is None else -(-mel_frames // CONV_STRIDE)
+        x, cache = self.transformer.extend(self.add_positions(x2, layout), carry.cache, new=heard)
         past = CONV_KERNEL - 1
         return self._normed(x), Carry(mel[:, -past:], x1[:, -past:], cache)
 

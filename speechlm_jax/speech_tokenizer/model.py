@@ -10,9 +10,9 @@ import dataclasses
 from functools import partial
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int
@@ -243,7 +243,10 @@ class SpeechTokenizer(nnx.Module):
         return self._nearest(self.encoder.latents(self.encoder.states(mel, mel_lengths)))
 
     def step(
-        self, carry: Carry, mel: Float[Array, "batch block_mel_frames mels"]
+        self,
+        carry: Carry,
+        mel: Float[Array, "batch block_mel_frames mels"],
+        mel_frames: Int[Array, " batch"] | None = None,
     ) -> tuple[Carry, Int[Array, "batch frames"]]:
         """Returns the new carry and the codes of the next whole blocks of a stream.
 
@@ -251,20 +254,27 @@ class SpeechTokenizer(nnx.Module):
         heard is not known while the program is compiled (in `jax.jit`), codes past the room of
         `Encoder.start` are -1.
 
+        Args:
+          mel_frames: how many of them count: fewer than all only where a stream ends, and then
+            codes beyond `EncoderConfig.num_codes` of them are meaningless. None: all.
+
         Raises:
           ValueError: the mel frames are no whole blocks, or there is no room for them.
         """
         size = self.config.encoder.block_mel_frames
         if mel.shape[1] == 0 or mel.shape[1] % size:
             raise ValueError(f"{mel.shape[1]} mel frames: a step takes whole blocks of {size}")
-        ends = carry.cache.filled + mel.shape[1] // CONV_STRIDE
-        late = ends > carry.cache.length
-        if not isinstance(late, jax.core.Tracer) and late.any():
+        heard = mel.shape[1] if mel_frames is None else mel_frames
+        ends, room = carry.cache.filled + -(-heard // CONV_STRIDE), carry.cache.length
+        if self.config.encoder.positions == "table":
+            room = min(room, self.config.encoder.max_frames)
+        late = ends > room
+        if not isinstance(late, Tracer) and late.any():
             raise ValueError(
                 f"the stream has {int(ends.max()) * CONV_STRIDE} mel frames with these; there is "
-                f"room for {carry.cache.length * CONV_STRIDE} (max_mel_frames)"
+                f"room for {room * CONV_STRIDE} (max_mel_frames)"
             )
-        states, carry = self.encoder.extend(mel, carry)
+        states, carry = self.encoder.extend(mel, carry, mel_frames)
         codes = self._nearest(self.encoder.latents(states))
         return carry, jnp.where(late[:, None], -1, codes)
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
+from speechlm_jax.errors import UserError
 from speechlm_jax.padding import pad_rows, run_in_batches
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.stage import functional
-from speechlm_jax.speech_tokenizer.windows import WindowConfig, Windows
+from speechlm_jax.speech_tokenizer.windows import WindowConfig, WindowMel, Windows
 
 # Mel frames of a batch: 8 x 30 s on a CPU, so that memory stays small; 32 x 30 s elsewhere.
 BATCH_MEL_FRAMES = {True: 24_000, False: 96_000}
@@ -61,7 +62,7 @@ class Transcriber:
         self, mels: Sequence[Float[ndarray, "_mel_frames mels"]]
     ) -> list[Int[ndarray, " _frames"]]:
         """Returns the codes of each clip, in order."""
-        return list(self.iter_codes(mels))
+        return list(self.iter_codes(WindowMel(mel, len(mel)) for mel in mels))
 
     def wav_to_codes(
         self, wav: Float[ndarray, " samples"], window: WindowConfig | None = None
@@ -72,7 +73,7 @@ class Transcriber:
         return np.concatenate(list(windows.join(made)))
 
     def iter_codes(
-        self, mels: Iterable[Float[ndarray, "_mel_frames mels"]], *, most: int | None = None
+        self, mels: Iterable[WindowMel], *, most: int | None = None
     ) -> Iterator[Int[ndarray, " _frames"]]:
         """Yields the codes of each clip, in order; takes clips as batches fill.
 
@@ -82,11 +83,11 @@ class Transcriber:
         Args:
           most: longest clip, if known: clips nearly as long are padded to it and no further.
         """
-        waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
+        waiting: dict[int, list[tuple[int, WindowMel]]] = {}
         made: dict[int, np.ndarray] = {}
         following = 0  # number of the next clip to be yielded
         for number, mel in enumerate(mels):
-            size = self._padded_length(len(mel), most)
+            size = self._padded_length(len(mel.frames), most)
             rows = waiting.setdefault(size, [])
             rows.append((number, mel))
             if len(rows) == self._rows(size):
@@ -100,11 +101,12 @@ class Transcriber:
 
     def _padded_length(self, mel_frames: int, most: int | None) -> int:
         """Returns the length that a clip is padded to: 1, 2, 3, 4, 6, 8, 12, 16 ... of a unit."""
-        unit = 2 * self.config.encoder.block_mel_frames
+        unit, longest = self.config.encoder.mel_multiple, self.config.encoder.max_mel_frames
         units = max(1, -(-mel_frames // unit))
         power = 1 << (units - 1).bit_length()
         size = unit * (power * 3 // 4 if units <= power * 3 // 4 else power)
-        return size if most is None or mel_frames > most else min(size, most)
+        limits = [limit for limit in (most, longest) if limit is not None and mel_frames <= limit]
+        return min(size, *limits) if limits else size
 
     def _rows(self, size: int) -> int:
         """Returns the rows of a batch of clips of this padded length."""
@@ -112,24 +114,34 @@ class Transcriber:
             self._batch_size, max(1, BATCH_MEL_FRAMES[jax.default_backend() == "cpu"] // size)
         )
 
-    def _encode_rows(self, rows: list[tuple[int, np.ndarray]], size: int) -> dict[int, np.ndarray]:
+    def _encode_rows(self, rows: list[tuple[int, WindowMel]], size: int) -> dict[int, np.ndarray]:
         """Returns the codes of one batch by the clips' numbers; an incomplete one is padded."""
-        per_code = self.config.encoder.mel_frames_per_code
-        if size < per_code:
+        encoder = self.config.encoder
+        if size < encoder.mel_frames_per_code:
             return {number: np.zeros(0, np.int32) for number, _ in rows}
-        mels, lengths = pad_rows([mel for _, mel in rows], size, np.float32)
+        mels, _ = pad_rows([mel.frames for _, mel in rows], size, np.float32)
+        lengths = np.array([mel.heard for _, mel in rows], np.int32)
         missing = self._rows(size) - len(rows)
         mels = np.pad(mels, ((0, missing), (0, 0), (0, 0)))
         began = time.monotonic()
         codes = np.asarray(self._encode(mels, np.pad(lengths, (0, missing))))
         self.busy_seconds += time.monotonic() - began
         return {
-            number: row[: len(mel) // per_code]
+            number: row[: encoder.num_codes(mel.heard)]
             for (number, mel), row in zip(rows, codes, strict=False)
         }
 
     def codes_to_ids(self, codes: Sequence[Int[ndarray, " _frames"]]) -> list[list[int]]:
-        """Returns the text ids of each sequence of codes."""
+        """Returns the text ids of each sequence of codes.
+
+        Raises:
+          UserError: the tokenizer has no CTC heads.
+        """
+        if not self.config.has_ctc:
+            raise UserError(
+                "the speech tokenizer has no CTC heads that read its codes; `speechlm transcribe` "
+                "reads them by its attention decoder"
+            )
         best = run_in_batches(
             codes,
             lambda _, batch, lengths: np.asarray(self._read(batch, lengths)),

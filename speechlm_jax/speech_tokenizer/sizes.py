@@ -21,7 +21,6 @@ SIZES: tuple[Size, ...] = get_args(Size)
 # Codes a second -> entries of the codebook.
 CODEBOOKS = {50.0: 4096, 25.0: 4096, 12.5: 16_384, 6.25: 65_536}
 BLOCK_FRAMES = 200
-EMA_DECAY = 0.99
 
 
 class Shape(NamedTuple):
@@ -113,7 +112,9 @@ def speech_tokenizer(
         block_frames=block_frames,
         causal=True,
     )
-    quantizer = QuantizerConfig(CODEBOOKS[frame_rate_hz], encoder.embed, ema_decay=EMA_DECAY)
+    quantizer = QuantizerConfig.released(
+        codebook_size=CODEBOOKS[frame_rate_hz], codebook_dim=encoder.embed
+    )
     return dataclasses.replace(plain, encoder=encoder, quantizer=quantizer)
 
 

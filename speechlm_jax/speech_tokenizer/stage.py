@@ -11,6 +11,7 @@ import optax
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Array, Bool, Float, Int, PyTree
+from speechlm_jax.errors import UserError
 from speechlm_jax.nn.losses import cross_entropy
 from speechlm_jax.nn.param import Functional
 from speechlm_jax.speech_tokenizer.encoder import CONV_STRIDE
@@ -67,7 +68,15 @@ def make_stage(
     Batches hold `mel` [batch, mel_frames, mels], `mel_lengths` [batch], `text_ids` [batch, length]
     and `text_lengths`, `bytes` [batch, bytes] and `byte_lengths`; a row with text length 0 is
     padding and is ignored.
+
+    Raises:
+      UserError: the model has Whisper's text side, or no part that a loss could train.
     """
+    if config.text is not None or not (config.decoder_layers or config.has_ctc):
+        raise UserError(
+            "model: training takes our own text side (text null) and a decoder or CTC heads; a "
+            "Whisper and what was made from one can be run, not trained yet"
+        )
     model = functional(config)
     training = _Training(config, weights, model)
     return Stage(
@@ -76,8 +85,8 @@ def make_stage(
         axes=model.axes,
         loss=training.loss,
         batches=batches,
-        prepare=training.draw,
-        finish=training.move_codebook,
+        prepare=training.draw if config.quantizer else None,
+        finish=training.move_codebook if config.quantizer else None,
         evals=evals,
         identity=identity or {},
     )
@@ -110,10 +119,12 @@ class _Training:
         parts = self._parts(tokenizer, output, batch)
         total = sum(getattr(self.weights, name) * part for name, part in parts.items())
         real = _is_real(batch)
-        valid = output.frame_mask & real[:, None]
-        codebook = tokenizer.quantizer.sums(
-            output.latents, output.quantized.codes, valid, batch[DRAWN]
-        )
+        codebook: CodebookSums | tuple[()] = ()
+        if output.quantized is not None:
+            valid = output.frame_mask & real[:, None]
+            codebook = tokenizer.quantizer.sums(
+                output.latents, output.quantized.codes, valid, batch[DRAWN]
+            )
         counted = real.astype(jnp.float32)
         metrics: dict[str, Any] = {
             name: (jnp.sum(part * counted), jnp.sum(counted)) for name, part in parts.items()
@@ -123,25 +134,29 @@ class _Training:
     def _parts(
         self, tokenizer: SpeechTokenizer, output: TokenizerOutput, batch: Mapping[str, Array]
     ) -> dict[str, Float[Array, " batch"]]:
-        """Returns the losses of each clip, by the name of their weight."""
-        return {
-            "decoder": _decoder_loss(tokenizer, output, batch),
-            "ctc": ctc_loss(
+        """Returns the losses of each clip that the model has parts for, by their weight's name."""
+        parts: dict[str, Float[Array, " batch"]] = {}
+        if tokenizer.decoder is not None:
+            parts["decoder"] = _decoder_loss(tokenizer, output, batch)
+        if output.ctc is not None:
+            parts["ctc"] = ctc_loss(
                 output.ctc,
                 jnp.sum(output.frame_mask, axis=1),
                 batch["text_ids"],
                 batch["text_lengths"],
                 blank=self.config.blank,
-            ),
-            "early_ctc": ctc_loss(
+            )
+        if output.early_ctc is not None:
+            parts["early_ctc"] = ctc_loss(
                 output.early_ctc,
                 -(-batch["mel_lengths"] // CONV_STRIDE),
                 batch["bytes"],
                 batch["byte_lengths"],
                 blank=NUM_BYTES,
-            ),
-            "commitment": _mean(output.quantized.commitment, output.frame_mask),
-        }
+            )
+        if output.quantized is not None:
+            parts["commitment"] = _mean(output.quantized.commitment, output.frame_mask)
+        return parts
 
     def move_codebook(self, variables: PyTree, codebook: CodebookSums) -> PyTree:
         """Returns the variables after a step with these sums over all its frames."""

@@ -4,56 +4,20 @@ A stream follows the rule of `windows`: within a window it encodes block by bloc
 that nothing is encoded twice; a new window begins anew, with its context.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from speechlm_jax.arrays import Array, Float, Int, PyTree, ndarray
-from speechlm_jax.audio.mel import wav_to_mel
-from speechlm_jax.audio.mel_config import MelConfig
-from speechlm_jax.nn.attention import Layout
-from speechlm_jax.speech_tokenizer.encoder import CONV_KERNEL, CONV_STRIDE, Carry
-from speechlm_jax.speech_tokenizer.model import SpeechTokenizer, SpeechTokenizerConfig
+from speechlm_jax.audio.mel_stream import MelStream
+from speechlm_jax.speech_tokenizer.encoder import Carry
+from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.speech_tokenizer.stage import functional
 from speechlm_jax.speech_tokenizer.windows import WindowConfig, Windows
-
-
-class MelStream:
-    """Samples in chunks of any size -> the mel frames of `wav_to_mel`, each as soon as it can be.
-
-    With `floor="clip"` the floor follows the loudest frame of the chunk.
-    """
-
-    def __init__(self, config: MelConfig):
-        self._config = config
-        self._margin = -(-config.n_fft // 2 // config.hop_length)  # frames that the start mirrors
-        self._held = np.zeros(0, np.float32)
-        self._before = 0  # frames that begin in `_held` and are made already
-
-    def push(self, samples: Float[ndarray, " samples"]) -> Float[ndarray, "mel_frames mels"]:
-        """Returns the frames whose samples are all there now."""
-        self._held = np.concatenate([self._held, samples])
-        hop = self._config.hop_length
-        ready = len(self._held) - max(self._config.n_fft // 2, hop)
-        return self._take(1 + ready // hop if ready >= 0 else 0)
-
-    def finish(self) -> Float[ndarray, "mel_frames mels"]:
-        """Returns the last frames, which see the end mirrored."""
-        return self._take(len(self._held) // self._config.hop_length)
-
-    def _take(self, stop: int) -> Float[ndarray, "mel_frames mels"]:
-        config, hop = self._config, self._config.hop_length
-        enough = len(self._held) >= max(hop, config.n_fft // 2 + 1)
-        if stop <= self._before or not enough:
-            return np.zeros((0, config.num_mels), np.float32)
-        frames = wav_to_mel(self._held, config)[self._before : stop]
-        drop = max(0, stop - self._margin)
-        self._held, self._before = self._held[drop * hop :], stop - drop
-        return frames
 
 
 class Stream:
@@ -66,11 +30,16 @@ class Stream:
     """
 
     def __init__(self, tokenizer: Transcriber, window: WindowConfig | None = None):
-        """Starts a stream that cuts windows as `window` says (default: as in the release)."""
+        """Starts a stream that cuts windows as `window` says (default: as in the release).
+
+        A tokenizer whose floor follows the loudest frame of a clip gets one that follows the
+        loudest so far: codes then differ from those of the whole clip until that frame is heard.
+        """
         self._sizes = Windows.of(window or WindowConfig(), tokenizer.config)
         programs = _programs(tokenizer.config, self._sizes.mel_frames)
         self._start, self._step = (functools.partial(f, tokenizer.weights) for f in programs)
-        encoder = tokenizer.config.encoder
+        mel, encoder = tokenizer.config.mel, tokenizer.config.encoder
+        self._mel_config = dataclasses.replace(mel, floor="running") if mel.floor == "clip" else mel
         self._block = np.zeros((encoder.block_mel_frames, encoder.num_mels), np.float32)
         self._context = np.zeros(self._sizes.context_samples, np.float32)
         self._is_first = True
@@ -109,9 +78,11 @@ class Stream:
 
     def _begin(self) -> None:
         """Starts a window."""
-        self._mel = MelStream(self._sizes.mel)
+        self._mel = MelStream(self._mel_config)
         self._carry = self._start()
         self._heard = 0  # samples of this window
+        self._encoded = 0  # mel frames of this window
+        self._end_frame: int | None = None  # of what is heard, once the window has ended
         self._waiting = 0  # mel frames in the block
         self._drop = 0 if self._is_first else self._sizes.context_codes
 
@@ -140,7 +111,9 @@ class Stream:
 
     def _end(self) -> list[np.ndarray]:
         """Ends the window; returns its last codes."""
-        made = list(self._fill(self._mel.finish()))
+        self._end_frame = self._sizes.heard(self._heard)
+        rest = [self._mel.push(self._sizes.silence(self._heard)), self._mel.finish()]
+        made = list(self._fill(np.concatenate(rest)))
         if self._sizes.num_codes(self._waiting):
             made.append(self._encode())
         self._is_first = False
@@ -149,8 +122,11 @@ class Stream:
 
     def _encode(self) -> np.ndarray:
         """Returns the codes of the block's frames, without those of the context."""
+        self._block[self._waiting :] = 0
         frames, self._waiting = self._waiting, 0
-        self._block[frames:] = 0
+        if self._end_frame is not None:
+            frames = min(frames, self._end_frame - self._encoded)
+        self._encoded += frames
         self._carry, codes = self._step(self._carry, self._block[None], np.int32([frames]))
         self.mel_frames_encoded += frames
         made = np.asarray(codes)[0, : self._sizes.num_codes(frames)]
@@ -176,27 +152,6 @@ def _programs(config: SpeechTokenizerConfig, mel_frames: int) -> tuple[Callable,
     def step(
         weights: tuple[PyTree, PyTree], carry: Carry, mel: Array, frames: Array
     ) -> tuple[Carry, Array]:
-        return _step(model.bind(*weights), carry, mel, frames)
+        return model.bind(*weights).step(carry, mel, frames)
 
     return start, step
-
-
-def _step(
-    tokenizer: SpeechTokenizer,
-    carry: Carry,
-    mel: Float[Array, "batch block_mel_frames mels"],
-    mel_frames: Int[Array, " batch"],
-) -> tuple[Carry, Int[Array, "batch frames"]]:
-    """`SpeechTokenizer.step` of blocks of which only the first `mel_frames` count.
-
-    A block with fewer frames must be the last, as the carry of the convolutions is that of a whole.
-    """
-    encoder = tokenizer.encoder
-    x1 = jax.nn.gelu(encoder.conv1(mel, carry.conv1))
-    x2 = jax.nn.gelu(encoder.conv2(x1, carry.conv2))
-    positions = carry.cache.filled[:, None] + jnp.arange(x2.shape[1])
-    x = encoder.add_positions(x2, Layout(jnp.ones_like(positions), positions))
-    x, cache = encoder.transformer.extend(x, carry.cache, new=-(-mel_frames // CONV_STRIDE))
-    past = CONV_KERNEL - 1
-    codes = tokenizer.quantizer.nearest(encoder.latents(encoder.norm(x)))
-    return Carry(mel[:, -past:], x1[:, -past:], cache), codes

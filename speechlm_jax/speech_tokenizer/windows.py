@@ -8,12 +8,13 @@ With no context this is the rule of the released GLM-4-Voice tokenizer (windows 
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from speechlm_jax import config as configs
 from speechlm_jax.arrays import Float, Int, ndarray
-from speechlm_jax.audio.mel import wav_to_mel
+from speechlm_jax.audio.mel import fewest_samples, wav_to_mel
 from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.errors import UserError
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
@@ -43,6 +44,16 @@ class WindowConfig:
             )
 
 
+class WindowMel(NamedTuple):
+    """Mel frames of a window, the first `heard` of which are the recording's.
+
+    What follows them is silence that fills up the last code (`EncoderConfig.tail`).
+    """
+
+    frames: Float[ndarray, "_mel_frames mels"]
+    heard: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """Sizes of the windows of one tokenizer.
@@ -50,16 +61,14 @@ class Windows:
     Attributes:
       samples, mel_frames: of a whole window.
       context_samples, context_codes: of what a window shares with the one before it.
-      mel: settings of the mel frames.
-      mel_frames_per_code: mel frames that one code covers.
+      model: config of the tokenizer.
     """
 
     samples: int
     mel_frames: int
     context_samples: int
     context_codes: int
-    mel: MelConfig
-    mel_frames_per_code: int
+    model: SpeechTokenizerConfig
 
     @classmethod
     def of(cls, window: WindowConfig, model: SpeechTokenizerConfig) -> "Windows":
@@ -76,11 +85,25 @@ class Windows:
             raise UserError(f"seconds: {window.seconds:g} is shorter than one code")
         size = mel.hop_length
         context = codes * per_code * size
-        return cls(frames * size, frames, context, codes, mel, per_code)
+        return cls(frames * size, frames, context, codes, model)
+
+    @property
+    def mel(self) -> MelConfig:
+        """Settings of the mel frames."""
+        return self.model.mel
+
+    def heard(self, samples: int) -> int:
+        """Returns the mel frames of a window, or of its end, that are the recording's own."""
+        size = self.mel.hop_length
+        return samples // size if self.model.encoder.tail == "drop" else -(-samples // size)
+
+    def silence(self, samples: int) -> Float[ndarray, " _samples"]:
+        """Returns what fills up the last code of a window, or of its end; nothing if none does."""
+        return np.zeros(self.model.padded_samples(samples) - samples, np.float32)
 
     def num_codes(self, mel_frames: int) -> int:
         """Returns the codes of a window, or of its end, with this many mel frames."""
-        return mel_frames // self.mel_frames_per_code
+        return self.model.encoder.num_codes(mel_frames)
 
     def cut(
         self, blocks: Iterable[Float[ndarray, " _samples"]]
@@ -95,15 +118,14 @@ class Windows:
         if is_first or len(held) > self.context_samples:
             yield held
 
-    def mels(
-        self, blocks: Iterable[Float[ndarray, " _samples"]]
-    ) -> Iterator[Float[ndarray, "_mel_frames mels"]]:
+    def mels(self, blocks: Iterable[Float[ndarray, " _samples"]]) -> Iterator[WindowMel]:
         """Yields the mel frames of each window; none for an end too short for a frame."""
         for wav in self.cut(blocks):
-            if len(wav) < max(self.mel.hop_length, self.mel.n_fft // 2 + 1):
-                yield np.zeros((0, self.mel.num_mels), np.float32)
+            filled = np.concatenate([wav, self.silence(len(wav))])
+            if len(filled) < fewest_samples(self.mel):
+                yield WindowMel(np.zeros((0, self.mel.num_mels), np.float32), 0)
             else:
-                yield wav_to_mel(wav, self.mel)
+                yield WindowMel(wav_to_mel(filled, self.mel), self.heard(len(wav)))
 
     def join(self, codes: Iterable[Int[ndarray, " _frames"]]) -> Iterator[Int[ndarray, " _frames"]]:
         """Yields the codes of each window of a recording, without those of its context."""

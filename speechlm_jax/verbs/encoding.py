@@ -19,7 +19,7 @@ from speechlm_jax.audio.wav import BadAudio, read_blocks
 from speechlm_jax.jobs.ahead import ReadAhead
 from speechlm_jax.jobs.shards import Taken
 from speechlm_jax.speech_tokenizer.reading import Transcriber
-from speechlm_jax.speech_tokenizer.windows import Windows
+from speechlm_jax.speech_tokenizer.windows import WindowMel, Windows
 from speechlm_jax.verbs.recordings import Found
 
 SHARD_SECONDS = 1_200.0  # of audio: what a kill loses at most, but for longer recordings
@@ -129,7 +129,7 @@ class Encoder:
         waiting: deque[_Clip],
         owners: deque[_Clip],
         taken: Taken,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[WindowMel]:
         """Yields the mel frames of all windows of a shard."""
         seconds = 0.0
         while clips.has_more and seconds < SHARD_SECONDS and taken.inputs < SHARD_ROWS:

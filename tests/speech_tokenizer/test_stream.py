@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from speechlm_jax.audio.mel import wav_to_mel
 from speechlm_jax.audio.mel_config import MelConfig
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.speech_tokenizer.stage import functional
-from speechlm_jax.speech_tokenizer.stream import MelStream, Stream, _programs
+from speechlm_jax.speech_tokenizer.stream import Stream, _programs
 from speechlm_jax.speech_tokenizer.windows import WindowConfig
 
 CHUNKS = (37, 160, 1_279, 1_280, 16_001, 64_000, 10_000_000)
@@ -86,12 +85,24 @@ def test_a_code_comes_with_the_last_sample_that_its_block_needs(make_reader, wav
     assert len(stream.finish()) == 0 and len(stream.push(np.zeros(0, np.float32))) == 0
 
 
-@pytest.mark.parametrize("samples", [0, 100, 200, 201, 1_279, 1_280, 5_000, 12_345])
-def test_mel_frames_are_those_of_the_file(wav, samples):
-    wav = wav[:samples]
-    whole = wav_to_mel(wav, FIXED) if samples > 200 else np.zeros((0, 6))
-    for chunk in (1, 37, 160, 400, 10_000) if samples < 2_000 else (37, 401):
-        stream = MelStream(FIXED)
-        parts = [stream.push(wav[i : i + chunk]) for i in range(0, samples, chunk)]
-        made = np.concatenate([*parts, stream.finish(), np.zeros((0, 6))])
-        np.testing.assert_allclose(made, whole, atol=1e-6)
+@pytest.mark.parametrize("samples", [120_123, 33_601, 67_199, 1_281, 100])
+def test_a_last_partial_group_has_a_code_in_a_stream_as_in_a_file(make_reader, wav, samples):
+    """With a table of positions, whose last row a window reaches."""
+    reader = make_reader(
+        pool_factor=4, rope_theta=None, positions="table", max_frames=105, tail="pad"
+    )
+    window, wav = WindowConfig(2.1), wav[:samples]
+    whole = reader.wav_to_codes(wav, window)
+    ends = [min(33_600, samples - first) for first in range(0, samples, 33_600)]
+    assert len(whole) == sum(-(-end // 1_280) for end in ends)
+    for chunk in (1_279, len(wav)):
+        np.testing.assert_array_equal(streamed(Stream(reader, window), wav, chunk), whole)
+
+
+def test_a_stream_of_a_tokenizer_with_whispers_floor_follows_the_loudest_so_far(make_reader, wav):
+    reader = make_reader()
+    by_floor = {}
+    for floor in ("clip", "running"):
+        reader.config = dataclasses.replace(reader.config, mel=MelConfig(num_mels=6, floor=floor))
+        by_floor[floor] = streamed(Stream(reader), wav[:50_000], 1_600)
+    np.testing.assert_array_equal(by_floor["clip"], by_floor["running"])
