@@ -270,8 +270,10 @@ class Encoder(nnx.Module):
         layout = Layout(jnp.ones_like(positions), positions)
         heard = None if mel_frames is None else -(-mel_frames // CONV_STRIDE)
         x, cache = self.transformer.extend(self.add_positions(x2, layout), carry.cache, new=heard)
-        past = CONV_KERNEL - 1
-        return self._normed(x), Carry(mel[:, -past:], x1[:, -past:], cache)
+        past, states = CONV_KERNEL - 1, self._normed(x)
+        if self.table is not None:  # as `latents` fills up the longest clip's last group
+            states = jnp.where((positions < len(self.table[...]))[..., None], states, 0)
+        return states, Carry(mel[:, -past:], x1[:, -past:], cache)
 
     def add_positions(
         self, x: Float[Array, "batch length embed"], layout: Layout

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from speechlm_jax.audio.mel_config import MelConfig
+from speechlm_jax.nn.layers import sinusoids
 from speechlm_jax.speech_tokenizer.reading import Transcriber
 from speechlm_jax.speech_tokenizer.stage import functional
 from speechlm_jax.speech_tokenizer.stream import Stream, _programs
@@ -19,7 +21,9 @@ FIXED = MelConfig(num_mels=6, floor="fixed")
 def make_reader(make_config, variables, draw):
     def make(**encoder) -> Transcriber:
         config = dataclasses.replace(make_config(**encoder), mel=FIXED)
-        return Transcriber(config, draw(functional(config)), variables, batch_size=4)
+        table = {"encoder": {"table": sinusoids(jnp.arange(float(config.encoder.max_frames)), 16)}}
+        held = {**variables, **(table if config.encoder.positions == "table" else {})}
+        return Transcriber(config, draw(functional(config)), held, batch_size=4)
 
     return make
 
