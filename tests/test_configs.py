@@ -136,9 +136,11 @@ def test_a_tokenizer_config_fits_its_data(name, recordings, tmp_path, monkeypatc
     assert {len(part) for part in batch.values()} == {given.data.buckets.batch_size}
     key = jax.random.key(0)
     params, variables = jax.eval_shape(stage.init, key)
-    output = jax.eval_shape(stage.loss, params, variables, batch, key)
+    drawn = jax.eval_shape(stage.prepare, params, variables, batch, key)
+    output = jax.eval_shape(stage.loss, params, variables, {**batch, **drawn}, key)
     assert output.loss_sum.shape == output.weight_sum.shape == ()
-    assert jax.tree.structure(output.variables) == jax.tree.structure(variables)
+    after = jax.eval_shape(stage.finish, variables, output.statistics)
+    assert jax.tree.structure(after) == jax.tree.structure(variables)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

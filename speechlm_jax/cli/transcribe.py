@@ -10,7 +10,7 @@ from speechlm_jax.cli.later import later
 from speechlm_jax.errors import EXIT_OK, UserError
 from speechlm_jax.verbs import paths
 
-verb = later("speechlm_jax.verbs.transcribe")
+transcribe = later("speechlm_jax.verbs.transcribe")
 
 DETAILS = """\
 A recording of any length is read in windows of 30 s, each alone; the times of a text are those of
@@ -56,7 +56,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the texts."""
-    found = verb.transcribe(
+    found = transcribe.transcribe(
         args.audio, run=args.run_folder, beams=args.beams, language=args.language
     )
     for path, windows in found.items():
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             made = {"audio": str(path), "windows": [dataclasses.asdict(one) for one in windows]}
             print(json.dumps(made, ensure_ascii=False))
         elif args.format == "srt":
-            print(verb.to_srt(windows), end="")
+            print(transcribe.to_srt(windows), end="")
         else:
             print("\n".join(window.text for window in windows))
     return EXIT_OK

@@ -44,11 +44,13 @@ def test_every_command_takes_the_common_options(command, capsys):
     text = _help(command, capsys)
     for option in ("--module", "--quiet", "--verbose", "--log-json"):
         assert option in text
-    assert "--out" in text or "--workdir" in text or command == "bundle"
+    assert "--out" in text or "--workdir" in text or command in ("bundle", "transcribe")
 
 
-# `plan` prints for people where it is not asked for JSON: tests/planner/test_plan.py
-@pytest.mark.parametrize("command", [name for name in options.COMMANDS if name != "plan"])
+# Two print for people: tests/planner/test_plan.py, tests/verbs/test_transcribe.py
+@pytest.mark.parametrize(
+    "command", [name for name in options.COMMANDS if name not in ("plan", "transcribe")]
+)
 def test_a_command_calls_its_verb_as_the_verb_is_defined(command, capsys, monkeypatch, tmp_path):
     module = importlib.import_module(f"speechlm_jax.cli.{command}")
     names = ("training", "steps", command)

@@ -27,6 +27,7 @@ LONG = "x" * 5000
 MISSING = {
     "quickstart": [["--world", "/nope"], ["--speech", "/nope", "--text", "/nope"]],
     "convert": [["/nope"]],
+    "transcribe": [["/nope.wav"], ["docs"], ["README.md", "--run", "/nope"]],
     "train": [["/nope.py"], ["configs/lm_150m.py", "--workdir", "gs://a/b"],
               ["configs/lm_150m.py", "--workdir", "README.md"],
               ["configs/lm_150m.py", "--coordinator", "x"]],

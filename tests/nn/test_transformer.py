@@ -127,16 +127,13 @@ def test_a_context_that_is_read_once_changes_nothing(draw):
     layout = whole(jnp.array([LENGTH, LENGTH]), LENGTH)
     told = jax.jit(stack)(x, layout, Context(states, mask))
 
-    @jax.jit
-    def one_by_one(x):
-        cache = stack.config.empty_cache(rows=2, length=LENGTH)
-        read, got = stack.read(Context(states, mask)), []
-        for place in range(LENGTH):
-            y, cache = stack.extend(x[:, place : place + 1], cache, read=read)
-            got.append(y)
-        return jnp.concatenate(got, axis=1)
-
-    np.testing.assert_allclose(one_by_one(x), told, atol=1e-5)
+    extend = jax.jit(lambda x, cache, read: stack.extend(x, cache, read=read))
+    cache = stack.config.empty_cache(rows=2, length=LENGTH)
+    read, got = stack.read(Context(states, mask)), []
+    for place in range(LENGTH):
+        y, cache = extend(x[:, place : place + 1], cache, read)
+        got.append(y)
+    np.testing.assert_allclose(np.concatenate(got, axis=1), told, atol=1e-5)
 
 
 def test_positions_that_are_not_seen_influence_nothing_but_read(make):
