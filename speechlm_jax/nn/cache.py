@@ -173,6 +173,7 @@ def _read(
         # The last block may start earlier, to end with the cache: what was read is masked.
         first = jnp.minimum(number * size, length - size)
         keys, values = (_block(x, first, size) for x in (k, v))
+        assert not isinstance(values, Turned), "keys alone are turned"
         values = values.astype(q.dtype)
         places = first + jnp.arange(size)
         real = (places < ends[:, None]) & (places >= number * size)

@@ -174,7 +174,8 @@ class Scheduler:
                 report = self.engine.advance(self.pace.steps, self._leave())
                 told.append((report, dict(self._answering), bool(self._waiting)))
                 if len(told) > self._lookahead:
-                    yield from self._take(*told.popleft(), at)
+                    report, asked, waited = told.popleft()
+                    yield from self._take(report, asked, at, waiting=waited)
         finally:
             for job in [*self._waiting, *self._answering.values()]:
                 self.cancel(job)
@@ -311,7 +312,7 @@ class Scheduler:
         )
 
     def _take(
-        self, report: Array, asked: dict[int, Job], waiting: bool, begun: float
+        self, report: Array, asked: dict[int, Job], begun: float, *, waiting: bool
     ) -> Iterator[tuple[int, int]]:
         """Hands out what a call has found."""
         waits = time.perf_counter()

@@ -304,7 +304,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.config = config
         self.stacked = stacked
-        self.blocks = (
+        self.blocks: Any = (
             param.stack(lambda r: Block(config, rngs=r), config.num_layers, rngs)
             if stacked
             else nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])

@@ -160,7 +160,9 @@ class _Training:
 
     def move_codebook(self, variables: PyTree, codebook: CodebookSums) -> PyTree:
         """Returns the variables after a step with these sums over all its frames."""
-        make = Functional(lambda rngs: Quantizer(self.config.quantizer, rngs=rngs))
+        config = self.config.quantizer
+        assert config is not None, "only a stage with a quantizer has this function"
+        make = Functional(lambda rngs: Quantizer(config, rngs=rngs))
         quantizer = make.bind({}, variables["quantizer"])
         return {**variables, "quantizer": quantizer.updated(codebook)}
 

@@ -55,7 +55,7 @@ class Reader:
     windows: Windows
     raw_rate: int | None = None
 
-    def __call__(self, one: Numbered) -> Iterator[np.ndarray | Outcome]:
+    def __call__(self, one: Numbered) -> Iterator[WindowMel | Outcome]:
         """Yields mel frames, and the outcome at the end."""
         found, mel = one.found, self.windows.mel
         if found.reason:
