@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
-from speechlm_jax.convert.whisper import flat_tree
 from speechlm_jax.convert.whisper_config import config_to_json
 from speechlm_jax.errors import EXIT_OK
 from speechlm_jax.speech_tokenizer.model import SpeechTokenizerConfig
@@ -33,7 +33,7 @@ COUNTED = ("encoder/table", "quantizer/codebook")  # variables
 def count(config: SpeechTokenizerConfig) -> int:
     """Returns the number of parameters of a model."""
     model = functional(config)
-    variables = flat_tree(model.variable_shapes)
+    variables = flatten_dict(model.variable_shapes, sep="/")
     held = [variables[path] for path in COUNTED if path in variables]
     return sum(leaf.size for leaf in [*jax.tree.leaves(model.shapes), *held])
 

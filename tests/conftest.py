@@ -102,6 +102,19 @@ def setup_value():
 
 
 @pytest.fixture(scope="session")
+def real_data():
+    """real_data(name): a folder of SPEECHLM_DATA (default: beside the checkout); skips without."""
+    data = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[2] / "shared/data"))
+
+    def folder(name):
+        if not (data / name).is_dir():
+            pytest.skip(f"no {name} in {data}; set SPEECHLM_DATA")
+        return data / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def heavy():
     """What a training host goes without."""
     return ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text", "pyarrow")

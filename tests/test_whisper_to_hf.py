@@ -1,7 +1,6 @@
 """Whisper out of CTranslate2's file: a made-up model goes the whole way, a broken one nowhere."""
 
 import json
-import os
 import struct
 import sys
 from pathlib import Path
@@ -187,12 +186,9 @@ def test_what_is_not_known_is_refused(tmp_path, data, said):
 @pytest.mark.parametrize(
     "release, parameters", [("whisper-tiny-en", 37_760_256), ("whisper-base", 72_593_920)]
 )
-def test_released_weights_transcribe(tmp_path, release, parameters):
+def test_released_weights_transcribe(real_data, tmp_path, release, parameters):
     transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
-    data = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[2] / "shared/data"))
-    manifest = data / "speech_librispeech_201spk/manifest.jsonl"
-    if not manifest.is_file():
-        pytest.skip(f"no recordings in {data}; set SPEECHLM_DATA")
+    manifest = real_data("speech_librispeech_201spk") / "manifest.jsonl"
     try:
         made = real_weights.make(release, tmp_path / "out")
     except UserError as error:

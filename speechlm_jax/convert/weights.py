@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -94,7 +95,7 @@ def read_tensors(
 
 def plan_tensors(tensors: Sequence[Tensor], shapes: PyTree, tree: PyTree) -> list[Planned]:
     """Returns the foreign tensors that a tree is written as; each is made when it is written."""
-    leaves = {_joined(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = flatten_dict(tree, sep="/")
     orders = {path: place.order for path, place in _places(tensors, shapes).items()}
 
     def maker(tensor: Tensor, layer: int | None) -> Callable[[], ndarray]:

@@ -4,10 +4,13 @@
 encoder up to its codebook alone, or with the layers after it and the attention decoder.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechlm_jax.arrays import PyTree
@@ -26,6 +29,9 @@ PREFIXES = (WHOLE, "encoder.", "")  # that occur
 MAPS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 CODEBOOK, COUNT, SUM = (f"quantizer/{name}" for name in ("codebook", "ema_count", "ema_sum"))
 EMA = {"ema_count": COUNT, "ema_weight": SUM}
+
+# A tree of dicts by path, joined by "/", and back.
+_flat, _tree = partial(flatten_dict, sep="/"), partial(unflatten_dict, sep="/")
 
 
 def find_prefix(names: Mapping[str, Any]) -> str:
@@ -92,7 +98,7 @@ def _blocks(
 
 
 def _starting(tensor: Tensor, first: int) -> Tensor:
-    return Tensor(tensor.name, tensor.ours, tensor.transposed, first_layer=first)
+    return dataclasses.replace(tensor, first_layer=first)
 
 
 def _with_bias(theirs: str, ours: str, *, has_bias: bool = True) -> Iterator[Tensor]:
@@ -128,17 +134,15 @@ def read_model(
     shapes = _shapes(model, wanted)
     shardings = None
     if mesh is not None:
-        everywhere = dict.fromkeys(flat_tree(shapes), NamedSharding(mesh, PartitionSpec()))
+        everywhere = dict.fromkeys(_flat(shapes), NamedSharding(mesh, PartitionSpec()))
         placed = param_shardings(model.shapes, model.axes, mesh=mesh)
-        shardings = tree_of({**everywhere, **flat_tree(placed)})
-    found = flat_tree(
-        read_tensors(folder, wanted, shapes, where=str(folder.path), shardings=shardings)
-    )
-    params = {path: found.pop(path) for path in flat_tree(model.shapes)}
-    variables = flat_tree(jax.jit(lambda: model.init(jax.random.key(0))[1])()) | found
+        shardings = _tree({**everywhere, **_flat(placed)})
+    found = _flat(read_tensors(folder, wanted, shapes, where=str(folder.path), shardings=shardings))
+    params = {path: found.pop(path) for path in _flat(model.shapes)}
+    variables = _flat(jax.jit(lambda: model.init(jax.random.key(0))[1])()) | found
     if config.quantizer is not None and SUM not in found:
         variables[SUM] = variables[CODEBOOK] * variables[COUNT][:, None]
-    return tree_of(params), tree_of(variables)
+    return _tree(params), _tree(variables)
 
 
 def plan_model(config: SpeechTokenizerConfig, params: PyTree, variables: PyTree) -> list[Planned]:
@@ -148,7 +152,7 @@ def plan_model(config: SpeechTokenizerConfig, params: PyTree, variables: PyTree)
     """
     has_decoder = config.decoder_layers > 0
     wanted = tensors(config, prefix=WHOLE if has_decoder else "", has_ema=has_decoder)
-    both = tree_of({**flat_tree(params), **flat_tree(variables)})
+    both = _tree({**_flat(params), **_flat(variables)})
     return plan_tensors(wanted, _shapes(functional(config), wanted), both)
 
 
@@ -177,26 +181,6 @@ def tensors_in(folder: Folder, config: SpeechTokenizerConfig) -> tuple[Tensor, .
 def _shapes(model: Functional, wanted: Sequence[Tensor]) -> PyTree:
     """Returns the shapes of all parameters, and of the variables that tensors hold, as one tree."""
     paths = {ours for tensor in wanted for ours in tensor.ours}
-    variables = flat_tree(model.variable_shapes)
+    variables = _flat(model.variable_shapes)
     held = {path: shape for path, shape in variables.items() if path in paths}
-    return tree_of({**flat_tree(model.shapes), **held})
-
-
-def flat_tree(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree of dicts by path, joined by "/"."""
-    return {
-        "/".join(key.key for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def tree_of(flat: Mapping[str, Any]) -> PyTree:
-    """Returns the tree of leaves by path: undoes `flat_tree`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *outer, name = path.split("/")
-        node = tree
-        for part in outer:
-            node = node.setdefault(part, {})
-        node[name] = leaf
-    return tree
+    return _tree({**_flat(model.shapes), **held})

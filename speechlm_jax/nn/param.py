@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from speechlm_jax.arrays import Array, Key, PyTree
 
@@ -60,17 +61,8 @@ class Functional:
     @property
     def axes(self) -> PyTree:
         """Logical axes of every parameter, in the tree of `init`'s parameters."""
-        flat = [
-            (path, leaf.get_metadata("logical"))
-            for path, leaf in nnx.to_flat_state(self._abstract[1])
-        ]
-        tree: dict[Any, Any] = {}
-        for path, axes in flat:
-            node = tree
-            for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = axes
-        return tree
+        flat = nnx.to_flat_state(self._abstract[1])
+        return unflatten_dict({path: leaf.get_metadata("logical") for path, leaf in flat})
 
     @property
     def shapes(self) -> PyTree:

@@ -16,9 +16,8 @@ from speechlm_jax.train.trainable import overlay, part
 
 NORMS_BEFORE_SPIKES = 20  # updates before a norm can count as a spike
 NORM_RATE = 0.02  # of the running mean of norms: about the last 50 updates
-WHOLE_BATCH = (
-    2**32 - 1
-)  # folded into the step's key for `Stage.prepare`; micro batches count from 0
+# Folded into the step's key for `Stage.prepare`; micro batches count from 0.
+WHOLE_BATCH = 2**32 - 1
 TrainStep = Callable[[TrainState, Mapping[str, Array], Key[Array, ""]], tuple[TrainState, Metrics]]
 
 

@@ -1,8 +1,5 @@
 """The log-mel is librosa's (and so Whisper's); its alignment and floors are what they claim."""
 
-import os
-from pathlib import Path
-
 import librosa
 import numpy as np
 import pytest
@@ -19,11 +16,11 @@ def speech_like(seconds: float = 1.5, seed: int = 0) -> np.ndarray:
     return (rng.normal(size=len(loudness)) * loudness).astype(np.float32)
 
 
-def real_clips(number: int) -> list[np.ndarray]:
-    data = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[3] / "shared/data"))
-    found = sorted((data / "speech_librispeech_201spk").glob("**/*.flac"))[:number]
-    if len(found) < number:
-        pytest.skip(f"no recordings in {data}; set SPEECHLM_DATA")
+@pytest.fixture(scope="module")
+def real_clips(real_data) -> list[np.ndarray]:
+    """20 of them."""
+    found = sorted(real_data("speech_librispeech_201spk").glob("**/*.flac"))[:20]
+    assert len(found) == 20
     return [read_wav(path, sample_rate=16_000) for path in found]
 
 
@@ -138,11 +135,11 @@ def test_integers_are_refused():
 
 @pytest.mark.parametrize("num_mels", [80, 128])
 @pytest.mark.parametrize("padded", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_equal_to_the_feature_extractor_of_whisper(num_mels, padded):
+def test_equal_to_the_feature_extractor_of_whisper(real_clips, num_mels, padded):
     """On 20 real clips: `SPEECHLM_DATA` names the folder that holds them."""
     transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
     extractor = transformers.WhisperFeatureExtractor(feature_size=num_mels)
-    for wav in real_clips(20):
+    for wav in real_clips:
         wav = np.pad(wav, (0, max(0, 480_000 - len(wav)))) if padded else wav
         mel = wav_to_mel(wav, MelConfig(num_mels=num_mels))
         exact = extractor._np_extract_fbank_features(wav[None], "cpu")[0].T  # in float64

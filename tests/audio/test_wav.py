@@ -1,7 +1,6 @@
 """Any recording becomes float32 mono at the wanted rate, or one line that says why not."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from speechlm_jax.audio.wav import (
 )
 from speechlm_jax.errors import UserError
 
-DATA = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[3] / "shared/data"))
 FORMATS = [("wav", None), ("flac", None), ("ogg", "VORBIS"), ("mp3", None)]
 
 
@@ -159,10 +157,8 @@ def test_the_level_is_the_root_mean_square():
     assert level_db(np.zeros(10, np.float32)) == -120
 
 
-def test_real_recordings_of_every_kind_are_read():
-    folder = DATA / "speech_mixed_formats"
-    if not folder.is_dir():
-        pytest.skip(f"no recordings in {DATA}; set SPEECHLM_DATA")
+def test_real_recordings_of_every_kind_are_read(real_data):
+    folder = real_data("speech_mixed_formats")
     for line in (folder / "manifest.jsonl").read_text().splitlines():
         row = json.loads(line)
         wav = read_wav(folder / row["audio"])

@@ -1,9 +1,14 @@
 """Tiny random models of every family, as `transformers` writes them, and what lies beside them."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tokenizers
+
+from speechlm_jax.errors import EXIT_OK
 
 try:  # the `oracles` extra; the newest Pythons are tested without it
     import torch
@@ -13,6 +18,8 @@ except ImportError:
     torch = None
 
 ORACLES = "needs the `oracles` extra"
+SCRIPT = Path(__file__).parents[2] / "benchmarks/real_weights.py"
+NO_INDEX = ("No matching distribution", "Could not find a version")  # as pip says it
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
@@ -40,6 +47,22 @@ def stir(model):
                 tensor.add_(0.3 * torch.randn_like(tensor))
             else:
                 tensor.mul_(8.0)
+
+
+@pytest.fixture(scope="session")
+def fetch_release(tmp_path_factory):
+    """fetch_release(name): the folder that the script makes of a release, and what it printed."""
+
+    def fetch(name):
+        out = tmp_path_factory.mktemp("release") / name
+        command = [sys.executable, str(SCRIPT), name, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if any(said in done.stderr for said in NO_INDEX):
+            pytest.skip(f"the package index cannot be reached: {done.stderr.splitlines()[-1]}")
+        assert done.returncode == EXIT_OK, done.stderr
+        return out, json.loads(done.stdout)
+
+    return fetch
 
 
 @pytest.fixture(scope="session", params=CASES)

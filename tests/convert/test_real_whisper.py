@@ -6,10 +6,6 @@ DIR holds `speech_librispeech_201spk`. The wheels have 71 and 150 MB.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,23 +21,15 @@ from speechlm_jax.verbs.transcribe import Reader
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/real_weights.py"
-NO_INDEX = ("No matching distribution", "Could not find a version")  # as pip says it
 CLIPS, LEAST_SAME, AT_ONCE = 100, 98, 10
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=["whisper-tiny-en", "whisper-base"])
-def released(request, tmp_path_factory):
+def released(request, fetch_release):
     """The folder that the script makes of a release."""
-    out = tmp_path_factory.mktemp("released") / request.param
-    command = [sys.executable, str(SCRIPT), request.param, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if any(said in done.stderr for said in NO_INDEX):
-        pytest.skip(f"the package index cannot be reached: {done.stderr.splitlines()[-1]}")
-    assert done.returncode == EXIT_OK, done.stderr
-    return out
+    return fetch_release(request.param)[0]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +41,9 @@ def run(released):
 
 
 @pytest.fixture(scope="module")
-def clips():
+def clips(real_data):
     """(samples at 16 kHz, text) of clips of many speakers, from one end of the set to the other."""
-    data = Path(os.environ.get("SPEECHLM_DATA", Path(__file__).parents[3] / "shared/data"))
-    folder = data / "speech_librispeech_201spk"
-    if not folder.is_dir():
-        pytest.skip(f"no recordings in {data}; set SPEECHLM_DATA")
+    folder = real_data("speech_librispeech_201spk")
     rows = list(artifacts.read_jsonl(folder / "manifest.jsonl"))
     chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, CLIPS).astype(int)]
     wavs = [read_wav(folder / row["audio"], sample_rate=16_000)[: 30 * 16_000] for row in chosen]

@@ -7,8 +7,6 @@ domain, and five questions as a chat puts them.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ import pytest
 from speechlm_jax import artifacts
 from speechlm_jax.bundle.open import open_vocab
 from speechlm_jax.data.declare import declare_codes
-from speechlm_jax.errors import EXIT_OK
 from speechlm_jax.experiment.runs import load_language_model
 from speechlm_jax.nn.inference import GenerateRequest, Inference
 from speechlm_jax.verbs.convert import convert
@@ -25,9 +22,7 @@ from speechlm_jax.verbs.convert import convert
 torch = pytest.importorskip("torch", reason="needs the `oracles` extra")
 transformers = pytest.importorskip("transformers", reason="needs the `oracles` extra")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/real_weights.py"
 PROMPTS = json.loads(Path(__file__).with_name("smollm2_prompts.json").read_text(encoding="utf-8"))
-NO_INDEX = ("No matching distribution", "Could not find a version")  # as pip says it
 PARAMETERS = 134_515_008
 NEW = 32  # ids of a continuation
 TIE = 1e-3  # of two logits in float32, between two orders of summation
@@ -36,15 +31,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory):
+def released(fetch_release):
     """The folder that the script makes."""
-    out = tmp_path_factory.mktemp("released") / "smollm2"
-    command = [sys.executable, str(SCRIPT), "smollm2", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if any(said in done.stderr for said in NO_INDEX):
-        pytest.skip(f"the package index cannot be reached: {done.stderr.splitlines()[-1]}")
-    assert done.returncode == EXIT_OK, done.stderr
-    assert json.loads(done.stdout)["parameters"] == PARAMETERS
+    out, told = fetch_release("smollm2")
+    assert told["parameters"] == PARAMETERS
     return out
 
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import pytest
+from flax.traverse_util import flatten_dict
 
-from speechlm_jax.convert.whisper import flat_tree
 from speechlm_jax.errors import UserError
 from speechlm_jax.speech_tokenizer.sizes import (
     CODEBOOKS,
@@ -30,11 +30,11 @@ def test_each_rate_has_its_codebook_and_its_samples(rate):
 
 
 def test_a_tokenizer_has_the_parameters_of_its_whisper_and_its_second_table_beside():
-    plain = flat_tree(functional(whisper("base")).shapes)
-    made = flat_tree(functional(speech_tokenizer("base")).shapes)
+    plain = flatten_dict(functional(whisper("base")).shapes, sep="/")
+    made = flatten_dict(functional(speech_tokenizer("base")).shapes, sep="/")
     assert {path: made.get(path) for path in plain} == plain
     assert made.keys() - plain.keys() == {"table"}
-    coder = flat_tree(functional(encoder_only(speech_tokenizer("base"))).shapes)
+    coder = flatten_dict(functional(encoder_only(speech_tokenizer("base"))).shapes, sep="/")
     assert {path: made[path] for path in coder} == coder
 
 
